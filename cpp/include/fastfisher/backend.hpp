@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The table that a device backend fills. A null entry means the backend has no such op; core reports that.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fastfisher/ops.hpp"
+
+namespace fastfisher {
+
+struct BackendState {
+  bool available = false;
+  std::string detail;  ///< what it runs on, or why it is off
+};
+
+struct Backend {
+  const char* name = "";
+  DeviceKind device = DeviceKind::cpu;
+  BackendState (*state)() = nullptr;
+  decltype(&fastfisher::gram) gram = nullptr;
+  decltype(&fastfisher::gram_workspace) gram_workspace = nullptr;
+  decltype(&fastfisher::matmul) matmul = nullptr;
+};
+
+/// All backends of this build, the CPU's first.
+const std::vector<const Backend*>& backends();
+
+struct BuildInfo {
+  std::string version, compiler, blas, simd;
+  int threads = 1;  ///< what threads = 0 means now
+};
+BuildInfo build_info();
+
+}  // namespace fastfisher

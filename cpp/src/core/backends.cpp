@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fastfisher/backend.hpp"
+
+#include "cpu_info.hpp"
+
+namespace fastfisher {
+namespace cpu {
+const Backend& backend();
+}
+namespace cuda {
+const Backend& backend();
+}
+
+const std::vector<const Backend*>& backends() {
+  static const std::vector<const Backend*> all = {&cpu::backend(), &cuda::backend()};
+  return all;
+}
+
+BuildInfo build_info() {
+  BuildInfo info;
+  info.version = FF_VERSION;
+#if defined(__VERSION__)
+  info.compiler = __VERSION__;
+#endif
+  info.blas = cpu::blas_name();
+  info.simd = cpu::simd_name();
+  info.threads = cpu::thread_count({});
+  return info;
+}
+
+}  // namespace fastfisher

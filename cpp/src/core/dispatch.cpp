@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The public ops: check, pick the backend of the context's device, call it. No arithmetic here.
+#include <string>
+
+#include "checks.hpp"
+#include "fastfisher/backend.hpp"
+
+namespace fastfisher {
+namespace {
+
+const Backend& backend_of(const Context& ctx) {
+  for (const Backend* backend : backends()) {
+    if (backend->device == ctx.device.kind) return *backend;
+  }
+  throw Error(ErrorCode::missing, "dispatch", "", "no backend for this device");
+}
+
+template <class Function>
+Function entry(const Backend& backend, Function function, const char* op) {
+  if (function != nullptr) return function;
+  throw Error(ErrorCode::missing, op, "", std::string("the ") + backend.name + " backend: " + backend.state().detail);
+}
+
+}  // namespace
+
+GramReport gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
+                const GramOptions& options, const ArrayRef& out) {
+  checks::gram(ctx, left, right, options);
+  checks::gram_out(left, right, options, out);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.gram, "gram")(ctx, left, right, options, out);
+}
+
+std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
+                            const GramOptions& options) {
+  checks::gram(ctx, left, right, options);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.gram_workspace, "gram_workspace")(ctx, left, right, options);
+}
+
+void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
+  checks::matmul(ctx, a, b, out);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.matmul, "matmul")(ctx, a, b, out);
+}
+
+}  // namespace fastfisher

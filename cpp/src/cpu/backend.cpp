@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backend.hpp"
+
+#include "blas.hpp"
+#include "parallel.hpp"
+#include "tile_kernels.hpp"
+
+namespace fastfisher::cpu {
+
+std::string simd_name() { return tile_kernels<float>().name; }
+
+const Backend& backend() {
+  static const Backend table = [] {
+    Backend b;
+    b.name = "cpu";
+    b.device = DeviceKind::cpu;
+    b.state = [] {
+      return BackendState{true, std::to_string(thread_count({})) + " threads, " + simd_name() + " kernels"};
+    };
+    b.gram = &cpu::gram;
+    b.gram_workspace = &cpu::gram_workspace;
+    b.matmul = &cpu::matmul;
+    return b;
+  }();
+  return table;
+}
+
+}  // namespace fastfisher::cpu

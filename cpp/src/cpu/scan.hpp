@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Largest magnitude of an array, or the first entry that is NaN or infinite.
+#pragma once
+
+#include <cstdint>
+
+#include "fastfisher/context.hpp"
+#include "fastfisher/view.hpp"
+
+namespace fastfisher::cpu {
+
+struct ScanResult {
+  double largest = 0;         ///< max |x|; 0 for an empty array
+  std::int64_t first_bad = -1;  ///< row-major index of the first NaN or infinity, -1 if there is none
+};
+
+/// One read of the array; axes of zero stride are read once.
+ScanResult scan(const Context& ctx, int threads, const ArrayRef& array);
+
+}  // namespace fastfisher::cpu

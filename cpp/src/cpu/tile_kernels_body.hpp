@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Included once by each tile_kernels_<isa>.cpp, which is compiled for that instruction set and defines
+// FF_VECTOR_BYTES. Everything sits in an unnamed namespace and no standard library function is called: an inline
+// function compiled here for AVX2 could otherwise be the copy that the linker keeps for every machine.
+//
+// Micro kernel: mr x nr entries held in registers, one broadcast of the left and nr / lanes loads of the right per
+// depth step; 6 x 2 vectors leave 4 of 16 registers for operands. Per step 12 fused multiply-adds against 8 loads.
+
+#include "tile_kernels.hpp"
+
+namespace fastfisher::cpu {
+namespace {
+
+constexpr std::int64_t kRows = 6;
+constexpr std::int64_t kVectors = 2;
+
+template <class T>
+constexpr std::int64_t kLanes = FF_VECTOR_BYTES / static_cast<std::int64_t>(sizeof(T));
+template <class T>
+constexpr std::int64_t kCols = kVectors * kLanes<T>;
+
+template <class T>
+struct VectorOf {
+  using type __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
+};
+
+template <class T>
+void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>;
+  V sum[kRows][kVectors] = {};
+  for (std::int64_t depth = 0; depth < k; ++depth) {
+    const V right_0 = *reinterpret_cast<const V*>(right);
+    const V right_1 = *reinterpret_cast<const V*>(right + lanes);
+#pragma GCC unroll 6
+    for (std::int64_t i = 0; i < kRows; ++i) {
+      sum[i][0] += left[i] * right_0;
+      sum[i][1] += left[i] * right_1;
+    }
+    left += kRows;
+    right += kCols<T>;
+  }
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    V* row = reinterpret_cast<V*>(c + i * ldc);
+    V* next = reinterpret_cast<V*>(c + i * ldc + lanes);
+    *row = accumulate ? *row + sum[i][0] : sum[i][0];
+    *next = accumulate ? *next + sum[i][1] : sum[i][1];
+  }
+}
+
+template <class T>
+void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch, std::int64_t right_pitch,
+             std::int64_t rows, std::int64_t cols, std::int64_t skew, T* c, std::int64_t ldc, bool accumulate) {
+  // The right panel stays in the first cache level while all left panels pass by it.
+  for (std::int64_t j = 0; j < cols; ++j) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      if (i * kRows + kRows - 1 + skew < j * kCols<T>) continue;
+      micro<T>(left + i * left_pitch, right + j * right_pitch, k, c + i * kRows * ldc + j * kCols<T>, ldc,
+               accumulate);
+    }
+  }
+}
+
+template <class T>
+void fold(const T* p, const T* q, double bias, double scale, std::int64_t n, double* acc, bool accumulate) {
+  if (accumulate) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      acc[j] += (static_cast<double>(p[j]) + bias) * scale * static_cast<double>(q[j]);
+    }
+  } else {
+    for (std::int64_t j = 0; j < n; ++j) {
+      acc[j] = (static_cast<double>(p[j]) + bias) * scale * static_cast<double>(q[j]);
+    }
+  }
+}
+
+// Transposes 16-byte blocks of `rows` into dst[k][width]: 4 x 4 entries of float, 2 x 2 of double.
+template <class T>
+struct Block;
+
+template <>
+struct Block<float> {
+  static constexpr std::int64_t size = 4;
+  using V __attribute__((vector_size(16), aligned(4), may_alias)) = float;
+  static void transpose(const float* const* rows, std::int64_t at, float scale, float* dst, std::int64_t width) {
+    const V a = *reinterpret_cast<const V*>(rows[0] + at) * scale;
+    const V b = *reinterpret_cast<const V*>(rows[1] + at) * scale;
+    const V c = *reinterpret_cast<const V*>(rows[2] + at) * scale;
+    const V d = *reinterpret_cast<const V*>(rows[3] + at) * scale;
+    const V ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    const V ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const V cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const V cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *reinterpret_cast<V*>(dst) = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+    *reinterpret_cast<V*>(dst + width) = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+    *reinterpret_cast<V*>(dst + 2 * width) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+    *reinterpret_cast<V*>(dst + 3 * width) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+  }
+};
+
+template <>
+struct Block<double> {
+  static constexpr std::int64_t size = 2;
+  using V __attribute__((vector_size(16), aligned(8), may_alias)) = double;
+  static void transpose(const double* const* rows, std::int64_t at, double scale, double* dst,
+                        std::int64_t width) {
+    const V a = *reinterpret_cast<const V*>(rows[0] + at) * scale;
+    const V b = *reinterpret_cast<const V*>(rows[1] + at) * scale;
+    *reinterpret_cast<V*>(dst) = __builtin_shufflevector(a, b, 0, 2);
+    *reinterpret_cast<V*>(dst + width) = __builtin_shufflevector(a, b, 1, 3);
+  }
+};
+
+template <class S, class T>
+void pack_plain(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
+                std::int64_t from, std::int64_t to, double scale, T* dst) {
+  for (std::int64_t depth = from; depth < to; ++depth) {
+    T* line = dst + depth * width;
+    for (std::int64_t i = 0; i < count; ++i) {
+      line[i] = static_cast<T>(rows[i][depth * stride]) * static_cast<T>(scale);
+    }
+    for (std::int64_t i = count; i < width; ++i) line[i] = 0;
+  }
+}
+
+template <class S, class T>
+void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride, std::int64_t k,
+          double scale, T* dst) {
+  pack_plain(rows, count, width, stride, 0, k, scale, dst);
+}
+
+// Same type, depth contiguous, all rows there: the path that matters for speed.
+template <class T>
+void pack_same(const T* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride, std::int64_t k,
+               double scale, T* dst) {
+  constexpr std::int64_t size = Block<T>::size;
+  if (stride != 1 || count != width) return pack_plain(rows, count, width, stride, 0, k, scale, dst);
+  // A width that is no multiple of the block (6 floats) ends in a block that reaches past the line: it repeats its
+  // last row, spills into the following line and is written first, so the following line's own blocks overwrite it.
+  // The last blocks of the panel would spill outside, so they take the plain path.
+  const std::int64_t ragged = width % size;
+  const std::int64_t whole = width - ragged;
+  const std::int64_t end = (k / size - (ragged != 0 ? 1 : 0)) * size;
+  std::int64_t depth = 0;
+  for (; depth < end; depth += size) {
+    T* line = dst + depth * width;
+    if (ragged != 0) {
+      const T* last[size];
+      for (std::int64_t i = 0; i < size; ++i) last[i] = rows[i < ragged ? whole + i : width - 1];
+      Block<T>::transpose(last, depth, static_cast<T>(scale), line + whole, width);
+    }
+    for (std::int64_t i = 0; i < whole; i += size) {
+      Block<T>::transpose(rows + i, depth, static_cast<T>(scale), line + i, width);
+    }
+  }
+  pack_plain(rows, count, width, stride, depth < 0 ? 0 : depth, k, scale, dst);
+}
+
+template <class T>
+TileKernels<T> make_kernels(const char* name) {
+  TileKernels<T> kernels;
+  kernels.mr = kRows;
+  kernels.nr = kCols<T>;
+  kernels.name = name;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    kernels.pack_f32 = pack_same<float>;
+    kernels.pack_f64 = nullptr;  // float64 is never narrowed
+  } else {
+    kernels.pack_f32 = pack<float, double>;
+    kernels.pack_f64 = pack_same<double>;
+  }
+  kernels.product = product<T>;
+  kernels.fold = fold<T>;
+  return kernels;
+}
+
+}  // namespace
+}  // namespace fastfisher::cpu

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bridge.hpp"
+
+#include <chrono>
+#include <string>
+
+#include "dlpack_abi.hpp"
+#include "fastfisher/error.hpp"
+
+namespace fastfisher::python {
+namespace py = pybind11;
+namespace {
+
+constexpr const char* kLegacy = "dltensor";
+constexpr const char* kVersioned = "dltensor_versioned";
+
+[[noreturn]] void fail(ErrorCode code, const std::string& name, const std::string& message) {
+  throw Error(code, "dlpack", name, message);
+}
+
+// Whatever the library raised becomes an error about the named argument, with the cure where there is a usual one.
+[[noreturn]] void refuse(const std::string& name, py::error_already_set& raised) {
+  if (!raised.matches(PyExc_BufferError) && !raised.matches(PyExc_TypeError) && !raised.matches(PyExc_RuntimeError) &&
+      !raised.matches(PyExc_ValueError)) {
+    throw;
+  }
+  std::string text = py::str(raised.value());
+  if (text.find("grad") != std::string::npos) text += " (pass x.detach())";
+  if (text.find("conj") != std::string::npos) text += " (pass x.resolve_conj())";
+  fail(ErrorCode::dtype, name, "cannot be borrowed: " + text);
+}
+
+py::object capsule_of(py::handle object, const std::string& name, std::intptr_t stream) {
+  if (!py::hasattr(object, "__dlpack__")) {
+    fail(ErrorCode::dtype, name,
+         std::string("expected an array with __dlpack__, got ") + Py_TYPE(object.ptr())->tp_name);
+  }
+  const py::object stream_argument = stream == 0 ? py::object(py::none()) : py::object(py::int_(stream));
+  const auto ask = [&](bool versioned) -> py::object {
+    try {
+      if (!versioned) return object.attr("__dlpack__")(py::arg("stream") = stream_argument);
+      return object.attr("__dlpack__")(py::arg("stream") = stream_argument,
+                                       py::arg("max_version") = py::make_tuple(dlpack::kMajor, 0));
+    } catch (py::error_already_set& raised) {
+      // Libraries from before version 1 do not know max_version.
+      if (versioned && raised.matches(PyExc_TypeError)) return py::none();
+      refuse(name, raised);
+    }
+  };
+  py::object capsule = ask(true);
+  return capsule.is_none() ? ask(false) : capsule;
+}
+
+ArrayRef ref_of(const dlpack::Tensor& tensor, const std::string& name) {
+  ArrayRef array;
+  switch (tensor.device.type) {
+    case dlpack::kCpu:
+    case dlpack::kCudaHost: array.device = {DeviceKind::cpu, 0}; break;
+    case dlpack::kCuda:
+    case dlpack::kCudaManaged: array.device = {DeviceKind::cuda, tensor.device.index}; break;
+    default: fail(ErrorCode::dtype, name, "is on a device that fastfisher has no backend for");
+  }
+  if (tensor.dtype.code != dlpack::kFloat || tensor.dtype.lanes != 1 ||
+      (tensor.dtype.bits != 32 && tensor.dtype.bits != 64)) {
+    fail(ErrorCode::dtype, name, "expected dtype float32 or float64");
+  }
+  array.dtype = tensor.dtype.bits == 32 ? DType::f32 : DType::f64;
+  if (tensor.rank > kMaxRank) {
+    fail(ErrorCode::shape, name, "expected at most 6 axes, got " + std::to_string(tensor.rank));
+  }
+  array.rank = tensor.rank;
+  std::int64_t stride = 1;
+  for (int r = tensor.rank - 1; r >= 0; --r) {
+    array.extents[r] = tensor.shape[r];
+    array.strides[r] = tensor.strides == nullptr ? stride : tensor.strides[r];
+    stride *= tensor.shape[r];
+  }
+  array.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  return array;
+}
+
+template <class Managed>
+Borrowed take(py::handle capsule, const char* kind, const char* used, const std::string& name) {
+  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), kind));
+  if (managed == nullptr) throw py::error_already_set();
+  // Renaming tells the capsule that the deleter is ours to call now.
+  PyCapsule_SetName(capsule.ptr(), used);
+  const auto release = [](void* owner) {
+    auto* m = static_cast<Managed*>(owner);
+    if (m->deleter != nullptr) m->deleter(m);
+  };
+  try {
+    return Borrowed(ref_of(managed->tensor, name), managed, release);
+  } catch (...) {
+    release(managed);
+    throw;
+  }
+}
+
+// Interrupts are worth a look at the interpreter a few times a second, not at every tile.
+struct Interrupts {
+  static bool pending(void*) {
+    thread_local auto next = std::chrono::steady_clock::time_point{};
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next) return false;
+    next = now + std::chrono::milliseconds(50);
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  }
+};
+
+}  // namespace
+
+Borrowed borrow(py::handle object, const std::string& name, Access access, std::intptr_t stream) {
+  const py::object capsule = capsule_of(object, name, stream);
+  const bool versioned = PyCapsule_IsValid(capsule.ptr(), kVersioned) != 0;
+  if (access == Access::write && !versioned) {
+    fail(ErrorCode::shape, name, "cannot be written: its library hands out immutable arrays only");
+  }
+  if (!versioned) return take<dlpack::Managed>(capsule, kLegacy, "used_dltensor", name);
+  const auto* managed =
+      static_cast<const dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersioned));
+  if (managed->version.major != dlpack::kMajor) {
+    fail(ErrorCode::dtype, name, "speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
+  }
+  if (access == Access::write && (managed->flags & dlpack::kReadOnly) != 0) {
+    fail(ErrorCode::shape, name, "is read-only, expected a writable array");
+  }
+  return take<dlpack::ManagedVersioned>(capsule, kVersioned, "used_dltensor_versioned", name);
+}
+
+Context context_for(const Borrowed& out, std::intptr_t stream, int threads) {
+  Context context;
+  context.device = out.ref().device;
+  context.stream = reinterpret_cast<void*>(stream);
+  context.threads = threads;
+  context.interrupted = &Interrupts::pending;
+  return context;
+}
+
+std::span<std::byte> workspace_of(const py::buffer_info& buffer) {
+  return {static_cast<std::byte*>(buffer.ptr), static_cast<std::size_t>(buffer.size * buffer.itemsize)};
+}
+
+}  // namespace fastfisher::python

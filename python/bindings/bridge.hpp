@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one door through which arrays enter: DLPack, without copies, casts or transfers.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "fastfisher/context.hpp"
+
+namespace fastfisher::python {
+
+enum class Access { read, write };
+
+/// A borrowed array: keeps its owner alive and gives it back when it dies, which needs the GIL.
+/// Declare these before py::gil_scoped_release.
+class Borrowed {
+ public:
+  Borrowed() = default;
+  Borrowed(ArrayRef array, void* owner, void (*release)(void*)) noexcept
+      : array_(array), owner_(owner), release_(release) {}
+  Borrowed(Borrowed&& other) noexcept
+      : array_(other.array_), owner_(std::exchange(other.owner_, nullptr)), release_(other.release_) {}
+  Borrowed& operator=(Borrowed&&) = delete;
+  ~Borrowed() {
+    if (owner_ != nullptr) release_(owner_);
+  }
+
+  [[nodiscard]] const ArrayRef& ref() const { return array_; }
+
+ private:
+  ArrayRef array_;
+  void* owner_ = nullptr;
+  void (*release_)(void*) = nullptr;
+};
+
+/// Borrow `object`. Write access needs a versioned capsule that is not read-only, for a legacy one cannot say so.
+/// `stream` is the caller's current stream, 0 on CPU. Errors name the argument.
+Borrowed borrow(pybind11::handle object, const std::string& name, Access access, std::intptr_t stream);
+
+/// Context on the device of `out`. Interrupts are polled through it while the GIL is released.
+Context context_for(const Borrowed& out, std::intptr_t stream, int threads);
+
+/// Scratch memory of the caller: a one-dimensional writable byte buffer.
+std::span<std::byte> workspace_of(const pybind11::buffer_info& buffer);
+
+void register_errors(pybind11::module_& module);
+void register_gram(pybind11::module_& module);
+void register_matmul(pybind11::module_& module);
+
+}  // namespace fastfisher::python

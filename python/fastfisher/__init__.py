@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curvature of neural networks at the speed of the hardware.
+
+Arrays are anything with ``__dlpack__``: numpy, torch, cupy, jax; results come back in the caller's library. Importing
+this package imports none of them but numpy.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+from fastfisher import errors, models
+from fastfisher._gram import gram
+from fastfisher._jacobian import Jacobian
+from fastfisher._ntk import jacobian, ntk
+from fastfisher.factors import Dense
+
+__version__ = _version("fastfisher")
+
+__all__ = ["Dense", "Jacobian", "__version__", "errors", "gram", "jacobian", "models", "ntk"]

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only place that knows the array libraries by name: namespaces, allocation, hand-over, streams.
+
+No numerics here. Other modules ask for ``namespace(x)`` and write ``xp.tanh(x)``.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any
+"""An array of numpy, torch, cupy or jax: anything this module's ``library`` accepts."""
+
+ACCEPTED = "a numpy, torch, cupy or jax array"
+
+
+def library(x: object, name: str = "array") -> str:
+    """Name of the library that owns `x`: ``"numpy"``, ``"torch"``, ``"cupy"`` or ``"jax"``.
+
+    Raises
+    ------
+    TypeError
+        If `x` is none of these. A masked array is refused, since its mask would be lost in silence.
+    """
+    if isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{name}: got a masked array, whose mask would be ignored; expected {ACCEPTED}")
+        return "numpy"
+    # The class decides, not isinstance, so that a library which is not in use is never imported.
+    for base in type(x).__mro__:
+        root = base.__module__.partition(".")[0]
+        if root in ("torch", "cupy"):
+            return root
+        if root in ("jax", "jaxlib"):
+            return "jax"
+    raise TypeError(f"{name}: expected {ACCEPTED}, got {type(x).__name__}")
+
+
+def namespace(x: object) -> ModuleType:
+    """Module with the functions for `x`: numpy, torch, jax.numpy or cupy."""
+    return _module(library(x))
+
+
+def _module(owner: str) -> ModuleType:
+    if owner == "numpy":
+        return np
+    if owner == "torch":
+        import torch
+
+        return torch
+    if owner == "jax":
+        import jax.numpy
+
+        return jax.numpy
+    import cupy
+
+    return cupy  # type: ignore[no-any-return]
+
+
+def dtype_name(x: Array) -> str:
+    """Name of the dtype of `x`, spelled alike for every library, for instance ``"float32"``."""
+    return x.dtype.name if isinstance(x, np.ndarray) else str(x.dtype).rpartition(".")[2]
+
+
+def device_name(x: Array) -> str:
+    """Device of `x`: ``"cpu"``, ``"cuda:0"``, ..."""
+    owner = library(x)
+    if owner == "numpy":
+        return "cpu"
+    if owner == "torch":
+        return str(x.device)
+    if owner == "cupy":
+        return f"cuda:{x.device.id}"
+    device = next(iter(x.devices()))
+    return "cpu" if device.platform == "cpu" else f"{device.platform}:{device.id}"
+
+
+def stream_of(x: Array) -> int:
+    """Integer handle of the caller's current stream for the device of `x`; 0 on CPU, 1 for CUDA's legacy default."""
+    if isinstance(x, np.ndarray) or device_name(x) == "cpu":
+        return 0
+    owner = library(x)
+    if owner == "torch":
+        import torch
+
+        return int(torch.cuda.current_stream(x.device).cuda_stream) or 1
+    if owner == "cupy":
+        import cupy
+
+        return int(cupy.cuda.get_current_stream().ptr) or 1
+    return 1
+
+
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """Uninitialised array of the library, dtype and device of `like` (for jax a numpy buffer, see `final`)."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, like.dtype)
+    owner = library(like)
+    if owner == "jax":
+        if device_name(like) != "cpu":
+            raise TypeError(f"jax arrays are supported on CPU only, got one on {device_name(like)}")
+        return np.empty(shape, dtype_name(like))
+    xp = _module(owner)
+    if owner == "torch":
+        return xp.empty(shape, dtype=like.dtype, device=like.device)
+    with xp.cuda.Device(like.device.id):
+        return xp.empty(shape, dtype=like.dtype)
+
+
+def final(x: Array, like: Array) -> Array:
+    """Result `x` in the library of `like`: jax arrays cannot be written, so a numpy buffer is handed over."""
+    return from_numpy(x, like) if library(like) == "jax" else x
+
+
+def from_numpy(host: np.ndarray[Any, Any], like: Array) -> Array:
+    """`host` as an array of the library and device of `like`; without a copy on CPU."""
+    owner = library(like)
+    if owner == "numpy":
+        return host
+    if owner == "torch":
+        import torch
+
+        if not host.flags.writeable:  # torch has no read-only tensors: sharing would let them be written
+            host = host.copy()
+        return torch.from_numpy(host).to(like.device)
+    if owner == "jax":
+        import jax
+
+        if host.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise TypeError("dtype float64 needs jax.config.update('jax_enable_x64', True)")
+        return jax.numpy.from_dlpack(host)
+    import cupy
+
+    with cupy.cuda.Device(like.device.id):
+        return cupy.asarray(host)
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """Numpy view of `x`; without a copy for arrays on CPU, a transfer for others."""
+    owner = library(x)
+    if owner == "numpy":
+        return x  # type: ignore[no-any-return]
+    if owner == "torch":
+        return x.detach().cpu().numpy()  # type: ignore[no-any-return]
+    if owner == "cupy":
+        return x.get()  # type: ignore[no-any-return]
+    return np.asarray(x)
+
+
+def erf(x: Array) -> Array:
+    """Error function in the library of `x`; numpy itself has none, so scipy is used when it is there."""
+    owner = library(x)
+    if owner == "torch":
+        return _module(owner).erf(x)
+    if owner == "jax":
+        import jax.scipy.special
+
+        return jax.scipy.special.erf(x)
+    if owner == "cupy":
+        from cupyx.scipy.special import erf as cupy_erf
+
+        return cupy_erf(x)
+    try:
+        from scipy.special import erf as scipy_erf
+    except ImportError:
+        import math
+
+        return np.vectorize(math.erf, otypes=[x.dtype])(x)
+    return scipy_erf(x)
+
+
+def imported(name: str) -> bool:
+    """Whether the caller has already imported `name` (never imports it)."""
+    return name in sys.modules

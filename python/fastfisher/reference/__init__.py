@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The executable specification: every op in plain numpy float64. Imports nothing else of fastfisher."""
+
+from __future__ import annotations
+
+from fastfisher.reference.gram import gram
+from fastfisher.reference.matmul import matmul
+
+__all__ = ["gram", "matmul"]
