@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Jacobian of all outputs for all samples, held as per-layer factors and never formed.
+
+``J[(n, c), p] = d f_c(x_n) / d theta_p``, rows sample-major. Parameters run layer by layer, each
+layer as ``[W (o, i) row-major, b (o)]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastfisher import _gram
+from fastfisher._arrays import Array, device_name, dtype_name, library, namespace
+from fastfisher._gram import Outputs, Precision
+from fastfisher._parameters import flatten, unflatten
+from fastfisher._sample_map import SampleMap, mapped_gram
+from fastfisher.factors import Dense, check_layers
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Jacobian:
+    """Jacobian of a model, (N*C) x P, as factors; made by `from_factors` or `fastfisher.jacobian`.
+
+    Attributes
+    ----------
+    layers : tuple of Dense
+        Factors of each layer.
+    outputs : array, shape (N, C), or None
+        Outputs of the model, where known.
+    sample_map : SampleMap, optional
+        Map R of sample space for outputs that are normalised over the batch: the Jacobian is then
+        R J, with J the one of the layers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> layer = ff.Dense(np.ones((4, 3)), np.ones((4, 2, 5)), bias=True)
+    >>> J = ff.Jacobian.from_factors([layer])
+    >>> J.shape
+    (8, 20)
+    >>> J.gram(outputs="trace").shape
+    (4, 4)
+    >>> (J.T @ (J @ np.ones(20))).shape
+    (20,)
+    """
+
+    layers: tuple[Dense, ...]
+    outputs: Array | None = None
+    sample_map: SampleMap | None = None
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
+        repeated = len(self.layers) - len(set(self.names))
+        if repeated:
+            raise ValueError(f"layers: expected distinct labels, got {self.names}")
+        expected = (self.samples, self.n_outputs)
+        if self.outputs is not None and tuple(self.outputs.shape) != expected:
+            raise ValueError(f"outputs: expected shape {expected}, got {tuple(self.outputs.shape)}")
+
+    @classmethod
+    def from_factors(cls, layers: Sequence[Dense], *, outputs: Array | None = None) -> Jacobian:
+        """Jacobian of a model with the given layers.
+
+        Parameters
+        ----------
+        layers : sequence of Dense
+            Factors, in the order of the parameters; samples, outputs, dtype and device agree.
+        outputs : array, shape (N, C), optional
+            Outputs of the model, kept for likelihoods that need them.
+
+        Raises
+        ------
+        ValueError
+            No layer, numbers of samples or outputs that differ, a label used twice.
+        TypeError
+            Something that is no layer, or mixed dtypes, libraries or devices.
+        """
+        return cls(tuple(layers), outputs)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples N."""
+        return self.layers[0].samples
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs C."""
+        return self.layers[0].n_outputs
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(N*C, P)``."""
+        return self.samples * self.n_outputs, sum(layer.parameters for layer in self.layers)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers: their labels, else their positions."""
+        return [layer.label or str(index) for index, layer in enumerate(self.layers)]
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name (``"0.weight"``, ``"0.bias"``, ...), in their order."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            o, i = int(layer.g.shape[2]), int(layer.a.shape[1])
+            shapes[f"{name}.weight"] = (o, i)
+            if layer.bias:
+                shapes[f"{name}.bias"] = (o,)
+        return shapes
+
+    @property
+    def T(self) -> TransposedJacobian:
+        """Transposed view, for ``J.T @ u``."""
+        return TransposedJacobian(self)
+
+    def split(self) -> dict[str, Jacobian]:
+        """Jacobian of each layer's parameters alone, by name of the layer."""
+        return {
+            name: Jacobian((layer,), self.outputs, self.sample_map)
+            for name, layer in zip(self.names, self.layers, strict=True)
+        }
+
+    def gram(
+        self,
+        other: Jacobian | None = None,
+        *,
+        outputs: Outputs = "full",
+        precision: Precision = "highest",
+        out: Array | None = None,
+        memory_limit: int | str | None = None,
+        threads: int = 0,
+    ) -> Array:
+        """Gram matrix ``J J^T``, or ``J other^T``: the empirical neural tangent kernel.
+
+        Parameters
+        ----------
+        other : Jacobian, optional
+            Jacobian of the same parameters for M other samples with D outputs.
+        outputs : "full" | "trace" | "diagonal" | "sum" | int
+            Which outputs: see Returns.
+        precision, out, memory_limit, threads
+            As in `fastfisher.gram`. Outputs that are normalised over the batch need a few arrays of
+            the size of the result besides; for "trace" and "sum" of batch-normalised ones, of the
+            size of "diagonal" and "full".
+
+        Returns
+        -------
+        array, in the library, dtype and device of the factors
+            ``full`` (N, C, M, D), contiguous; ``trace`` (N, M), the sum over c of full[n, c, m, c];
+            ``diagonal`` (N, M, C); an int c (N, M), full[:, c, :, c]; ``sum`` (N, M), of the summed
+            outputs. Without `other` it is symmetric bit for bit, with a diagonal >= 0.
+
+        Raises
+        ------
+        NonFiniteError
+            Factors that hold NaN or infinity.
+        ValueError, TypeError
+            Arguments or Jacobians that do not fit; the message names them.
+        """
+        if other is not None and not isinstance(other, Jacobian):
+            raise TypeError(f"other: expected a fastfisher.Jacobian, got {type(other).__name__}")
+        left, right = self.sample_map, self.sample_map if other is None else other.sample_map
+
+        def plain(form: Outputs, out: Array | None = None) -> Array:
+            return _gram.gram_factors(
+                self.layers,
+                None if other is None else other.layers,
+                outputs=form,
+                precision=precision,
+                out=out,
+                memory_limit=memory_limit,
+                threads=threads,
+            )
+
+        if left is None and right is None:
+            return plain(outputs, out)
+        return mapped_gram(plain, left, right, outputs=outputs, square=other is None, out=out)
+
+    def __matmul__(self, v: Array) -> Array:
+        """``J v`` for v (P,) or (P, k): (N*C,) or (N*C, k)."""
+        columns, shape = self._columns(v, "v", self.shape[1])
+        u = sum(_jvp(layer, part) for layer, part in self._parts(columns))
+        if self.sample_map is not None:
+            u = self.sample_map.apply(u)
+        return u.reshape(shape)
+
+    def dense(self) -> Array:
+        """Form the matrix, (N*C, P), in the caller's library; for small models and tests."""
+        n, c, xp = self.samples, self.n_outputs, namespace(self.layers[0].a)
+        blocks = []
+        for layer in self.layers:
+            weight = layer.g[..., None] * layer.a[:, None, None, :]
+            blocks.append(weight.reshape(n, c, math.prod(weight.shape[2:])))
+            if layer.bias:
+                blocks.append(layer.g)
+        j = xp.concatenate(blocks, -1)
+        if self.sample_map is not None:
+            j = self.sample_map.apply(j)
+        return j.reshape(self.shape)
+
+    def flatten(self, parameters: Mapping[str, Array]) -> Array:
+        """Vector (P,) of the named `parameters`, in the order of the columns.
+
+        Raises
+        ------
+        ValueError
+            A name that is missing or unknown, or a shape that does not fit.
+        """
+        return flatten(parameters, self.parameter_shapes)
+
+    def unflatten(self, vector: Array) -> dict[str, Array]:
+        """Named parameters of a `vector` (P,): weights (o, i) and biases (o,), as views of it.
+
+        Raises
+        ------
+        ValueError
+            A shape other than (P,).
+        """
+        return unflatten(vector, self.parameter_shapes)
+
+    def _columns(self, v: Array, name: str, rows: int) -> tuple[Array, tuple[int, ...]]:
+        """`v` checked and as a matrix, and the shape of the product."""
+        a = self.layers[0].a
+        for what, of in (("library", library), ("dtype", dtype_name), ("device", device_name)):
+            if of(v) != of(a):
+                raise TypeError(f"{name}: expected {what} {of(a)} as in the layers, got {of(v)}")
+        if len(v.shape) not in (1, 2) or v.shape[0] != rows:
+            raise ValueError(
+                f"{name}: expected shape ({rows},) or ({rows}, k), got {tuple(v.shape)}"
+            )
+        length = self.shape[0] + self.shape[1] - rows
+        return (v[:, None], (length,)) if len(v.shape) == 1 else (v, (length, v.shape[1]))
+
+    def _parts(self, columns: Array) -> Iterator[tuple[Dense, Array]]:
+        """Each layer with its rows of `columns` (P, k)."""
+        start = 0
+        for layer in self.layers:
+            yield layer, columns[start : start + layer.parameters]
+            start += layer.parameters
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TransposedJacobian:
+    """View ``J.T`` of a Jacobian; its one operation is ``J.T @ u``."""
+
+    T: Jacobian
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(P, N*C)``."""
+        rows, columns = self.T.shape
+        return columns, rows
+
+    def __matmul__(self, u: Array) -> Array:
+        """``J^T u`` for u (N*C,) or (N*C, k): (P,) or (P, k)."""
+        j = self.T
+        columns, shape = j._columns(u, "u", j.shape[0])
+        u = columns.reshape(j.samples, j.n_outputs, columns.shape[1])
+        if j.sample_map is not None:
+            u = j.sample_map.apply(u)
+        return namespace(u).concatenate([_vjp(layer, u) for layer in j.layers], 0).reshape(shape)
+
+
+def _jvp(layer: Dense, v: Array) -> Array:
+    """``J_l v``, (n, c, k), for v (p, k): the change of the pre-activations first, then g."""
+    (n, i), o, k = layer.a.shape, layer.g.shape[2], v.shape[1]
+    weight = namespace(v).moveaxis(v[: o * i].reshape(o, i, k), 1, 0).reshape(i, o * k)
+    change = (layer.a @ weight).reshape(n, o, k)
+    return layer.g @ (change + v[o * i :] if layer.bias else change)
+
+
+def _vjp(layer: Dense, u: Array) -> Array:
+    """``J_l^T u``, (p, k), for u (n, c, k): the gradient of the pre-activations first, then a."""
+    (n, i), o, k = layer.a.shape, layer.g.shape[2], u.shape[2]
+    gradient = layer.g.swapaxes(1, 2) @ u
+    weight = (layer.a.T @ gradient.reshape(n, o * k)).reshape(i, o, k)
+    weight = namespace(u).moveaxis(weight, 0, 1).reshape(o * i, k)
+    return namespace(u).concatenate([weight, gradient.sum(0)], 0) if layer.bias else weight
