@@ -7,9 +7,7 @@
 
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <vector>
 
 int main() {
@@ -27,8 +25,8 @@ int main() {
 
   fastfisher::Context context;
   const fastfisher::GramOptions options;
-  std::vector<std::byte> workspace(static_cast<std::size_t>(fastfisher::gram_workspace(
-      context, layers, {}, options, std::numeric_limits<std::int64_t>::max())));
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(fastfisher::gram_workspace(context, layers, {}, options)));
   context.workspace = workspace;
   const fastfisher::GramReport report = fastfisher::gram(context, layers, {}, options, out);
 
