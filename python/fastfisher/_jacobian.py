@@ -223,6 +223,7 @@ class Jacobian:
 
     def _columns(self, v: Array, name: str, rows: int) -> tuple[Array, tuple[int, ...]]:
         """`v` checked and as a matrix, and the shape of the product."""
+        library(v, name)
         a = self.layers[0].a
         for what, of in (("library", library), ("dtype", dtype_name), ("device", device_name)):
             if of(v) != of(a):
