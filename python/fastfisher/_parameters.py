@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-from fastfisher._arrays import Array, namespace
+from fastfisher._arrays import Array, dtype_name, library, namespace
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -17,15 +16,21 @@ def flatten(parameters: Mapping[str, Array], shapes: Shapes) -> Array:
     if set(parameters) != set(shapes):
         raise ValueError(f"parameters: expected the names {list(shapes)}, got {list(parameters)}")
     for name, shape in shapes.items():
+        library(parameters[name], f"parameters[{name!r}]")
         got = tuple(parameters[name].shape)
         if got != shape:
             raise ValueError(f"parameters[{name!r}]: expected shape {shape}, got {got}")
-    parts: list[Any] = [parameters[name].reshape(-1) for name in shapes]
+    for what, of in (("library", library), ("dtype", dtype_name)):
+        found = sorted({of(parameters[name]) for name in shapes})
+        if len(found) > 1:
+            raise TypeError(f"parameters: expected one {what} for all, got {what} {found}")
+    parts = [parameters[name].reshape(-1) for name in shapes]
     return namespace(parts[0]).concatenate(parts, 0)
 
 
 def unflatten(vector: Array, shapes: Shapes) -> dict[str, Array]:
     """Inverse of `flatten`: views of `vector` by name."""
+    library(vector, "vector")
     total = sum(math.prod(shape) for shape in shapes.values())
     if tuple(vector.shape) != (total,):
         raise ValueError(f"vector: expected shape ({total},), got {tuple(vector.shape)}")

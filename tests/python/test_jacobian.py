@@ -133,8 +133,9 @@ def test_gram_equals_dense(library, normalization, outputs):
 
     square, cross = left.gram(outputs=outputs), left.gram(right, outputs=outputs)
 
-    close(square, dense_gram(left, left, outputs), 1e-12)
-    close(cross, dense_gram(left, right, outputs), 1e-12)
+    left_numpy, right_numpy = normalised(normalization), normalised(normalization, n=5, seed=2)
+    close(square, dense_gram(left_numpy, left_numpy, outputs), 1e-12)
+    close(cross, dense_gram(left_numpy, right_numpy, outputs), 1e-12)
     assert type(square) is type(cross) is type(left.outputs)
 
 
@@ -152,6 +153,20 @@ def test_square_gram_is_symmetric_with_diagonal_not_negative(dtype, normalizatio
     matrix = k.reshape(rows, rows, -1)
     np.testing.assert_array_equal(matrix, matrix.swapaxes(0, 1))
     assert (np.einsum("iik->ik", matrix) >= 0).all()
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+@pytest.mark.parametrize("normalization", ["mean", "batch"])
+def test_float32_error_is_small_against_the_plain_gram(normalization, outputs):
+    single = normalised(normalization, n=40, dtype="float32")
+    double = normalised(normalization, n=40)
+    plain = ff.Jacobian.from_factors(double.layers).gram(outputs=outputs)
+
+    error = np.linalg.norm(single.gram(outputs=outputs) - double.gram(outputs=outputs))
+
+    # The statistics of the batch are float32 as well: hence the factor before eps.
+    scale = 1 if normalization == "mean" else double.sample_map.scale.max() ** 2
+    assert error < 20 * np.finfo("float32").eps * scale * np.linalg.norm(plain)
 
 
 def test_duplicate_samples_keep_the_diagonal_from_going_negative():
@@ -243,6 +258,8 @@ def test_flatten_errors():
         jacobian.flatten({"0.weight": parameters["0.weight"]})
     with pytest.raises(ValueError, match=r"parameters\['0.bias'\]: expected shape \(6,\)"):
         jacobian.flatten({**parameters, "0.bias": np.zeros(5)})
+    with pytest.raises(TypeError, match="one dtype"):
+        jacobian.flatten({**parameters, "0.bias": np.zeros(6, np.float32)})
     with pytest.raises(ValueError, match="vector: expected shape"):
         jacobian.unflatten(np.zeros(3))
 

@@ -297,8 +297,13 @@ def test_bad_parameters():
         mlp.with_parameters(vector[1:])
     with pytest.raises(TypeError, match=r"parameters: .*dtype float64"):
         mlp.with_parameters(vector.astype(np.float32))
+    with pytest.raises(TypeError, match="parameters: expected"):
+        mlp.with_parameters(vector.tolist())
     with pytest.raises(ValueError, match="names"):
         mlp.with_parameters({"0.weight": vector})
+    small = {**mlp.parameters, "0.bias": mlp.parameters["0.bias"].astype(np.float32)}
+    with pytest.raises(TypeError, match="parameters: expected one dtype"):
+        mlp.with_parameters(small)
     mlp.parameters["1.bias"][1] = np.nan
     with pytest.raises(ff.errors.NonFiniteError, match=r"1\.bias: .*\[1\]"):
         mlp(samples(2, 3))

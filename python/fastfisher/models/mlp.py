@@ -172,13 +172,11 @@ class MLP:
             A dtype other than the model's.
         """
         shapes = self._parameter_shapes()
-        if isinstance(parameters, Mapping):
-            vector = flatten({name: to_numpy(p) for name, p in parameters.items()}, shapes)
-        else:
-            vector = np.array(to_numpy(parameters))
+        vector = flatten(parameters, shapes) if isinstance(parameters, Mapping) else parameters
+        library(vector, "parameters")
         _require_dtype("parameters", vector, self.dtype)
         new = copy.copy(self)
-        new.parameters = {name: p.copy() for name, p in unflatten(vector, shapes).items()}
+        new.parameters = {name: p.copy() for name, p in unflatten(to_numpy(vector), shapes).items()}
         return new
 
     def astype(self, dtype: Literal["float64", "float32"]) -> MLP:
