@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures: every ``plot_*`` takes ``ax=`` (default: a new pyplot figure) and returns the axes.
+
+Needs matplotlib (``pip install 'fastfisher[report]'``), which is imported by the first plot.
+"""
+
+from __future__ import annotations
+
+from fastfisher.plot._descent import plot_gd_curves
+from fastfisher.plot._heatmap import plot_ntk_heatmap
+from fastfisher.plot._spectrum import plot_spectrum
+
+__all__ = ["plot_gd_curves", "plot_ntk_heatmap", "plot_spectrum"]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every plot shares: new axes on request, colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastfisher._extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+
+class Palette(NamedTuple):
+    """Colours after Okabe and Ito; they differ in lightness too, for a grey printout."""
+
+    main: str
+    accent: str
+    cool: tuple[str, ...]
+    warm: tuple[str, ...]
+    faint: str
+
+
+_ON_LIGHT = Palette(
+    "#0072B2",
+    "#C04F00",
+    ("#56B4E9", "#0072B2", "#004B78"),
+    ("#E69F00", "#C04F00", "#8A2F00"),
+    "#8a8a8a",
+)
+_ON_DARK = Palette(
+    "#56B4E9",
+    "#F08A3C",
+    ("#9AD4F5", "#56B4E9", "#2F8FCB"),
+    ("#F5C04D", "#F08A3C", "#E0602A"),
+    "#8f959d",
+)
+
+
+def palette() -> Palette:
+    """Colours for the current matplotlib style: light text means a dark page."""
+    matplotlib = require("matplotlib", purpose="plotting")
+    colours: Any = require("matplotlib.colors", purpose="plotting")
+    red, green, blue = colours.to_rgb(matplotlib.rcParams["text.color"])
+    return _ON_DARK if 0.30 * red + 0.59 * green + 0.11 * blue > 0.5 else _ON_LIGHT
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """Return `ax`, or the axes of a new pyplot figure when it is None."""
+    if ax is not None:
+        return ax
+    pyplot = require("matplotlib.pyplot", purpose="plotting")
+    new: Axes = pyplot.subplots(layout="constrained")[1]
+    return new
+
+
+def finite_array(value: Any, name: str, rank: int) -> NDArray[np.float64]:
+    """Turn `value` into a float64 array; ValueError naming the argument if its rank is not `rank`."""
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim != rank:
+        raise ValueError(f"{name}: expected {rank} axes, got shape {array.shape}")
+    return array

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of sections: a new one is a file here, with ``build(context)``, and a row below."""
+
+from __future__ import annotations
+
+from fastfisher.report._section import Section
+from fastfisher.report.sections import ntk_spectrum
+
+__all__ = ["SECTIONS"]
+
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "ntk-spectrum",
+        "Tangent kernel, Fisher spectrum and critical learning rate",
+        ntk_spectrum.build,
+    ),
+)
