@@ -20,5 +20,6 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", ["fastfisher", *MODULES])
 def test_examples_run(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=flags)
     assert failed == 0
