@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from fastfisher.cli import _bench, _doctor, _report
+from fastfisher.errors import FastfisherError
 from fastfisher.report._machine import package_version
 
 __all__ = ["main"]
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     # What a user can mend is told in one line; anything else is a bug and keeps its traceback.
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+    except (FastfisherError, ValueError, OSError, ImportError, MemoryError) as error:
         _complain(f"error: {error}")
         return 1
 

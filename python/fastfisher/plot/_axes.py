@@ -27,8 +27,8 @@ class Palette(NamedTuple):
 _ON_LIGHT = Palette(
     "#0072B2",
     "#C04F00",
-    ("#56B4E9", "#0072B2", "#004B78"),
-    ("#E69F00", "#C04F00", "#8A2F00"),
+    ("#2E9BDA", "#005F99", "#003A60"),
+    ("#D98E00", "#B54700", "#7A2A00"),
     "#8a8a8a",
 )
 _ON_DARK = Palette(
@@ -58,7 +58,7 @@ def axes_or_new(ax: Axes | None) -> Axes:
 
 
 def finite_array(value: Any, name: str, rank: int) -> NDArray[np.float64]:
-    """Turn `value` into a float64 array; ValueError naming the argument if its rank is not `rank`."""
+    """Turn `value` into a float64 array; ValueError naming it if its rank is not `rank`."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != rank:
         raise ValueError(f"{name}: expected {rank} axes, got shape {array.shape}")

@@ -67,21 +67,26 @@ def plot_ntk_heatmap(
     """
     values = finite_array(kernel, "kernel", 2)
     ax = axes_or_new(ax)
-    low, high = _colour_limits(values)
-    image = ax.imshow(
-        values, cmap="viridis", vmin=low, vmax=high, interpolation="nearest", aspect="equal"
-    )
-    if colorbar and values.size:
-        below, above = bool((values < low).any()), bool((values > high).any())
-        extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
-            (below, above), "neither"
-        )
-        ax.figure.colorbar(image, ax=ax, label=label, extend=extend, shrink=0.85)
+    if values.size:  # matplotlib cannot scale an empty picture
+        _draw(ax, values, label if colorbar else None)
     if classes is None:
         ax.set(xlabel="sample", ylabel="sample")
     else:
         _mark_classes(ax, np.asarray(classes), class_names, values.shape)
     return ax
+
+
+def _draw(ax: Axes, values: Any, label: str | None) -> None:
+    low, high = _colour_limits(values)
+    image = ax.imshow(
+        values, cmap="viridis", vmin=low, vmax=high, interpolation="nearest", aspect="equal"
+    )
+    if label is not None:
+        beyond = bool((values < low).any()), bool((values > high).any())
+        ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
+        ax.figure.colorbar(
+            image, ax=ax, label=label, extend=ends.get(beyond, "neither"), shrink=0.85
+        )
 
 
 def _colour_limits(values: Any) -> tuple[float, float]:

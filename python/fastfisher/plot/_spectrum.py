@@ -68,15 +68,6 @@ def plot_spectrum(
     top = positive & (rank <= outliers)
     hidden = int(values.size - positive.sum())
     note = f", {hidden} not positive" if hidden else ""
-    if rest.any():
-        ax.plot(
-            rank[rest],
-            values[rest],
-            ".",
-            color=colours.main,
-            markersize=4,
-            label=f"the other {values.size - outliers}{note}",
-        )
     if top.any():
         ax.plot(
             rank[top],
@@ -85,6 +76,15 @@ def plot_spectrum(
             color=colours.accent,
             markersize=6,
             label=f"the {outliers} largest",
+        )
+    if rest.any():
+        ax.plot(
+            rank[rest],
+            values[rest],
+            ".",
+            color=colours.main,
+            markersize=4,
+            label=f"the other {values.size - outliers}{note}",
         )
     if annotate and positive.any():
         ax.annotate(

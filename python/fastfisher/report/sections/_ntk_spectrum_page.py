@@ -177,10 +177,8 @@ def _pair(name: str, of: str, draw: dict[str, Callable[[Axes], None]]) -> tuple[
 
 def _growth(values: dict[str, Any], first: int) -> Table:
     return Table(
-        (
-            "Factor by which the residual along the top eigenvector changes each step (geometric mean "
-            f"of the first {first})."
-        ),
+        "Factor by which the residual along the top eigenvector changes each step "
+        f"(geometric mean of the first {first}).",
         (
             "&eta; / &eta;<sub>c</sub>",
             "&eta;",

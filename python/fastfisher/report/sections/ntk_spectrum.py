@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NTK of a wide network on real digits, its Fisher spectrum and its largest stable learning rate."""
+"""NTK of a wide network on real digits, its Fisher spectrum, its critical learning rate."""
 
 from __future__ import annotations
 
