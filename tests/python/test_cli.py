@@ -170,7 +170,7 @@ def test_plain_table_aligns(monkeypatch, capsys):
     ("words", "hidden"),
     [
         ([], (1024, 1024)),
-        (["--quick"], (384, 384)),
+        (["--quick"], (256, 256)),
         (["--widths", "32,16"], (32, 16)),
         (["--widths", "64,32,16,10"], (32, 16)),
         (["--widths", "64,10"], ()),

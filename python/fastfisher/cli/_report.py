@@ -25,7 +25,7 @@ VARIANCES = {
     "hard-tanh": (2.0, 0.3),
 }
 _NORMAL: dict[str, Any] = {"hidden": (1024, 1024), "samples": 200, "steps": 15}
-_QUICK: dict[str, Any] = {"hidden": (384, 384), "samples": 60, "steps": 8}
+_QUICK: dict[str, Any] = {"hidden": (256, 256), "samples": 60, "steps": 8}
 # Inputs and outputs of each data set, to tell a full list of widths from hidden ones.
 _ENDS = {"digits": (64, 10), "mnist": (784, 10)}
 

@@ -131,6 +131,11 @@ def _spectrum(
 def _descent(
     values: dict[str, Any], first: int, draw: dict[str, Callable[[Axes], None]]
 ) -> tuple[Text | Figure | Table, ...]:
+    side = (
+        "The first step still falls on the right side at every rate."
+        if values["training_agrees_in_first_step"]
+        else "Here not even the first step falls on the right side at every rate."
+    )
     return (
         Text(
             "As long as the kernel stays what it is, a step of gradient descent with learning rate "
@@ -147,11 +152,10 @@ def _descent(
         ),
         _growth(values, first),
         Text(
-            "On the labels themselves the residual is a thousand times larger and the kernel "
-            "moves. The first steps still fall on the right side; then the network may leave the "
-            "unstable region, settle where the curvature is smaller and learn even above "
-            "&eta;<sub>c</sub>. The loss, a sum over all directions, can fall while the residual "
-            "along the first eigenvector grows. Only the first steps are evidence."
+            f"On the labels themselves the residual is far larger and the kernel moves. {side} "
+            "The network may then leave the unstable region, settle where the curvature is smaller and "
+            "learn even above &eta;<sub>c</sub>. The loss, a sum over all directions, can fall while "
+            "the residual along the first eigenvector grows. Only the first steps are evidence."
         ),
         Figure(
             _pair("training", "one-hot labels", draw),

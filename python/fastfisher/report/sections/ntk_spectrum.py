@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 FIRST_STEPS = 3
 # The check starts with labels this far from the first outputs: the change of the kernel along the
 # way, and with it the deviation from linear theory, shrinks in proportion.
-SMALL = 1e-3
+SMALL = 1e-4
 # What "agrees with linear theory" means for the growth factor of the check, absolute.
 AGREEMENT = 0.01
 
