@@ -152,10 +152,11 @@ def _descent(
         ),
         _growth(values, first),
         Text(
-            f"On the labels themselves the residual is far larger and the kernel moves. {side} "
-            "The network may then leave the unstable region, settle where the curvature is smaller and "
-            "learn even above &eta;<sub>c</sub>. The loss, a sum over all directions, can fall while "
-            "the residual along the first eigenvector grows. Only the first steps are evidence."
+            "On the labels themselves the residual is far larger and the kernel moves. "
+            f"{side} The network may then leave the unstable region, settle where the curvature "
+            "is smaller and learn even above &eta;<sub>c</sub>. The loss, a sum over all "
+            "directions, can fall while the residual along the first eigenvector grows. Only the "
+            "first steps are evidence."
         ),
         Figure(
             _pair("training", "one-hot labels", draw),
