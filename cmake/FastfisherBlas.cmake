@@ -23,7 +23,10 @@ if(FASTFISHER_BLAS MATCHES "^(AUTO|OPENBLAS32)$")
     endif()
   endif()
   if(NOT FF_BLAS_FOUND AND FASTFISHER_BLAS STREQUAL "OPENBLAS32")
-    message(FATAL_ERROR "FASTFISHER_BLAS=OPENBLAS32, but the Python package scipy-openblas32 was not found")
+    message(
+      FATAL_ERROR
+      "FASTFISHER_BLAS=OPENBLAS32, but the Python package scipy-openblas32 was not found"
+    )
   endif()
 endif()
 

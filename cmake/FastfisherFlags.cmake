@@ -13,7 +13,8 @@ target_compile_options(
 if(FASTFISHER_SANITIZE)
   target_compile_options(
     fastfisher_flags
-    INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FASTFISHER_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>
+    INTERFACE
+      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FASTFISHER_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>
   )
   target_link_options(fastfisher_flags INTERFACE -fsanitize=${FASTFISHER_SANITIZE})
 endif()

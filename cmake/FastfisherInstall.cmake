@@ -7,15 +7,28 @@ install(
   TARGETS fastfisher
   EXPORT fastfisherTargets
   COMPONENT development
-  FILE_SET HEADERS
-  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+  FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
 )
-install(EXPORT fastfisherTargets NAMESPACE fastfisher:: DESTINATION "${ff_package}" COMPONENT development)
+install(
+  EXPORT fastfisherTargets
+  NAMESPACE fastfisher::
+  DESTINATION "${ff_package}"
+  COMPONENT development
+)
 if(FF_BLAS_FILE)
-  install(FILES "${FF_BLAS_FILE}" DESTINATION "${CMAKE_INSTALL_LIBDIR}/fastfisher" COMPONENT development)
+  install(
+    FILES "${FF_BLAS_FILE}"
+    DESTINATION "${CMAKE_INSTALL_LIBDIR}/fastfisher"
+    COMPONENT development
+  )
   get_filename_component(ff_blas_name "${FF_BLAS_FILE}" NAME)
   set(FF_INSTALLED_BLAS "@PACKAGE_PREFIX_DIR@/${CMAKE_INSTALL_LIBDIR}/fastfisher/${ff_blas_name}")
-  string(REPLACE "@PACKAGE_PREFIX_DIR@" "\${PACKAGE_PREFIX_DIR}" FF_INSTALLED_BLAS "${FF_INSTALLED_BLAS}")
+  string(
+    REPLACE "@PACKAGE_PREFIX_DIR@"
+    "\${PACKAGE_PREFIX_DIR}"
+    FF_INSTALLED_BLAS
+    "${FF_INSTALLED_BLAS}"
+  )
 elseif(FF_BLAS_FOUND)
   set(FF_INSTALLED_BLAS "${ff_blas_location}")
 endif()

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bridge.hpp"
 
-#include <chrono>
-#include <string>
-
 #include "dlpack_abi.hpp"
 #include "fastfisher/error.hpp"
+
+#include <chrono>
+#include <string>
 
 namespace fastfisher::python {
 namespace py = pybind11;
@@ -18,10 +18,11 @@ constexpr const char* kVersioned = "dltensor_versioned";
   throw Error(code, "dlpack", name, message);
 }
 
-// Whatever the library raised becomes an error about the named argument, with the cure where there is a usual one.
+// Whatever the library raised becomes an error about the named argument, with the cure where there
+// is a usual one.
 [[noreturn]] void refuse(const std::string& name, py::error_already_set& raised) {
-  if (!raised.matches(PyExc_BufferError) && !raised.matches(PyExc_TypeError) && !raised.matches(PyExc_RuntimeError) &&
-      !raised.matches(PyExc_ValueError)) {
+  if (!raised.matches(PyExc_BufferError) && !raised.matches(PyExc_TypeError) &&
+      !raised.matches(PyExc_RuntimeError) && !raised.matches(PyExc_ValueError)) {
     throw;
   }
   std::string text = py::str(raised.value());
@@ -35,7 +36,8 @@ py::object capsule_of(py::handle object, const std::string& name, std::intptr_t 
     fail(ErrorCode::dtype, name,
          std::string("expected an array with __dlpack__, got ") + Py_TYPE(object.ptr())->tp_name);
   }
-  const py::object stream_argument = stream == 0 ? py::object(py::none()) : py::object(py::int_(stream));
+  const py::object stream_argument =
+      stream == 0 ? py::object(py::none()) : py::object(py::int_(stream));
   const auto ask = [&](bool versioned) -> py::object {
     try {
       if (!versioned) return object.attr("__dlpack__")(py::arg("stream") = stream_argument);
@@ -54,11 +56,16 @@ py::object capsule_of(py::handle object, const std::string& name, std::intptr_t 
 ArrayRef ref_of(const dlpack::Tensor& tensor, const std::string& name) {
   ArrayRef array;
   switch (tensor.device.type) {
-    case dlpack::kCpu:
-    case dlpack::kCudaHost: array.device = {DeviceKind::cpu, 0}; break;
-    case dlpack::kCuda:
-    case dlpack::kCudaManaged: array.device = {DeviceKind::cuda, tensor.device.index}; break;
-    default: fail(ErrorCode::dtype, name, "is on a device that fastfisher has no backend for");
+  case dlpack::kCpu:
+  case dlpack::kCudaHost:
+    array.device = {DeviceKind::cpu, 0};
+    break;
+  case dlpack::kCuda:
+  case dlpack::kCudaManaged:
+    array.device = {DeviceKind::cuda, tensor.device.index};
+    break;
+  default:
+    fail(ErrorCode::dtype, name, "is on a device that fastfisher has no backend for");
   }
   if (tensor.dtype.code != dlpack::kFloat || tensor.dtype.lanes != 1 ||
       (tensor.dtype.bits != 32 && tensor.dtype.bits != 64)) {
@@ -121,7 +128,8 @@ Borrowed borrow(py::handle object, const std::string& name, Access access, std::
   const auto* managed =
       static_cast<const dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersioned));
   if (managed->version.major != dlpack::kMajor) {
-    fail(ErrorCode::dtype, name, "speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
+    fail(ErrorCode::dtype, name,
+         "speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
   }
   if (access == Access::write && (managed->flags & dlpack::kReadOnly) != 0) {
     fail(ErrorCode::shape, name, "is read-only, expected a writable array");
@@ -139,7 +147,8 @@ Context context_for(const Borrowed& out, std::intptr_t stream, int threads) {
 }
 
 std::span<std::byte> workspace_of(const py::buffer_info& buffer) {
-  return {static_cast<std::byte*>(buffer.ptr), static_cast<std::size_t>(buffer.size * buffer.itemsize)};
+  return {static_cast<std::byte*>(buffer.ptr),
+          static_cast<std::size_t>(buffer.size * buffer.itemsize)};
 }
 
 }  // namespace fastfisher::python

@@ -3,13 +3,13 @@
 // The one door through which arrays enter: DLPack, without copies, casts or transfers.
 #pragma once
 
+#include "fastfisher/context.hpp"
+
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <string>
 #include <utility>
-
-#include "fastfisher/context.hpp"
 
 namespace fastfisher::python {
 
@@ -23,7 +23,9 @@ class Borrowed {
   Borrowed(ArrayRef array, void* owner, void (*release)(void*)) noexcept
       : array_(array), owner_(owner), release_(release) {}
   Borrowed(Borrowed&& other) noexcept
-      : array_(other.array_), owner_(std::exchange(other.owner_, nullptr)), release_(other.release_) {}
+      : array_(other.array_),
+        owner_(std::exchange(other.owner_, nullptr)),
+        release_(other.release_) {}
   Borrowed& operator=(Borrowed&&) = delete;
   ~Borrowed() {
     if (owner_ != nullptr) release_(owner_);
@@ -37,9 +39,10 @@ class Borrowed {
   void (*release_)(void*) = nullptr;
 };
 
-/// Borrow `object`. Write access needs a versioned capsule that is not read-only, for a legacy one cannot say so.
-/// `stream` is the caller's current stream, 0 on CPU. Errors name the argument.
-Borrowed borrow(pybind11::handle object, const std::string& name, Access access, std::intptr_t stream);
+/// Borrow `object`. Write access needs a versioned capsule that is not read-only, for a legacy one
+/// cannot say so. `stream` is the caller's current stream, 0 on CPU. Errors name the argument.
+Borrowed borrow(pybind11::handle object, const std::string& name, Access access,
+                std::intptr_t stream);
 
 /// Context on the device of `out`. Interrupts are polled through it while the GIL is released.
 Context context_for(const Borrowed& out, std::intptr_t stream, int threads);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The DLPack structures, versions 0 (unversioned) and 1, as their public specification lays them out in memory.
+// The DLPack structures, versions 0 (unversioned) and 1, as their public specification lays them
+// out in memory.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one translator from the library's exception to Python's.
-#include "fastfisher/error.hpp"
-
 #include "bridge.hpp"
+#include "fastfisher/error.hpp"
 
 namespace fastfisher::python {
 namespace py = pybind11;
@@ -12,18 +11,22 @@ namespace {
 
 void raise(const Error& error) {
   switch (error.code()) {
-    case ErrorCode::shape: return PyErr_SetString(PyExc_ValueError, error.what());
-    case ErrorCode::dtype: return PyErr_SetString(PyExc_TypeError, error.what());
-    case ErrorCode::missing: return PyErr_SetString(PyExc_NotImplementedError, error.what());
-    case ErrorCode::memory: return PyErr_SetString(PyExc_MemoryError, error.what());
-    case ErrorCode::interrupted:
-      // The signal's own handler may have raised already.
-      if (PyErr_Occurred() == nullptr) PyErr_SetNone(PyExc_KeyboardInterrupt);
-      return;
-    case ErrorCode::cuda: {
-      const py::object type = py::module_::import("fastfisher.errors").attr("CudaError");
-      return PyErr_SetString(type.ptr(), error.what());
-    }
+  case ErrorCode::shape:
+    return PyErr_SetString(PyExc_ValueError, error.what());
+  case ErrorCode::dtype:
+    return PyErr_SetString(PyExc_TypeError, error.what());
+  case ErrorCode::missing:
+    return PyErr_SetString(PyExc_NotImplementedError, error.what());
+  case ErrorCode::memory:
+    return PyErr_SetString(PyExc_MemoryError, error.what());
+  case ErrorCode::interrupted:
+    // The signal's own handler may have raised already.
+    if (PyErr_Occurred() == nullptr) PyErr_SetNone(PyExc_KeyboardInterrupt);
+    return;
+  case ErrorCode::cuda: {
+    const py::object type = py::module_::import("fastfisher.errors").attr("CudaError");
+    return PyErr_SetString(type.ptr(), error.what());
+  }
   }
 }
 

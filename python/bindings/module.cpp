@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <pybind11/pybind11.h>
-
 #include "bridge.hpp"
 #include "fastfisher/backend.hpp"
+
+#include <pybind11/pybind11.h>
 
 namespace py = pybind11;
 
@@ -17,10 +17,11 @@ PYBIND11_MODULE(_core, module) {
     py::dict states;
     for (const Backend* backend : backends()) {
       const BackendState state = backend->state();
-      states[backend->name] = py::dict(py::arg("available") = state.available, py::arg("detail") = state.detail);
+      states[backend->name] =
+          py::dict(py::arg("available") = state.available, py::arg("detail") = state.detail);
     }
     return py::dict(py::arg("version") = info.version, py::arg("compiler") = info.compiler,
-                    py::arg("blas") = info.blas, py::arg("simd") = info.simd, py::arg("threads") = info.threads,
-                    py::arg("backends") = states);
+                    py::arg("blas") = info.blas, py::arg("simd") = info.simd,
+                    py::arg("threads") = info.threads, py::arg("backends") = states);
   });
 }

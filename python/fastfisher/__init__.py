@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curvature of neural networks at the speed of the hardware.
 
-Arrays are anything with ``__dlpack__``: numpy, torch, cupy, jax; results come back in the caller's library. Importing
-this package imports none of them but numpy.
+Arrays are anything with ``__dlpack__``: numpy, torch, cupy, jax; results come back in the
+caller's library. Importing this package imports none of them but numpy.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only place that knows the array libraries by name: namespaces, allocation, hand-over, streams.
+"""The only place that knows the array libraries: namespaces, allocation, hand-over, streams.
 
 No numerics here. Other modules ask for ``namespace(x)`` and write ``xp.tanh(x)``.
 """
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 Array = Any
 """An array of numpy, torch, cupy or jax: anything this module's ``library`` accepts."""
 
+_NUMPY_NAMES = {np.dtype(name).str: name for name in ("float32", "float64")}
 ACCEPTED = "a numpy, torch, cupy or jax array"
 
 
@@ -28,7 +29,9 @@ def library(x: object, name: str = "array") -> str:
     """
     if isinstance(x, np.ndarray):
         if isinstance(x, np.ma.MaskedArray):
-            raise TypeError(f"{name}: got a masked array, whose mask would be ignored; expected {ACCEPTED}")
+            raise TypeError(
+                f"{name}: got a masked array, whose mask would be ignored; expected {ACCEPTED}"
+            )
         return "numpy"
     # The class decides, not isinstance, so that a library which is not in use is never imported.
     for base in type(x).__mro__:
@@ -41,7 +44,7 @@ def library(x: object, name: str = "array") -> str:
 
 
 def namespace(x: object) -> ModuleType:
-    """Module with the functions for `x`: numpy, torch, jax.numpy or cupy."""
+    """Return the module with the functions for `x`: numpy, torch, jax.numpy or cupy."""
     return _module(library(x))
 
 
@@ -49,21 +52,16 @@ def _module(owner: str) -> ModuleType:
     if owner == "numpy":
         return np
     if owner == "torch":
-        import torch
-
-        return torch
-    if owner == "jax":
-        import jax.numpy
-
-        return jax.numpy
-    import cupy
-
-    return cupy  # type: ignore[no-any-return]
+        return import_module("torch")
+    return import_module("jax.numpy" if owner == "jax" else "cupy")
 
 
 def dtype_name(x: Array) -> str:
     """Name of the dtype of `x`, spelled alike for every library, for instance ``"float32"``."""
-    return x.dtype.name if isinstance(x, np.ndarray) else str(x.dtype).rpartition(".")[2]
+    if isinstance(x, np.ndarray):
+        # numpy composes .name anew at each call (5 us); foreign byte orders keep their spelling.
+        return _NUMPY_NAMES.get(x.dtype.str) or (x.dtype.name if x.dtype.isnative else x.dtype.str)
+    return str(x.dtype).rpartition(".")[2]
 
 
 def device_name(x: Array) -> str:
@@ -80,7 +78,7 @@ def device_name(x: Array) -> str:
 
 
 def stream_of(x: Array) -> int:
-    """Integer handle of the caller's current stream for the device of `x`; 0 on CPU, 1 for CUDA's legacy default."""
+    """Handle of the caller's current stream on the device of `x`; 0 on CPU, 1 for CUDA's default."""
     if isinstance(x, np.ndarray) or device_name(x) == "cpu":
         return 0
     owner = library(x)
@@ -96,7 +94,7 @@ def stream_of(x: Array) -> int:
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
-    """Uninitialised array of the library, dtype and device of `like` (for jax a numpy buffer, see `final`)."""
+    """Uninitialised array like `like` in library, dtype and device (for jax a numpy buffer)."""
     if isinstance(like, np.ndarray):
         return np.empty(shape, like.dtype)
     owner = library(like)
@@ -112,7 +110,7 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
 
 
 def final(x: Array, like: Array) -> Array:
-    """Result `x` in the library of `like`: jax arrays cannot be written, so a numpy buffer is handed over."""
+    """Hand the finished `x` of `empty` over to the library of `like` (jax arrays cannot be written)."""
     return from_numpy(x, like) if library(like) == "jax" else x
 
 
@@ -124,13 +122,15 @@ def from_numpy(host: np.ndarray[Any, Any], like: Array) -> Array:
     if owner == "torch":
         import torch
 
-        if not host.flags.writeable:  # torch has no read-only tensors: sharing would let them be written
+        if (
+            not host.flags.writeable
+        ):  # torch has no read-only tensors: sharing would let them be written
             host = host.copy()
         return torch.from_numpy(host).to(like.device)
     if owner == "jax":
         import jax
 
-        if host.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        if host.dtype == np.float64 and not jax.config.jax_enable_x64:
             raise TypeError("dtype float64 needs jax.config.update('jax_enable_x64', True)")
         return jax.numpy.from_dlpack(host)
     import cupy
@@ -152,7 +152,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
 
 def erf(x: Array) -> Array:
-    """Error function in the library of `x`; numpy itself has none, so scipy is used when it is there."""
+    """Error function in the library of `x`; for numpy by scipy where it is installed."""
     owner = library(x)
     if owner == "torch":
         return _module(owner).erf(x)
@@ -172,7 +172,3 @@ def erf(x: Array) -> Array:
         return np.vectorize(math.erf, otypes=[x.dtype])(x)
     return scipy_erf(x)
 
-
-def imported(name: str) -> bool:
-    """Whether the caller has already imported `name` (never imports it)."""
-    return name in sys.modules

@@ -15,12 +15,13 @@ def gram(
     /,
 ) -> tuple[int, int, int, int, int]: ...
 def gram_workspace(
-    left: list[tuple[Any, Any, bool]],
-    right: list[tuple[Any, Any, bool]],
+    left: list[tuple[Any, Any]],
+    right: list[tuple[Any, Any]],
+    item_bytes: int,
+    cuda: bool,
     outputs: int,
     exact: bool,
     memory_limit: int,
-    stream: int,
     threads: int,
     /,
 ) -> int: ...

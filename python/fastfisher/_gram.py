@@ -48,21 +48,23 @@ def gram(
     g : array, shape (n, c, o), same dtype, device and library as `a`
         Gradients of the c outputs with respect to the layer's pre-activations. Not with a Jacobian.
     other : Jacobian or (a2, g2), optional
-        The second set of samples, for the cross Gram. By default the first set meets itself: then only one half
-        is computed and the result is symmetric bit for bit with a diagonal that is not negative.
+        The second set of samples, for the cross Gram. By default the first set meets itself: then
+        only one half is computed and the result is symmetric bit for bit with a diagonal that is
+        not negative.
     outputs : "full" | "trace" | "diagonal" | "sum" | int
         Which outputs meet which, see Returns. Trace is a plain sum over c, not divided by C.
     bias : bool
-        Whether the layer has a bias (`a` then gains a trailing 1). Not with a Jacobian, whose layers know.
+        Whether the layer has a bias (`a` then gains a trailing 1). Not with a Jacobian, whose
+        layers know.
     precision : "highest" | "high" | "medium" | "exact"
-        "highest": products and sums along a depth in the dtype of the input. "exact": float32 input, float64
-        products. "high" and "medium" permit a device less than that; the CPU has no use for it. Layers are summed in
-        float64 in any case.
+        "highest": products and sums along a depth in the dtype of the input. "exact": float32
+        input, float64 products. "high" and "medium" permit a device less than that; the CPU has no
+        use for it. Layers are summed in float64 in any case.
     out : array, optional
         Where to write; same dtype and device as `a`, any strides. Returned.
     memory_limit : int or str, optional
-        Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; 48 MiB by default.
-        Less memory means more passes over the factors, never other numbers.
+        Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``;
+        48 MiB by default. Less memory means more passes over the factors, never other numbers.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
 
@@ -92,10 +94,11 @@ def gram(
 
     Notes
     -----
-    ``K[n, c, m, d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n, c], g_l[m, d]>``, the dual of the Fisher matrix
-    times N (Karakida, Akaho and Amari 2019, arXiv:1806.01316). Multiply-adds: ``N M (i + C D o)`` a layer, halved
-    when square; no N C x P Jacobian is formed. Results do not depend on `threads` or `memory_limit`. Runs without the
-    GIL; Ctrl-C stops within a tile and leaves `out` unspecified.
+    ``K[n, c, m, d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n, c], g_l[m, d]>``, the dual
+    of the Fisher matrix times N (Karakida, Akaho and Amari 2019, arXiv:1806.01316).
+    Multiply-adds: ``N M (i + C D o)`` a layer, halved when square; no N C x P Jacobian is formed.
+    Results do not depend on `threads` or `memory_limit`. Runs without the GIL; Ctrl-C stops within
+    a tile and leaves `out` unspecified.
 
     Examples
     --------
@@ -229,7 +232,7 @@ def _check_pair(left: Sequence[Dense], right: Sequence[Dense]) -> None:
         got, expected = (y.a.shape[1], y.g.shape[2], y.bias), (x.a.shape[1], x.g.shape[2], x.bias)
         if got != expected:
             raise ValueError(
-                f"other: layer {index} has (i, o, bias) = {got}, expected {expected} as in the first"
+                f"other: layer {index} has (i, o, bias) = {got}, expected {expected}"
             )
     for what, of in (("dtype", dtype_name), ("array library", library), ("device", device_name)):
         if of(left[0].a) != of(right[0].a):
@@ -269,7 +272,9 @@ def memory_bytes(limit: int | str | None) -> int:
 
 def _thread_number(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
-        raise ValueError(f"threads: expected an integer from 0 (automatic) to 4096, got {threads!r}")
+        raise ValueError(
+            f"threads: expected an integer from 0 (automatic) to 4096, got {threads!r}"
+        )
     return threads
 
 
@@ -278,13 +283,13 @@ def _raise(
 ) -> None:
     if report.kind == _native.OVERFLOW:
         raise NumericalError(
-            f"gram: the result overflows {dtype_name(left[0].a)}; scale the factors or use a wider dtype"
+            f"gram: the result overflows {dtype_name(left[0].a)}; scale the factors"
         )
     layers = left if report.side == 0 or right is None else right
     layer = layers[report.layer]
     name = "ag"[report.argument]
     array = layer.a if name == "a" else layer.g
-    index = tuple(int(k) for k in np.unravel_index(report.index, tuple(array.shape)))
+    index = tuple(int(k) for k in np.unravel_index(report.position, tuple(array.shape)))
     where = f"other, {name}" if report.side else name
     if layer.label is not None:
         where = f"layer {layer.label!r}, {where}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native waist: typed calls to ``_core`` with arrays already checked and outputs already allocated.
+"""The native waist: typed calls to ``_core`` with arrays checked and outputs allocated.
 
 Knows neither layers nor approximations; whoever calls turns a report into an exception.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastfisher import _core
-from fastfisher._arrays import Array, stream_of
+from fastfisher._arrays import Array, dtype_name, stream_of
 
 GRAM_OUTPUTS = {"full": 0, "trace": 1, "diagonal": 2}
 OK, NON_FINITE, OVERFLOW = 0, 1, 2
@@ -27,7 +27,7 @@ class GramReport(NamedTuple):
     side: int
     layer: int
     argument: int
-    index: int
+    position: int
 
 
 def gram(
@@ -43,7 +43,16 @@ def gram(
     """Gram of `left` with `right` (empty: with itself) into `out`."""
     kind = GRAM_OUTPUTS[outputs]
     stream = stream_of(out)
-    size = _core.gram_workspace(left, right, kind, exact, memory_limit, stream, threads)
+    size = _core.gram_workspace(
+        [(a.shape, g.shape) for a, g, _ in left],
+        [(a.shape, g.shape) for a, g, _ in right],
+        4 if dtype_name(out) == "float32" else 8,
+        stream != 0,
+        kind,
+        exact,
+        memory_limit,
+        threads,
+    )
     workspace = np.empty(size, np.uint8)
     return GramReport(
         *_core.gram(left, right, out, workspace, kind, exact, memory_limit, stream, threads)
@@ -51,7 +60,7 @@ def gram(
 
 
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
-    """Write the product of `a` (n, k) and `b` (k, m) to `out`, by the bundled BLAS where there is one."""
+    """Write the product of `a` (n, k) and `b` (k, m) to `out`, by the bundled BLAS if there is one."""
     _core.matmul(a, b, out, stream_of(out), threads)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions and warnings that fastfisher raises (plain ValueError, TypeError and MemoryError beside them)."""
+"""Exceptions and warnings of fastfisher, beside plain ValueError, TypeError and MemoryError."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NonFiniteError(FastfisherError, ValueError):
 
 
 class NumericalError(FastfisherError, ArithmeticError):
-    """A computation on finite input has no finite result, for instance an overflow of the output dtype."""
+    """A computation on finite input has no finite result, for instance it overflows the dtype."""
 
 
 class NotPositiveDefiniteError(NumericalError, ValueError):

@@ -22,8 +22,8 @@ class Dense:
     g : array, shape (n, c, o), same dtype, device and library as `a`
         Gradients of the c outputs with respect to the layer's pre-activations.
     bias : bool
-        Whether the layer has a bias: its parameters are then ``[W (o, i) row-major, b (o)]`` and `a` gains a
-        trailing 1 (which is never stored).
+        Whether the layer has a bias: its parameters are then ``[W (o, i) row-major, b (o)]`` and
+        `a` gains a trailing 1 (which is never stored).
     label : str, optional
         Name of the layer in messages.
 
@@ -59,8 +59,8 @@ class Dense:
         _check_array(g, prefix + "g", 3, "(n, c, o)")
         if a.shape[0] != g.shape[0]:
             raise ValueError(
-                f"{prefix}a has {a.shape[0]} samples and g has {g.shape[0]}; expected a (n, i) and g (n, c, o) "
-                "with the same n"
+                f"{prefix}a has {a.shape[0]} samples and g has {g.shape[0]}; expected a (n, i) and "
+                "g (n, c, o) with the same n"
             )
         _check_alike(a, g, prefix + "a", prefix + "g")
         if not isinstance(bias, bool):
@@ -96,7 +96,9 @@ def _check_array(x: Array, name: str, rank: int, expected: str) -> None:
 def _check_alike(x: Array, y: Array, x_name: str, y_name: str) -> None:
     for what, of in (("dtype", dtype_name), ("array library", library), ("device", device_name)):
         if of(x) != of(y):
-            raise TypeError(f"{x_name} and {y_name} must have the same {what}, got {of(x)} and {of(y)}")
+            raise TypeError(
+                f"{x_name} and {y_name} must have the same {what}, got {of(x)} and {of(y)}"
+            )
 
 
 def check_layers(layers: Sequence[Dense]) -> None:
@@ -113,11 +115,13 @@ def check_layers(layers: Sequence[Dense]) -> None:
         raise ValueError("layers: expected at least one layer, got none")
     for index, layer in enumerate(layers):
         if not isinstance(layer, Dense):
-            raise TypeError(f"layers[{index}]: expected fastfisher.Dense, got {type(layer).__name__}")
+            raise TypeError(
+                f"layers[{index}]: expected fastfisher.Dense, got {type(layer).__name__}"
+            )
         if layer.g.shape[:2] != layers[0].g.shape[:2]:
             raise ValueError(
                 f"layers[{index}]: g has (n, c) = {tuple(layer.g.shape[:2])}, layers[0] has "
-                f"{tuple(layers[0].g.shape[:2])}; expected the same samples and outputs in every layer"
+                f"{tuple(layers[0].g.shape[:2])}; expected the same in every layer"
             )
         if index:
             _check_alike(layer.a, layers[0].a, f"layers[{index}]", "layers[0]")

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table that a device backend fills. A null entry means the backend has no such op; core reports that.
+// The table that a device backend fills. A null entry means the backend has no such op; core
+// reports that.
 #pragma once
+
+#include "fastfisher/ops.hpp"
 
 #include <string>
 #include <vector>
-
-#include "fastfisher/ops.hpp"
 
 namespace fastfisher {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "fastfisher/view.hpp"
+
 #include <cstddef>
 #include <span>
-
-#include "fastfisher/view.hpp"
 
 namespace fastfisher {
 
@@ -12,10 +12,13 @@ namespace fastfisher {
 struct Context {
   Device device;
   void* stream = nullptr;  ///< CUDA stream of the caller; null on CPU
-  int threads = 0;         ///< 0: FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the process's affinity
-  std::span<std::byte> workspace;  ///< scratch of the caller; an op's *_workspace query says how much
+  int threads =
+      0;  ///< 0: FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the process's affinity
+  std::span<std::byte>
+      workspace;  ///< scratch of the caller; an op's *_workspace query says how much
 
-  /// Asked between tiles, by the calling thread only; true stops the op with ErrorCode::interrupted.
+  /// Asked between tiles, by the calling thread only; true stops the op with
+  /// ErrorCode::interrupted.
   bool (*interrupted)(void* state) = nullptr;
   void* interrupted_state = nullptr;
 };

@@ -9,9 +9,13 @@ namespace fastfisher {
 /// Element types that may cross the waist. An op lists those it takes.
 enum class DType : std::uint8_t { f32, f64 };
 
-constexpr std::int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 8; }
+constexpr std::int64_t size_of(DType dtype) {
+  return dtype == DType::f32 ? 4 : 8;
+}
 
-constexpr const char* name_of(DType dtype) { return dtype == DType::f32 ? "float32" : "float64"; }
+constexpr const char* name_of(DType dtype) {
+  return dtype == DType::f32 ? "float32" : "float64";
+}
 
 template <class T>
 inline constexpr DType dtype_of = DType::f32;

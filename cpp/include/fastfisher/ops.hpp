@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ops of the library. Each has one name everywhere: here, in the backends, the binding, the stub, the numpy
-// reference, the tests and the benches. Ops are re-entrant, allocate no arrays and write only to `out`.
-// Letters: n, m samples; c, d outputs; i in-features; o out-features.
+// The ops of the library. Each has one name everywhere: here, in the backends, the binding, the
+// stub, the numpy reference, the tests and the benches. Ops are re-entrant, allocate no arrays and
+// write only to `out`. Letters: n, m samples; c, d outputs; i in-features; o out-features.
 #pragma once
-
-#include <cstdint>
-#include <span>
 
 #include "fastfisher/context.hpp"
 #include "fastfisher/error.hpp"
 #include "fastfisher/view.hpp"
+
+#include <cstdint>
+#include <span>
 
 namespace fastfisher {
 
@@ -41,21 +41,24 @@ struct GramOptions {
 /// What an op found in its input. Ops report; whoever calls decides what to raise.
 struct GramReport {
   enum class Kind : int { ok, non_finite, overflow } kind = Kind::ok;
-  int side = 0;            ///< 0: left, 1: right
-  int layer = 0;           ///< index into the list
-  int argument = 0;        ///< 0: a, 1: g
-  std::int64_t index = 0;  ///< first such element, counted in row-major order of the argument's extents
+  int side = 0;      ///< 0: left, 1: right
+  int layer = 0;     ///< index into the list
+  int argument = 0;  ///< 0: a, 1: g
+  std::int64_t index =
+      0;  ///< first such element, counted in row-major order of the argument's extents
 };
 
 /// Gram of per-sample Jacobians, summed over layers:
 ///   K[n,c,m,d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n,c], g_l[m,d]>.
-/// `right` empty: the square case, where only one half is computed and the result is symmetric bit for bit.
-/// Needs at least gram_workspace(...) bytes in ctx.workspace; on non-finite input `out` is left unspecified.
-GramReport gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-                const GramOptions& options, const ArrayRef& out);
+/// `right` empty: the square case, where only one half is computed and the result is symmetric bit
+/// for bit. Needs at least gram_workspace(...) bytes in ctx.workspace; on non-finite input `out` is
+/// left unspecified.
+GramReport gram(const Context& ctx, std::span<const GramLayer> left,
+                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out);
 
-/// Bytes of workspace that `gram` wants for these layers, at most options.memory_limit; ErrorCode::memory with the
-/// needed figure if that cannot be. More memory means fewer passes over the factors.
+/// Bytes of workspace that `gram` wants for these layers, at most options.memory_limit;
+/// ErrorCode::memory with the needed figure if that cannot be. More memory means fewer passes over
+/// the factors.
 std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
                             std::span<const GramLayer> right, const GramOptions& options);
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "fastfisher/dtype.hpp"
+
 #include <array>
 #include <cstdint>
 #include <type_traits>
-
-#include "fastfisher/dtype.hpp"
 
 namespace fastfisher {
 
@@ -37,7 +37,8 @@ struct ArrayRef {
   }
 };
 
-/// Typed view, spelled like mdspan: `v.extent(r)`, `v.stride(r)`, `v(i, j)`. Const elements mean input.
+/// Typed view, spelled like mdspan: `v.extent(r)`, `v.stride(r)`, `v(i, j)`. Const elements mean
+/// input.
 template <class T, int Rank>
 struct View {
   T* data = nullptr;

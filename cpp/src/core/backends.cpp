@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "fastfisher/backend.hpp"
-
 #include "cpu_info.hpp"
+#include "fastfisher/backend.hpp"
 
 namespace fastfisher {
 namespace cpu {

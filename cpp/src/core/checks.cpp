@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checks.hpp"
 
+#include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fastfisher::checks {
@@ -16,19 +18,23 @@ std::string shape_of(const ArrayRef& array) {
   return text + ")";
 }
 
-[[noreturn]] void fail(ErrorCode code, const char* op, const std::string& argument, const std::string& message) {
+[[noreturn]] void fail(ErrorCode code, const char* op, const std::string& argument,
+                       const std::string& message) {
   throw Error(code, op, argument, message);
 }
 
-void expect_rank(const char* op, const std::string& argument, const ArrayRef& array, int rank, const char* shape) {
+void expect_rank(const char* op, const std::string& argument, const ArrayRef& array, int rank,
+                 const char* shape) {
   if (array.rank != rank) {
-    fail(ErrorCode::shape, op, argument, "expected shape " + std::string(shape) + ", got " + shape_of(array));
+    fail(ErrorCode::shape, op, argument,
+         "expected shape " + std::string(shape) + ", got " + shape_of(array));
   }
 }
 
-void expect_like(const char* op, const std::string& argument, const ArrayRef& array, const Context& ctx,
-                 DType dtype) {
-  if (!(array.device == ctx.device)) fail(ErrorCode::dtype, op, argument, "is on another device than out");
+void expect_like(const char* op, const std::string& argument, const ArrayRef& array,
+                 const Context& ctx, DType dtype) {
+  if (!(array.device == ctx.device))
+    fail(ErrorCode::dtype, op, argument, "is on another device than out");
   if (array.dtype != dtype) {
     fail(ErrorCode::dtype, op, argument,
          std::string("expected dtype ") + name_of(dtype) + ", got dtype " + name_of(array.dtype));
@@ -42,6 +48,23 @@ void expect_extent(const char* op, const std::string& argument, const ArrayRef& 
          "got shape " + shape_of(array) + ", expected " + std::to_string(extent) + " on axis " +
              std::to_string(axis) + " as " + as);
   }
+}
+
+// Whether the address ranges of two arrays meet.
+bool share_memory(const ArrayRef& x, const ArrayRef& y) {
+  if (x.size() == 0 || y.size() == 0) return false;
+  const auto range = [](const ArrayRef& array) {
+    std::int64_t low = 0, high = size_of(array.dtype);
+    for (int r = 0; r < array.rank; ++r) {
+      const std::int64_t reach = (array.extent(r) - 1) * array.stride(r) * size_of(array.dtype);
+      (reach < 0 ? low : high) += reach;
+    }
+    const auto base = reinterpret_cast<std::intptr_t>(array.data);
+    return std::pair{base + low, base + high};
+  };
+  const auto [x_low, x_high] = range(x);
+  const auto [y_low, y_high] = range(y);
+  return x_low < y_high && y_low < x_high;
 }
 
 void layers(const Context& ctx, std::span<const GramLayer> list, const char* side, DType dtype) {
@@ -61,6 +84,7 @@ void layers(const Context& ctx, std::span<const GramLayer> list, const char* sid
 
 // Two entries of `out` that share an address would be written by two threads.
 bool overlaps(const ArrayRef& out) {
+  if (out.size() == 0) return false;
   std::vector<int> axes;
   for (int r = 0; r < out.rank; ++r) {
     if (out.extent(r) > 1) axes.push_back(r);
@@ -89,7 +113,8 @@ void gram(const Context& ctx, std::span<const GramLayer> left, std::span<const G
   if (right.empty()) return;
   if (right.size() != left.size()) {
     fail(ErrorCode::shape, "gram", "right",
-         "got " + std::to_string(right.size()) + " layers, expected " + std::to_string(left.size()) + " as in left");
+         "got " + std::to_string(right.size()) + " layers, expected " +
+             std::to_string(left.size()) + " as in left");
   }
   layers(ctx, right, "right", dtype);
   for (std::size_t index = 0; index < left.size(); ++index) {
@@ -106,27 +131,43 @@ void gram(const Context& ctx, std::span<const GramLayer> left, std::span<const G
   }
 }
 
-void gram_out(std::span<const GramLayer> left, std::span<const GramLayer> right, const GramOptions& options,
-              const ArrayRef& out) {
+void gram_out(std::span<const GramLayer> left, std::span<const GramLayer> right,
+              const GramOptions& options, const ArrayRef& out) {
   const ArrayRef& g = left.front().g;
   const ArrayRef& h = right.empty() ? g : right.front().g;
   std::vector<std::int64_t> shape;
   switch (options.outputs) {
-    case GramOutputs::full: shape = {g.extent(0), g.extent(1), h.extent(0), h.extent(1)}; break;
-    case GramOutputs::trace: shape = {g.extent(0), h.extent(0)}; break;
-    case GramOutputs::diagonal: shape = {g.extent(0), h.extent(0), g.extent(1)}; break;
+  case GramOutputs::full:
+    shape = {g.extent(0), g.extent(1), h.extent(0), h.extent(1)};
+    break;
+  case GramOutputs::trace:
+    shape = {g.extent(0), h.extent(0)};
+    break;
+  case GramOutputs::diagonal:
+    shape = {g.extent(0), h.extent(0), g.extent(1)};
+    break;
   }
   ArrayRef expected;
   expected.rank = static_cast<int>(shape.size());
   for (int r = 0; r < expected.rank; ++r) expected.extents[r] = shape[static_cast<std::size_t>(r)];
   if (out.rank != expected.rank || out.extents != expected.extents) {
-    fail(ErrorCode::shape, "gram", "out", "expected shape " + shape_of(expected) + ", got " + shape_of(out));
+    fail(ErrorCode::shape, "gram", "out",
+         "expected shape " + shape_of(expected) + ", got " + shape_of(out));
   }
   if (out.dtype != left.front().a.dtype) {
     fail(ErrorCode::dtype, "gram", "out",
-         std::string("expected dtype ") + name_of(left.front().a.dtype) + ", got dtype " + name_of(out.dtype));
+         std::string("expected dtype ") + name_of(left.front().a.dtype) + ", got dtype " +
+             name_of(out.dtype));
   }
   if (overlaps(out)) fail(ErrorCode::shape, "gram", "out", "has entries that share memory");
+  for (const auto side : {left, right}) {
+    for (const GramLayer& layer : side) {
+      if (share_memory(out, layer.a) || share_memory(out, layer.g)) {
+        fail(ErrorCode::shape, "gram", "out",
+             "overlaps the memory of an input, expected memory of its own");
+      }
+    }
+  }
 }
 
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {

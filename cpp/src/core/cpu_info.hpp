@@ -3,9 +3,9 @@
 // What core asks of the CPU backend beside its table: the host's threads, kernels and BLAS.
 #pragma once
 
-#include <string>
-
 #include "fastfisher/context.hpp"
+
+#include <string>
 
 namespace fastfisher::cpu {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The public ops: check, pick the backend of the context's device, call it. No arithmetic here.
-#include <string>
-
 #include "checks.hpp"
 #include "fastfisher/backend.hpp"
+
+#include <string>
 
 namespace fastfisher {
 namespace {
@@ -19,21 +19,22 @@ const Backend& backend_of(const Context& ctx) {
 template <class Function>
 Function entry(const Backend& backend, Function function, const char* op) {
   if (function != nullptr) return function;
-  throw Error(ErrorCode::missing, op, "", std::string("the ") + backend.name + " backend: " + backend.state().detail);
+  throw Error(ErrorCode::missing, op, "",
+              std::string("the ") + backend.name + " backend: " + backend.state().detail);
 }
 
 }  // namespace
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-                const GramOptions& options, const ArrayRef& out) {
+GramReport gram(const Context& ctx, std::span<const GramLayer> left,
+                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out) {
   checks::gram(ctx, left, right, options);
   checks::gram_out(left, right, options, out);
   const Backend& backend = backend_of(ctx);
   return entry(backend, backend.gram, "gram")(ctx, left, right, options, out);
 }
 
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-                            const GramOptions& options) {
+std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
+                            std::span<const GramLayer> right, const GramOptions& options) {
   checks::gram(ctx, left, right, options);
   const Backend& backend = backend_of(ctx);
   return entry(backend, backend.gram_workspace, "gram_workspace")(ctx, left, right, options);

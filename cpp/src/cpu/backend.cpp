@@ -7,7 +7,9 @@
 
 namespace fastfisher::cpu {
 
-std::string simd_name() { return tile_kernels<float>().name; }
+std::string simd_name() {
+  return tile_kernels<float>().name;
+}
 
 const Backend& backend() {
   static const Backend table = [] {
@@ -15,7 +17,8 @@ const Backend& backend() {
     b.name = "cpu";
     b.device = DeviceKind::cpu;
     b.state = [] {
-      return BackendState{true, std::to_string(thread_count({})) + " threads, " + simd_name() + " kernels"};
+      return BackendState{true, std::to_string(thread_count({})) + " threads, " + simd_name() +
+                                    " kernels"};
     };
     b.gram = &cpu::gram;
     b.gram_workspace = &cpu::gram_workspace;

@@ -2,8 +2,9 @@
 //
 // Dense Gram (S0):  K[n,c,m,d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n,c], g_l[m,d]>.
 //
-// Rows of K are (n,c) for outputs = full and n otherwise, so each layer is an entrywise product of two ordinary
-// products: Q = G G^T of depth o (or c o for the trace) and P = A A^T of depth i, an entry of P serving c x d entries.
+// Rows of K are (n,c) for outputs = full and n otherwise, so each layer is an entrywise product of
+// two ordinary products: Q = G G^T of depth o (or c o for the trace) and P = A A^T of depth i, an
+// entry of P serving c x d entries.
 //
 //   for each pair of blocks of rows (only j <= i when square)
 //     for each slab of depth that fits the workspace (one slab when it can be)
@@ -12,11 +13,18 @@
 //         for each layer: P, Q of the tile, then acc += P o Q in float64   the tile stays in cache
 //         after the last slab: store the tile and its mirror image once
 //
-// Multiply-adds a pair of samples: i + c^2 o a layer, halved when square. Bytes: each factor is packed once for every
-// block it meets, the output written once. Across layers the sum is float64, so layers of very different scale
-// lose nothing. An entry's sums follow the chunks of GramPlan alone: tiles, blocks and threads never change a bit.
-// Products of float32 underflow or overflow only where entries leave [2^-32, 2^32]: such a layer is packed
-// times a power of two, which fold() takes out again in float64.
+// Multiply-adds a pair of samples: i + c^2 o a layer, halved when square. Bytes: each factor is
+// packed once for every block it meets, the output written once. Across layers the sum is float64,
+// so layers of very different scale lose nothing. An entry's sums follow the chunks of GramPlan
+// alone: tiles, blocks and threads never change a bit. Products of float32 underflow or overflow
+// only where entries leave [2^-32, 2^32]: such a layer is packed times a power of two, which fold()
+// takes out again in float64.
+#include "backend.hpp"
+#include "gram_plan.hpp"
+#include "parallel.hpp"
+#include "scan.hpp"
+#include "tile_kernels.hpp"
+
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -27,12 +35,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "backend.hpp"
-#include "gram_plan.hpp"
-#include "parallel.hpp"
-#include "scan.hpp"
-#include "tile_kernels.hpp"
-
 namespace fastfisher::cpu {
 namespace {
 
@@ -41,7 +43,8 @@ constexpr double kSerialWork = 2e6;
 constexpr std::int64_t kPanelsATask = 8;
 constexpr int kSafeExponent = 32;
 
-// Rows of one product in strided memory: row r is (r / inner, r % inner), depth k is (k / run, k % run).
+// Rows of one product in strided memory: row r is (r / inner, r % inner), depth k is (k / run, k %
+// run).
 struct Rows {
   const void* data = nullptr;
   std::int64_t inner = 1, outer_stride = 0, inner_stride = 0;
@@ -56,7 +59,8 @@ Rows rows_of_a(const ArrayRef& a) {
 Rows rows_of_g(const ArrayRef& g, GramOutputs outputs) {
   const std::int64_t c = std::max<std::int64_t>(g.extent(1), 1);
   const std::int64_t o = std::max<std::int64_t>(g.extent(2), 1);
-  if (outputs == GramOutputs::full) return {g.data, c, g.stride(0), g.stride(1), o, 0, g.stride(2), 1};
+  if (outputs == GramOutputs::full)
+    return {g.data, c, g.stride(0), g.stride(1), o, 0, g.stride(2), 1};
   Rows rows{g.data, 1, g.stride(0), 0, o, g.stride(1), g.stride(2), 1};
   if (g.stride(1) == o * g.stride(2)) rows.run = c * o;  // one run over outputs and features
   return rows;
@@ -75,18 +79,15 @@ struct Target {
     return q / col_inner * col_outer_stride + q % col_inner * col_inner_stride;
   }
   [[nodiscard]] bool packed_cols() const {
-    return col_inner == 1 ? col_outer_stride == 1 : col_inner_stride == 1 && col_outer_stride == col_inner;
+    return col_inner == 1 ? col_outer_stride == 1
+                          : col_inner_stride == 1 && col_outer_stride == col_inner;
   }
 };
 
 Target target_of(const ArrayRef& out, GramOutputs outputs) {
   if (outputs != GramOutputs::full) return {out.data, 1, out.stride(0), 0, 1, out.stride(1), 0};
-  return {out.data,
-          std::max<std::int64_t>(out.extent(1), 1),
-          out.stride(0),
-          out.stride(1),
-          std::max<std::int64_t>(out.extent(3), 1),
-          out.stride(2),
+  return {out.data,      std::max<std::int64_t>(out.extent(1), 1), out.stride(0),
+          out.stride(1), std::max<std::int64_t>(out.extent(3), 1), out.stride(2),
           out.stride(3)};
 }
 
@@ -104,11 +105,12 @@ class Gram {
         threads_(threads),
         kernels_(tile_kernels<T>()),
         shape_(gram_shape(left, right, options.outputs)),
-        plan_(gram_plan(shape_, kernels_.mr, kernels_.nr, sizeof(T), threads, options.memory_limit)) {
+        plan_(
+            gram_plan(shape_, kernels_.mr, kernels_.nr, sizeof(T), threads, options.memory_limit)) {
     if (static_cast<std::int64_t>(ctx.workspace.size()) < plan_.bytes) {
       throw Error(ErrorCode::memory, "gram", "workspace",
-                  "got " + std::to_string(ctx.workspace.size()) + " bytes, expected " + std::to_string(plan_.bytes) +
-                      " as gram_workspace says");
+                  "got " + std::to_string(ctx.workspace.size()) + " bytes, expected " +
+                      std::to_string(plan_.bytes) + " as gram_workspace says");
     }
     const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
     auto* aligned = ctx.workspace.data() + (round_up(static_cast<std::int64_t>(start), 64) -
@@ -155,10 +157,12 @@ class Gram {
           for (int argument = 0; argument < 2; ++argument) {
             const ScanResult found = scan(ctx_, threads_, argument == 0 ? factors.a : factors.g);
             if (found.first_bad >= 0) {
-              return {GramReport::Kind::non_finite, side, static_cast<int>(layer), argument, found.first_bad};
+              return {GramReport::Kind::non_finite, side, static_cast<int>(layer), argument,
+                      found.first_bad};
             }
             // The bias joins the inner product of a, so it takes part in its scale.
-            const double largest = argument == 0 && factors.bias ? std::max(found.largest, 1.0) : found.largest;
+            const double largest =
+                argument == 0 && factors.bias ? std::max(found.largest, 1.0) : found.largest;
             rows[argument].scale = std::ldexp(1.0, -exponent_of(largest));
           }
         }
@@ -226,28 +230,33 @@ class Gram {
         const GramChunk& chunk = plan_.chunks[c];
         const std::int64_t panels = extent(chunk, is_left) / width;
         for (std::int64_t p = 0; p < panels; p += kPanelsATask) {
-          groups.push_back({c, is_left, p, std::min(kPanelsATask, panels - p), to + p * width * chunk.depth});
+          groups.push_back(
+              {c, is_left, p, std::min(kPanelsATask, panels - p), to + p * width * chunk.depth});
         }
         to += chunk_entries(chunk, is_left);
       }
     };
     if (left) add(true);
     add(false);
-    parallel_for(ctx_, threads_, static_cast<std::int64_t>(groups.size()), [&](std::int64_t index, int) {
-      const Group& group = groups[static_cast<std::size_t>(index)];
-      const GramChunk& chunk = plan_.chunks[group.chunk];
-      const std::size_t which = 2 * static_cast<std::size_t>(chunk.layer) + (chunk.gradients ? 1 : 0);
-      const Rows& rows = (group.left ? left_rows_ : right_rows_)[which];
-      const std::int64_t width = group.left ? kernels_.mr : kernels_.nr;
-      const std::int64_t outputs = group.left ? shape_.left_outputs : shape_.right_outputs;
-      const std::int64_t origin = chunk.gradients ? (group.left ? i : j) : (group.left ? i : j) / outputs;
-      const std::int64_t all = (group.left ? shape_.rows : shape_.cols) / (chunk.gradients ? 1 : outputs);
-      for (std::int64_t p = 0; p < group.count; ++p) {
-        const std::int64_t first = origin + (group.first + p) * width;
-        pack_panel(rows, chunk, first, std::clamp<std::int64_t>(all - first, 0, width), width,
-                   group.to + p * width * chunk.depth);
-      }
-    });
+    parallel_for(
+        ctx_, threads_, static_cast<std::int64_t>(groups.size()), [&](std::int64_t index, int) {
+          const Group& group = groups[static_cast<std::size_t>(index)];
+          const GramChunk& chunk = plan_.chunks[group.chunk];
+          const std::size_t which =
+              2 * static_cast<std::size_t>(chunk.layer) + (chunk.gradients ? 1 : 0);
+          const Rows& rows = (group.left ? left_rows_ : right_rows_)[which];
+          const std::int64_t width = group.left ? kernels_.mr : kernels_.nr;
+          const std::int64_t outputs = group.left ? shape_.left_outputs : shape_.right_outputs;
+          const std::int64_t origin =
+              chunk.gradients ? (group.left ? i : j) : (group.left ? i : j) / outputs;
+          const std::int64_t all =
+              (group.left ? shape_.rows : shape_.cols) / (chunk.gradients ? 1 : outputs);
+          for (std::int64_t p = 0; p < group.count; ++p) {
+            const std::int64_t first = origin + (group.first + p) * width;
+            pack_panel(rows, chunk, first, std::clamp<std::int64_t>(all - first, 0, width), width,
+                       group.to + p * width * chunk.depth);
+          }
+        });
   }
 
   void pack_panel(const Rows& rows, const GramChunk& chunk, std::int64_t first, std::int64_t count,
@@ -273,8 +282,9 @@ class Gram {
   }
 
   [[nodiscard]] std::int64_t extent(const GramChunk& chunk, bool left) const {
-    return left ? panel_extent(chunk.gradients, plan_.block_rows, shape_.left_outputs, kernels_.mr)
-                : panel_extent(chunk.gradients, plan_.block_cols, shape_.right_outputs, kernels_.nr);
+    return left
+               ? panel_extent(chunk.gradients, plan_.block_rows, shape_.left_outputs, kernels_.mr)
+               : panel_extent(chunk.gradients, plan_.block_cols, shape_.right_outputs, kernels_.nr);
   }
   [[nodiscard]] std::int64_t chunk_entries(const GramChunk& chunk, bool left) const {
     return round_up(extent(chunk, left) * chunk.depth * static_cast<std::int64_t>(sizeof(T)), 64) /
@@ -284,18 +294,23 @@ class Gram {
   // Tile at (r, q) of the block at (i, j): adds the slab's chunks to the tile's state.
   void tile(std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q, std::size_t slab,
             std::int64_t state) {
-    const std::int64_t rows = std::min({plan_.tile_rows, shape_.rows - i - r, plan_.block_rows - r});
-    const std::int64_t cols = std::min({plan_.tile_cols, shape_.cols - j - q, plan_.block_cols - q});
+    const std::int64_t rows =
+        std::min({plan_.tile_rows, shape_.rows - i - r, plan_.block_rows - r});
+    const std::int64_t cols =
+        std::min({plan_.tile_cols, shape_.cols - j - q, plan_.block_cols - q});
     if (shape_.symmetric && i + r + rows - 1 < j + q) return;  // wholly above the diagonal
     std::byte* at = states_ + state * plan_.state_bytes;
     auto* acc = reinterpret_cast<double*>(at);
     auto* product = reinterpret_cast<T*>(at + round_up(plan_.tile_rows * plan_.tile_cols * 8, 64));
     T* samples = product + round_up(plan_.tile_rows * plan_.tile_cols * item, 64) / item;
     T* spread = samples + (plan_.state_bytes - (reinterpret_cast<std::byte*>(samples) - at) -
-                           round_up(plan_.tile_cols * item, 64)) / item;
+                           round_up(plan_.tile_cols * item, 64)) /
+                              item;
 
-    const SamplePanels left_samples = sample_panels(i, i + r, rows, shape_.left_outputs, kernels_.mr);
-    const SamplePanels right_samples = sample_panels(j, j + q, cols, shape_.right_outputs, kernels_.nr);
+    const SamplePanels left_samples =
+        sample_panels(i, i + r, rows, shape_.left_outputs, kernels_.mr);
+    const SamplePanels right_samples =
+        sample_panels(j, j + q, cols, shape_.right_outputs, kernels_.nr);
     const std::int64_t first_n = i / shape_.left_outputs + left_samples.panel * kernels_.mr;
     const std::int64_t first_m = j / shape_.right_outputs + right_samples.panel * kernels_.nr;
     const std::int64_t ld_samples = right_samples.panels * kernels_.nr;
@@ -307,15 +322,18 @@ class Gram {
       const std::int64_t left_pitch = chunk.depth * kernels_.mr;
       const std::int64_t right_pitch = chunk.depth * kernels_.nr;
       if (chunk.gradients) {
-        kernels_.product(left + r / kernels_.mr * left_pitch, right + q / kernels_.nr * right_pitch, chunk.depth,
-                         left_pitch, right_pitch, ceil_div(rows, kernels_.mr), ceil_div(cols, kernels_.nr),
-                         skew(i + r, j + q), product, plan_.tile_cols, !chunk.first);
+        kernels_.product(left + r / kernels_.mr * left_pitch, right + q / kernels_.nr * right_pitch,
+                         chunk.depth, left_pitch, right_pitch, ceil_div(rows, kernels_.mr),
+                         ceil_div(cols, kernels_.nr), skew(i + r, j + q), product, plan_.tile_cols,
+                         !chunk.first);
         if (chunk.last) {
-          fold(chunk.layer, i + r, rows, first_n, j + q, cols, first_m, samples, ld_samples, product, spread, acc);
+          fold(chunk.layer, i + r, rows, first_n, j + q, cols, first_m, samples, ld_samples,
+               product, spread, acc);
         }
       } else {
-        kernels_.product(left + left_samples.panel * left_pitch, right + right_samples.panel * right_pitch,
-                         chunk.depth, left_pitch, right_pitch, left_samples.panels, right_samples.panels,
+        kernels_.product(left + left_samples.panel * left_pitch,
+                         right + right_samples.panel * right_pitch, chunk.depth, left_pitch,
+                         right_pitch, left_samples.panels, right_samples.panels,
                          skew(first_n, first_m), samples, ld_samples, !chunk.first);
       }
       left += chunk_entries(chunk, true);
@@ -330,8 +348,8 @@ class Gram {
 
   // acc (+)= P o Q for one layer, in float64.
   void fold(int layer, std::int64_t row, std::int64_t rows, std::int64_t first_n, std::int64_t col,
-            std::int64_t cols, std::int64_t first_m, const T* samples, std::int64_t ld_samples, const T* product,
-            T* spread, double* acc) const {
+            std::int64_t cols, std::int64_t first_m, const T* samples, std::int64_t ld_samples,
+            const T* product, T* spread, double* acc) const {
     const double scale = fold_scale_[static_cast<std::size_t>(layer)];
     const double bias = fold_bias_[static_cast<std::size_t>(layer)];
     const std::int64_t d = shape_.right_outputs;
@@ -344,7 +362,8 @@ class Gram {
       const T* p = samples + (n - first_n) * ld_samples;
       if (d > 1) {
         if (n != spread_n) {
-          // One entry of P serves d columns; up to the sample's last row, so that its other rows find all of it.
+          // One entry of P serves d columns; up to the sample's last row, so that its other rows
+          // find all of it.
           const std::int64_t last = shape_.symmetric ? std::min(cols, (n + 1) * d - col) : cols;
           for (std::int64_t q = 0; q < last;) {
             const std::int64_t m = (col + q) / d;
@@ -357,12 +376,14 @@ class Gram {
       } else {
         p += col - first_m;
       }
-      kernels_.fold(p, product + r * plan_.tile_cols, bias, scale, used, acc + r * plan_.tile_cols, layer != 0);
+      kernels_.fold(p, product + r * plan_.tile_cols, bias, scale, used, acc + r * plan_.tile_cols,
+                    layer != 0);
     }
   }
 
   // Writes the tile, and when square the mirror image of its part below the diagonal.
-  void store(std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, const double* acc) {
+  void store(std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
+             const double* acc) {
     auto* out = static_cast<S*>(target_.data);
     const std::int64_t ld = plan_.tile_cols;
     const bool packed = target_.packed_cols();
@@ -399,7 +420,8 @@ class Gram {
           line += target_.col(row);
           for (std::int64_t r = start; r < r1; ++r) line[r] = to_output(acc[r * ld + q]);
         } else {
-          for (std::int64_t r = start; r < r1; ++r) line[target_.col(row + r)] = to_output(acc[r * ld + q]);
+          for (std::int64_t r = start; r < r1; ++r)
+            line[target_.col(row + r)] = to_output(acc[r * ld + q]);
         }
       }
     }
@@ -434,7 +456,8 @@ int gram_threads(const Context& ctx, const GramShape& shape) {
   return work < kSerialWork ? 1 : thread_count(ctx);
 }
 
-// Fresh pages of a large output cost as much as a layer when they come 4 KiB at a time. A hint, never an error.
+// Fresh pages of a large output cost as much as a layer when they come 4 KiB at a time. A hint,
+// never an error.
 void ask_for_huge_pages(const ArrayRef& out) {
   constexpr std::int64_t kLarge = std::int64_t{1} << 24;
   const std::int64_t bytes = out.size() * size_of(out.dtype);
@@ -445,7 +468,9 @@ void ask_for_huge_pages(const ArrayRef& out) {
   if (bytes < kLarge) return;
   constexpr std::uintptr_t kPage = 4096;
   const auto start = (reinterpret_cast<std::uintptr_t>(out.data) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(out.data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
+  const auto end =
+      (reinterpret_cast<std::uintptr_t>(out.data) + static_cast<std::uintptr_t>(bytes)) / kPage *
+      kPage;
   madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 }
 
@@ -461,8 +486,8 @@ decltype(auto) visit_types(DType dtype, GramPrecision precision, Function&& func
 
 }  // namespace
 
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-                            const GramOptions& options) {
+std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
+                            std::span<const GramLayer> right, const GramOptions& options) {
   const GramShape shape = gram_shape(left, right, options.outputs);
   const int threads = gram_threads(ctx, shape);
   return visit_types(left.front().a.dtype, options.precision, [&](auto, auto compute) {
@@ -472,8 +497,8 @@ std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
   });
 }
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-                const GramOptions& options, const ArrayRef& out) {
+GramReport gram(const Context& ctx, std::span<const GramLayer> left,
+                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out) {
   const int threads = gram_threads(ctx, gram_shape(left, right, options.outputs));
   ask_for_huge_pages(out);
   return visit_types(out.dtype, options.precision, [&](auto storage, auto compute) {

@@ -7,18 +7,21 @@
 namespace fastfisher::cpu {
 namespace {
 
-// A right panel of this depth (nr floats wide: 16 KiB) and a left one stay in the first cache level.
+// A right panel of this depth (nr floats wide: 16 KiB) and a left one stay in the first cache
+// level.
 constexpr std::int64_t kDepth = 256;
 // A tile's left panels and state stay in the second level (512 KiB here).
 constexpr std::int64_t kTileRows = 96;
 constexpr std::int64_t kTileCols = 256;
-// Below this many rows a block packs its factors too often; then the depth is cut into slabs instead.
+// Below this many rows a block packs its factors too often; then the depth is cut into slabs
+// instead.
 constexpr std::int64_t kGoodBlock = 640;
 constexpr std::int64_t kAlign = 64;
 
-// Tile edge near `wanted`, made of whole panels of samples where that is possible, so that the small product of the
-// activations has no ragged edge either.
-std::int64_t tile_edge(std::int64_t wanted, std::int64_t width, std::int64_t outputs, std::int64_t extent) {
+// Tile edge near `wanted`, made of whole panels of samples where that is possible, so that the
+// small product of the activations has no ragged edge either.
+std::int64_t tile_edge(std::int64_t wanted, std::int64_t width, std::int64_t outputs,
+                       std::int64_t extent) {
   const std::int64_t unit = width * outputs;
   const bool whole = unit <= 2 * wanted;
   const std::int64_t step = whole ? unit : width;
@@ -34,12 +37,21 @@ std::vector<GramChunk> chunks_of(const GramShape& shape) {
       const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, kDepth));
       for (std::int64_t k = 0; k < count; ++k) {
         const std::int64_t from = depth * k / count;
-        chunks.push_back({static_cast<int>(layer), gradients, from, depth * (k + 1) / count - from, k == 0,
-                          k == count - 1});
+        chunks.push_back({static_cast<int>(layer), gradients, from, depth * (k + 1) / count - from,
+                          k == 0, k == count - 1});
       }
     }
   }
   return chunks;
+}
+
+// Entries of the product of samples along a tile edge of `rows` rows.
+std::int64_t sample_extent(std::int64_t rows, std::int64_t outputs, std::int64_t width,
+                           bool whole) {
+  if (outputs == 1) return rows;
+  if (whole) return rows / outputs;
+  // The tile may start inside a sample, and that sample inside a panel.
+  return round_up(ceil_div(rows, outputs) + 1, width) + width;
 }
 
 struct Sizer {
@@ -70,8 +82,12 @@ struct Sizer {
   }
 
   [[nodiscard]] std::int64_t one_state() const {
-    const std::int64_t p = sample_extent(plan.tile_rows, shape.left_outputs, plan.mr) *
-                           sample_extent(plan.tile_cols, shape.right_outputs, plan.nr);
+    // Blocks start where tiles of rows do, when square also those of the right side: only if both
+    // edges are whole panels of samples does every tile start on such a panel.
+    const bool whole = plan.tile_rows % (plan.mr * shape.left_outputs) == 0 &&
+                       plan.tile_cols % (plan.nr * shape.right_outputs) == 0;
+    const std::int64_t p = sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole) *
+                           sample_extent(plan.tile_cols, shape.right_outputs, plan.nr, whole);
     return round_up(plan.tile_rows * plan.tile_cols * 8, kAlign) +
            round_up(plan.tile_rows * plan.tile_cols * item, kAlign) + round_up(p * item, kAlign) +
            round_up(plan.tile_cols * item, kAlign);
@@ -127,27 +143,22 @@ struct Sizer {
 
 }  // namespace
 
-std::int64_t sample_extent(std::int64_t rows, std::int64_t outputs, std::int64_t width) {
-  if (outputs == 1) return rows;
-  // A tile edge that is a whole number of sample panels starts on one; any other may start inside a panel.
-  if (rows % (width * outputs) == 0) return rows / outputs;
-  return round_up(ceil_div(rows, outputs) + 1, width) + width;
-}
-
-std::int64_t panel_extent(bool gradients, std::int64_t block, std::int64_t outputs, std::int64_t width) {
+std::int64_t panel_extent(bool gradients, std::int64_t block, std::int64_t outputs,
+                          std::int64_t width) {
   if (gradients || outputs == 1) return round_up(block, width);
   return round_up(ceil_div(block, outputs) + 1, width);
 }
 
-SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t count, std::int64_t outputs,
-                           std::int64_t width) {
+SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t count,
+                           std::int64_t outputs, std::int64_t width) {
   const std::int64_t origin = block / outputs;
   const std::int64_t first = (from / outputs - origin) / width;
   const std::int64_t last = ((from + count - 1) / outputs - origin) / width;
   return {first, last - first + 1};
 }
 
-GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer> right, GramOutputs outputs) {
+GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer> right,
+                     GramOutputs outputs) {
   GramShape shape;
   shape.symmetric = right.empty();
   const GramLayer& one = left.front();
@@ -168,8 +179,8 @@ GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer>
   return shape;
 }
 
-GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr, std::int64_t item_bytes, int threads,
-                   std::int64_t limit) {
+GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
+                   std::int64_t item_bytes, int threads, std::int64_t limit) {
   Sizer sizer{shape, item_bytes, std::max(threads, 1), {}};
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
@@ -207,7 +218,8 @@ GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr, std
   }
   const std::int64_t needed = panels + 2 * sizer.one_state() + kAlign;
   throw Error(ErrorCode::memory, "gram", "memory_limit",
-              "needs at least " + std::to_string(needed) + " bytes of workspace, got " + std::to_string(limit));
+              "needs at least " + std::to_string(needed) + " bytes of workspace, got " +
+                  std::to_string(limit));
 }
 
 }  // namespace fastfisher::cpu

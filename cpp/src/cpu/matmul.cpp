@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// out[n,m] = a[n,k] b[k,m]: 2 n k m flops. Rows are shared out among the threads; each calls the BLAS at one thread.
-// Without a BLAS, or for strides it does not take, plain loops give the same result slowly.
-#include <algorithm>
-
+// out[n,m] = a[n,k] b[k,m]: 2 n k m flops. Rows are shared out among the threads; each calls the
+// BLAS at one thread. Without a BLAS, or for strides it does not take, plain loops give the same
+// result slowly.
 #include "backend.hpp"
 #include "blas.hpp"
 #include "parallel.hpp"
+
+#include <algorithm>
 
 namespace fastfisher::cpu {
 namespace {
@@ -14,8 +15,8 @@ namespace {
 constexpr double kSerialWork = 1e6;
 
 template <class T>
-void rows_plain(const View<const T, 2>& a, const View<const T, 2>& b, const View<T, 2>& out, std::int64_t from,
-                std::int64_t to) {
+void rows_plain(const View<const T, 2>& a, const View<const T, 2>& b, const View<T, 2>& out,
+                std::int64_t from, std::int64_t to) {
   for (std::int64_t n = from; n < to; ++n) {
     for (std::int64_t m = 0; m < out.extent(1); ++m) out(n, m) = 0;
     for (std::int64_t k = 0; k < a.extent(1); ++k) {
@@ -31,7 +32,8 @@ bool row_major(const View<T, 2>& view) {
 }
 
 template <class T>
-void matmul_typed(const Context& ctx, const View<const T, 2>& a, const View<const T, 2>& b, const View<T, 2>& out) {
+void matmul_typed(const Context& ctx, const View<const T, 2>& a, const View<const T, 2>& b,
+                  const View<T, 2>& out) {
   const std::int64_t n = out.extent(0), m = out.extent(1), k = a.extent(1);
   const double work = static_cast<double>(n) * static_cast<double>(m) * static_cast<double>(k);
   const int threads = work < kSerialWork ? 1 : thread_count(ctx);
@@ -41,7 +43,8 @@ void matmul_typed(const Context& ctx, const View<const T, 2>& a, const View<cons
   parallel_for(ctx, threads, (n + rows - 1) / rows, [&](std::int64_t task, int) {
     const std::int64_t from = task * rows, to = std::min(n, from + rows);
     if (!blas) return rows_plain<T>(a, b, out, from, to);
-    gemm(to - from, m, k, &a(from, 0), a.stride(0), b.data, b.stride(0), &out(from, 0), out.stride(0));
+    gemm(to - from, m, k, &a(from, 0), a.stride(0), b.data, b.stride(0), &out(from, 0),
+         out.stride(0));
   });
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// No OpenMP: after a fork its parallel regions hang in the child. Here the child forgets the parent's pool, whose
-// threads do not exist there, and starts its own when it needs one.
+// No OpenMP: after a fork its parallel regions hang in the child. Here the child forgets the
+// parent's pool, whose threads do not exist there, and starts its own when it needs one.
 #include "parallel.hpp"
+
+#include "fastfisher/error.hpp"
 
 #include <pthread.h>
 #include <sched.h>
@@ -14,8 +16,6 @@
 #include <mutex>
 #include <string>
 #include <thread>
-
-#include "fastfisher/error.hpp"
 
 namespace fastfisher::cpu {
 namespace {
@@ -62,7 +62,8 @@ struct Job {
   void drain(int worker, const Context* ctx) {
     try {
       while (!stop.load(std::memory_order_relaxed)) {
-        if (ctx != nullptr && ctx->interrupted != nullptr && ctx->interrupted(ctx->interrupted_state)) {
+        if (ctx != nullptr && ctx->interrupted != nullptr &&
+            ctx->interrupted(ctx->interrupted_state)) {
           throw Error(ErrorCode::interrupted, "parallel_for", "", "interrupted");
         }
         const std::int64_t task = next.fetch_add(1, std::memory_order_relaxed);
@@ -158,16 +159,20 @@ Pool& pool() {
 
 int thread_count(const Context& ctx) {
   if (ctx.threads > 0) return ctx.threads;
-  if (const int ours = positive_from_environment("FASTFISHER_NUM_THREADS", true); ours > 0) return ours;
-  if (const int theirs = positive_from_environment("OMP_NUM_THREADS", false); theirs > 0) return theirs;
+  if (const int ours = positive_from_environment("FASTFISHER_NUM_THREADS", true); ours > 0)
+    return ours;
+  if (const int theirs = positive_from_environment("OMP_NUM_THREADS", false); theirs > 0)
+    return theirs;
   cpu_set_t mask;
   CPU_ZERO(&mask);
-  if (sched_getaffinity(0, sizeof(mask), &mask) == 0 && CPU_COUNT(&mask) > 0) return CPU_COUNT(&mask);
+  if (sched_getaffinity(0, sizeof(mask), &mask) == 0 && CPU_COUNT(&mask) > 0)
+    return CPU_COUNT(&mask);
   const unsigned cores = std::thread::hardware_concurrency();
   return cores > 0 ? static_cast<int>(cores) : 1;
 }
 
-void run_tasks(const Context& ctx, int threads, std::int64_t count, TaskFunction function, void* state) {
+void run_tasks(const Context& ctx, int threads, std::int64_t count, TaskFunction function,
+               void* state) {
   if (count <= 0) return;
   Job job;
   job.function = function;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "scan.hpp"
 
+#include "parallel.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
-
-#include "parallel.hpp"
 
 namespace fastfisher::cpu {
 namespace {
@@ -18,25 +18,28 @@ constexpr std::int64_t kTaskEntries = std::int64_t{1} << 17;
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
-// Magnitudes of floats order like their bits read as unsigned integers, NaN above infinity above all numbers: an
-// integer maximum needs no special case and vectorises.
+// Magnitudes of floats order like their bits read as unsigned integers, NaN above infinity above
+// all numbers: an integer maximum needs no special case and vectorises.
 template <class T>
 Bits<T> largest_bits(const T* data, std::int64_t stride, std::int64_t count) {
   constexpr Bits<T> magnitude = std::numeric_limits<Bits<T>>::max() >> 1;
   Bits<T> largest = 0;
   if (stride == 1) {
     for (std::int64_t k = 0; k < count; ++k) {
-      largest = std::max(largest, static_cast<Bits<T>>(std::bit_cast<Bits<T>>(data[k]) & magnitude));
+      largest =
+          std::max(largest, static_cast<Bits<T>>(std::bit_cast<Bits<T>>(data[k]) & magnitude));
     }
   } else {
     for (std::int64_t k = 0; k < count; ++k) {
-      largest = std::max(largest, static_cast<Bits<T>>(std::bit_cast<Bits<T>>(data[k * stride]) & magnitude));
+      largest = std::max(
+          largest, static_cast<Bits<T>>(std::bit_cast<Bits<T>>(data[k * stride]) & magnitude));
     }
   }
   return largest;
 }
 
-// Rank 3, axes sorted so that the innermost has the smallest stride, zero strides and packed axes folded.
+// Rank 3, axes sorted so that the innermost has the smallest stride, zero strides and packed axes
+// folded.
 struct Walk {
   std::int64_t extents[3] = {1, 1, 1};
   std::int64_t strides[3] = {0, 0, 0};
@@ -48,10 +51,12 @@ Walk walk_of(const ArrayRef& array) {
   };
   std::vector<Axis> axes;
   for (int r = 0; r < array.rank; ++r) {
-    if (array.extents[r] != 1 && array.strides[r] != 0) axes.push_back({array.extents[r], array.strides[r]});
+    if (array.extents[r] != 1 && array.strides[r] != 0)
+      axes.push_back({array.extents[r], array.strides[r]});
   }
-  std::stable_sort(axes.begin(), axes.end(),
-                   [](const Axis& x, const Axis& y) { return std::abs(x.stride) > std::abs(y.stride); });
+  std::stable_sort(axes.begin(), axes.end(), [](const Axis& x, const Axis& y) {
+    return std::abs(x.stride) > std::abs(y.stride);
+  });
   for (std::size_t r = axes.size(); r-- > 1;) {
     if (axes[r - 1].stride == axes[r].stride * axes[r].extent) {
       axes[r - 1] = {axes[r - 1].extent * axes[r].extent, axes[r].stride};
@@ -90,22 +95,27 @@ ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
   // A task is a stretch of whole rows, or of one long row.
   const std::int64_t parts = inner > kTaskEntries ? (inner + kTaskEntries - 1) / kTaskEntries : 1;
   const std::int64_t part = (inner + parts - 1) / parts;
-  const std::int64_t group = parts > 1 ? 1 : std::max<std::int64_t>(1, kTaskEntries / std::max<std::int64_t>(inner, 1));
+  const std::int64_t group =
+      parts > 1 ? 1 : std::max<std::int64_t>(1, kTaskEntries / std::max<std::int64_t>(inner, 1));
   const std::int64_t tasks = (rows + group - 1) / group * parts;
   std::vector<Bits<T>> found(static_cast<std::size_t>(std::max(threads, 1)), 0);
   parallel_for(ctx, threads, tasks, [&](std::int64_t task, int worker) {
     const std::int64_t from = task % parts * part;
     const std::int64_t count = std::min(part, inner - from);
     Bits<T> largest = 0;
-    for (std::int64_t row = task / parts * group; row < std::min(rows, (task / parts + 1) * group); ++row) {
-      const std::int64_t offset = row / walk.extents[1] * walk.strides[0] + row % walk.extents[1] * walk.strides[1];
-      largest = std::max(largest, largest_bits(data + offset + from * walk.strides[2], walk.strides[2], count));
+    for (std::int64_t row = task / parts * group; row < std::min(rows, (task / parts + 1) * group);
+         ++row) {
+      const std::int64_t offset =
+          row / walk.extents[1] * walk.strides[0] + row % walk.extents[1] * walk.strides[1];
+      largest = std::max(
+          largest, largest_bits(data + offset + from * walk.strides[2], walk.strides[2], count));
     }
     auto& mine = found[static_cast<std::size_t>(worker)];
     mine = std::max(mine, largest);
   });
   ScanResult result;
-  result.largest = static_cast<double>(std::bit_cast<T>(*std::max_element(found.begin(), found.end())));
+  result.largest =
+      static_cast<double>(std::bit_cast<T>(*std::max_element(found.begin(), found.end())));
   if (!std::isfinite(result.largest)) result.first_bad = first_bad_index<T>(array);
   return result;
 }

@@ -6,7 +6,8 @@ namespace fastfisher::cpu {
 template <class T>
 const TileKernels<T>& tile_kernels() {
 #if defined(FF_HAVE_AVX2)
-  static const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  static const bool avx2 =
+      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
   if (avx2) return tile_kernels_avx2<T>();
 #endif
   return tile_kernels_base<T>();

@@ -7,25 +7,28 @@
 
 namespace fastfisher::cpu {
 
-/// Kernels for products in T. Panels are packed depth-major: left [k][mr], right [k][nr], edges padded with zeros,
-/// so that the bits of an entry depend on its two rows alone, never on where a tile begins.
+/// Kernels for products in T. Panels are packed depth-major: left [k][mr], right [k][nr], edges
+/// padded with zeros, so that the bits of an entry depend on its two rows alone, never on where a
+/// tile begins.
 template <class T>
 struct TileKernels {
   std::int64_t mr = 0;
   std::int64_t nr = 0;
   const char* name = "";
 
-  /// Pack `count` rows (padded to `width`) of `k` entries, `stride` apart, times `scale`, into dst[k][width].
-  void (*pack_f32)(const float* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
-                   std::int64_t k, double scale, T* dst) = nullptr;
-  void (*pack_f64)(const double* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
-                   std::int64_t k, double scale, T* dst) = nullptr;
+  /// Pack `count` rows (padded to `width`) of `k` entries, `stride` apart, times `scale`, into
+  /// dst[k][width].
+  void (*pack_f32)(const float* const* rows, std::int64_t count, std::int64_t width,
+                   std::int64_t stride, std::int64_t k, double scale, T* dst) = nullptr;
+  void (*pack_f64)(const double* const* rows, std::int64_t count, std::int64_t width,
+                   std::int64_t stride, std::int64_t k, double scale, T* dst) = nullptr;
 
-  /// c[i,j] (+)= sum_k left[k,i] right[k,j] for `rows` x `cols` panels; panels of depth k lie at the given pitch.
-  /// Micro tiles wholly above the diagonal are skipped: those with i + mr - 1 + skew < j.
+  /// c[i,j] (+)= sum_k left[k,i] right[k,j] for `rows` x `cols` panels; panels of depth k lie at
+  /// the given pitch. Micro tiles wholly above the diagonal are skipped: those with i + mr - 1 +
+  /// skew < j.
   void (*product)(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
-                  std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew, T* c,
-                  std::int64_t ldc, bool accumulate) = nullptr;
+                  std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
+                  T* c, std::int64_t ldc, bool accumulate) = nullptr;
 
   /// acc[j] (+)= (p[j] + bias) * scale * q[j] in float64.
   void (*fold)(const T* p, const T* q, double bias, double scale, std::int64_t n, double* acc,

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Included once by each tile_kernels_<isa>.cpp, which is compiled for that instruction set and defines
-// FF_VECTOR_BYTES. Everything sits in an unnamed namespace and no standard library function is called: an inline
-// function compiled here for AVX2 could otherwise be the copy that the linker keeps for every machine.
+// Included once by each tile_kernels_<isa>.cpp, which is compiled for that instruction set and
+// defines FF_VECTOR_BYTES. Everything sits in an unnamed namespace and no standard library function
+// is called: an inline function compiled here for AVX2 could otherwise be the copy that the linker
+// keeps for every machine.
 //
-// Micro kernel: mr x nr entries held in registers, one broadcast of the left and nr / lanes loads of the right per
-// depth step; 6 x 2 vectors leave 4 of 16 registers for operands. Per step 12 fused multiply-adds against 8 loads.
+// Micro kernel: mr x nr entries held in registers, one broadcast of the left and nr / lanes loads
+// of the right per depth step; 6 x 2 vectors leave 4 of 16 registers for operands. Per step 12
+// fused multiply-adds against 8 loads.
 
 #include "tile_kernels.hpp"
 
@@ -30,6 +32,13 @@ void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t lanes = kLanes<T>;
   V sum[kRows][kVectors] = {};
+  // The tile of c lies in the second cache level: ask for it before the loop that hides the wait.
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    __builtin_prefetch(c + i * ldc);
+    __builtin_prefetch(c + i * ldc + kCols<T> - 1);
+  }
+#pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
     const V right_0 = *reinterpret_cast<const V*>(right);
     const V right_1 = *reinterpret_cast<const V*>(right + lanes);
@@ -51,20 +60,31 @@ void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc
 }
 
 template <class T>
-void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch, std::int64_t right_pitch,
-             std::int64_t rows, std::int64_t cols, std::int64_t skew, T* c, std::int64_t ldc, bool accumulate) {
-  // The right panel stays in the first cache level while all left panels pass by it.
+void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
+             std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
+             T* c, std::int64_t ldc, bool accumulate) {
+  // The right panel stays in the first cache level while all left panels pass by it; meanwhile each
+  // of them fetches its share of the next one, which comes from far away.
+  constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t share = (right_pitch / line + rows) / rows * line;
   for (std::int64_t j = 0; j < cols; ++j) {
+    const T* ahead = right + (j + 1) * right_pitch;
     for (std::int64_t i = 0; i < rows; ++i) {
       if (i * kRows + kRows - 1 + skew < j * kCols<T>) continue;
-      micro<T>(left + i * left_pitch, right + j * right_pitch, k, c + i * kRows * ldc + j * kCols<T>, ldc,
-               accumulate);
+      if (j + 1 < cols) {
+        for (std::int64_t at = i * share; at < (i + 1) * share && at < right_pitch; at += line) {
+          __builtin_prefetch(ahead + at, 0, 2);
+        }
+      }
+      micro<T>(left + i * left_pitch, right + j * right_pitch, k,
+               c + i * kRows * ldc + j * kCols<T>, ldc, accumulate);
     }
   }
 }
 
 template <class T>
-void fold(const T* p, const T* q, double bias, double scale, std::int64_t n, double* acc, bool accumulate) {
+void fold(const T* p, const T* q, double bias, double scale, std::int64_t n, double* acc,
+          bool accumulate) {
   if (accumulate) {
     for (std::int64_t j = 0; j < n; ++j) {
       acc[j] += (static_cast<double>(p[j]) + bias) * scale * static_cast<double>(q[j]);
@@ -84,7 +104,8 @@ template <>
 struct Block<float> {
   static constexpr std::int64_t size = 4;
   using V __attribute__((vector_size(16), aligned(4), may_alias)) = float;
-  static void transpose(const float* const* rows, std::int64_t at, float scale, float* dst, std::int64_t width) {
+  static void transpose(const float* const* rows, std::int64_t at, float scale, float* dst,
+                        std::int64_t width) {
     const V a = *reinterpret_cast<const V*>(rows[0] + at) * scale;
     const V b = *reinterpret_cast<const V*>(rows[1] + at) * scale;
     const V c = *reinterpret_cast<const V*>(rows[2] + at) * scale;
@@ -126,20 +147,22 @@ void pack_plain(const S* const* rows, std::int64_t count, std::int64_t width, st
 }
 
 template <class S, class T>
-void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride, std::int64_t k,
-          double scale, T* dst) {
+void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
+          std::int64_t k, double scale, T* dst) {
   pack_plain(rows, count, width, stride, 0, k, scale, dst);
 }
 
 // Same type, depth contiguous, all rows there: the path that matters for speed.
 template <class T>
-void pack_same(const T* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride, std::int64_t k,
-               double scale, T* dst) {
+void pack_same(const T* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
+               std::int64_t k, double scale, T* dst) {
   constexpr std::int64_t size = Block<T>::size;
-  if (stride != 1 || count != width) return pack_plain(rows, count, width, stride, 0, k, scale, dst);
-  // A width that is no multiple of the block (6 floats) ends in a block that reaches past the line: it repeats its
-  // last row, spills into the following line and is written first, so the following line's own blocks overwrite it.
-  // The last blocks of the panel would spill outside, so they take the plain path.
+  if (stride != 1 || count != width)
+    return pack_plain(rows, count, width, stride, 0, k, scale, dst);
+  // A width that is no multiple of the block (6 floats) ends in a block that reaches past the line:
+  // it repeats its last row, spills into the following line and is written first, so the following
+  // line's own blocks overwrite it. The last blocks of the panel would spill outside, so they take
+  // the plain path.
   const std::int64_t ragged = width % size;
   const std::int64_t whole = width - ragged;
   const std::int64_t end = (k / size - (ragged != 0 ? 1 : 0)) * size;

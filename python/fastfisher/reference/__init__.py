@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executable specification: every op in plain numpy float64. Imports nothing else of fastfisher."""
+"""The executable specification: every op in plain numpy float64."""
 
 from __future__ import annotations
 

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The Gram against plain float64 loops over drawn sizes, strides, threads and memory limits: what
+// the sanitizers run.
+#include "check.hpp"
+#include "fastfisher/ops.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace fastfisher;
+
+std::mt19937 engine(7);
+
+std::int64_t draw(std::int64_t low, std::int64_t high) {
+  return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
+}
+
+// Owns memory for a view with drawn axis order and direction.
+template <class T, int Rank>
+struct Strided {
+  std::vector<T> memory;
+  ArrayRef ref;
+
+  explicit Strided(std::array<std::int64_t, Rank> extents) {
+    std::array<int, Rank> order;
+    for (int r = 0; r < Rank; ++r) order[static_cast<std::size_t>(r)] = r;
+    std::shuffle(order.begin(), order.end(), engine);
+    ref.dtype = dtype_of<T>;
+    ref.rank = Rank;
+    std::int64_t size = 1, offset = 0;
+    for (const int r : order) {
+      const auto axis = static_cast<std::size_t>(r);
+      const std::int64_t step = draw(1, 2);
+      ref.extents[axis] = extents[axis];
+      ref.strides[axis] = size * step;
+      if (draw(0, 3) == 0) {
+        offset += (extents[axis] - 1) * ref.strides[axis];
+        ref.strides[axis] = -ref.strides[axis];
+      }
+      size *= std::max<std::int64_t>(1, extents[axis]) * step;
+    }
+    memory.resize(static_cast<std::size_t>(size));
+    std::normal_distribution<T> normal;
+    for (T& value : memory) value = normal(engine);
+    ref.data = memory.data() + (size > 0 ? std::max<std::int64_t>(0, offset) : 0);
+  }
+};
+
+template <class T>
+struct Side {
+  std::vector<Strided<T, 2>> a;
+  std::vector<Strided<T, 3>> g;
+  std::vector<GramLayer> layers;
+};
+
+template <class T>
+Side<T> draw_side(std::int64_t n, std::int64_t c,
+                  const std::vector<std::array<std::int64_t, 3>>& sizes) {
+  Side<T> side;
+  for (const auto& [i, o, bias] : sizes) {
+    side.a.emplace_back(std::array<std::int64_t, 2>{n, i});
+    side.g.emplace_back(std::array<std::int64_t, 3>{n, c, o});
+    side.layers.push_back({side.a.back().ref, side.g.back().ref, bias != 0});
+  }
+  return side;
+}
+
+template <class T>
+double exact(const std::vector<GramLayer>& left, const std::vector<GramLayer>& right,
+             std::int64_t n, std::int64_t c, std::int64_t m, std::int64_t d) {
+  double sum = 0;
+  for (std::size_t layer = 0; layer < left.size(); ++layer) {
+    const auto a = view_of<const T, 2>(left[layer].a), b = view_of<const T, 2>(right[layer].a);
+    const auto g = view_of<const T, 3>(left[layer].g), h = view_of<const T, 3>(right[layer].g);
+    double inner = left[layer].bias ? 1 : 0, outer = 0;
+    for (std::int64_t i = 0; i < a.extent(1); ++i) inner += double{a(n, i)} * b(m, i);
+    for (std::int64_t o = 0; o < g.extent(2); ++o) outer += double{g(n, c, o)} * h(m, d, o);
+    sum += inner * outer;
+  }
+  return sum;
+}
+
+template <class T>
+void one_problem(bool large) {
+  const std::int64_t n = draw(1, large ? 150 : 12), m = draw(1, large ? 150 : 12);
+  const std::int64_t c = draw(1, large ? 12 : 25);
+  std::vector<std::array<std::int64_t, 3>> sizes(static_cast<std::size_t>(draw(1, 3)));
+  for (auto& size : sizes) size = {draw(0, large ? 300 : 20), draw(0, large ? 40 : 20), draw(0, 1)};
+  const Side<T> left = draw_side<T>(n, c, sizes), other = draw_side<T>(m, c, sizes);
+  const bool square = draw(0, 1) == 0;
+  const std::vector<GramLayer>& right = square ? left.layers : other.layers;
+  const std::int64_t cols = square ? n : m;
+
+  GramOptions options;
+  options.outputs = static_cast<GramOutputs>(draw(0, 2));
+  Context ctx;
+  ctx.threads = static_cast<int>(draw(1, 3));
+  const std::span<const GramLayer> given = square ? std::span<const GramLayer>{} : right;
+  options.memory_limit = std::int64_t{1} << draw(14, 25);
+  std::int64_t bytes = 0;
+  for (;;) {
+    try {
+      bytes = gram_workspace(ctx, left.layers, given, options);
+      break;
+    } catch (const Error& error) {
+      FF_CHECK(error.code() == ErrorCode::memory);
+      options.memory_limit *= 2;
+    }
+  }
+  FF_CHECK(bytes <= options.memory_limit);
+  std::vector<std::byte> workspace(static_cast<std::size_t>(bytes));
+  ctx.workspace = workspace;
+
+  const bool full = options.outputs == GramOutputs::full,
+             trace = options.outputs == GramOutputs::trace;
+  std::vector<T> out(static_cast<std::size_t>(n * cols *
+                                              (full    ? c * c
+                                               : trace ? 1
+                                                       : c)),
+                     std::numeric_limits<T>::quiet_NaN());
+  const ArrayRef target = full    ? array_ref(out.data(), n, c, cols, c)
+                          : trace ? array_ref(out.data(), n, cols)
+                                  : array_ref(out.data(), n, cols, c);
+  const GramReport report = gram(ctx, left.layers, given, options, target);
+  FF_CHECK(report.kind == GramReport::Kind::ok);
+  double error = 0, size = 0;
+  for (std::int64_t at = 0; at < static_cast<std::int64_t>(out.size()); ++at) {
+    double expected = 0;
+    if (full) {
+      expected = exact<T>(left.layers, right, at / (c * cols * c), at / (cols * c) % c,
+                          at / c % cols, at % c);
+    } else if (trace) {
+      for (std::int64_t k = 0; k < c; ++k)
+        expected += exact<T>(left.layers, right, at / cols, k, at % cols, k);
+    } else {
+      expected = exact<T>(left.layers, right, at / (cols * c), at % c, at / c % cols, at % c);
+    }
+    const double difference = static_cast<double>(out[static_cast<std::size_t>(at)]) - expected;
+    error += difference * difference;
+    size += expected * expected;
+  }
+  FF_CHECK(std::sqrt(error) <= 20 * std::numeric_limits<T>::epsilon() * std::sqrt(size));
+}
+
+void rejects() {
+  std::vector<float> a(12, 1), g(12, 1), out(16);
+  GramOptions options;
+  Context ctx;
+  const auto code_of = [&](const std::vector<GramLayer>& layers, const ArrayRef& target) {
+    try {
+      gram(ctx, layers, {}, options, target);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ErrorCode::cuda;
+  };
+  const std::vector<GramLayer> fine = {{array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
+  FF_CHECK(code_of({}, array_ref(out.data(), 4, 1, 4, 1)) == ErrorCode::shape);
+  FF_CHECK(code_of(fine, array_ref(out.data(), 4, 4)) == ErrorCode::shape);
+  FF_CHECK(code_of({{array_ref(a.data(), 3, 4), fine[0].g}}, array_ref(out.data(), 4, 1, 4, 1)) ==
+           ErrorCode::shape);
+  FF_CHECK(code_of(fine, array_ref(out.data(), 4, 1, 4, 1)) ==
+           ErrorCode::memory);  // no workspace given
+  std::vector<double> wide(12);
+  FF_CHECK(code_of({{array_ref(wide.data(), 4, 3), fine[0].g}},
+                   array_ref(out.data(), 4, 1, 4, 1)) == ErrorCode::dtype);
+  ctx.device = {DeviceKind::cuda, 0};
+  FF_CHECK(code_of(fine, array_ref(out.data(), 4, 1, 4, 1)) ==
+           ErrorCode::dtype);  // arrays are on the CPU
+}
+
+void interrupted() {
+  std::vector<float> a(400 * 300, 1), g(400 * 300, 1), out(400 * 400);
+  const std::vector<GramLayer> layers = {
+      {array_ref(a.data(), 400, 300), array_ref(g.data(), 400, 1, 300)}};
+  GramOptions options;
+  options.memory_limit = 1 << 20;
+  Context ctx;
+  ctx.threads = 2;
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(gram_workspace(ctx, layers, {}, options)));
+  ctx.workspace = workspace;
+  int polls = 0;
+  ctx.interrupted_state = &polls;
+  ctx.interrupted = [](void* state) { return ++*static_cast<int*>(state) > 5; };
+  bool stopped = false;
+  try {
+    gram(ctx, layers, {}, options, array_ref(out.data(), 400, 1, 400, 1));
+  } catch (const Error& error) {
+    stopped = error.code() == ErrorCode::interrupted;
+  }
+  FF_CHECK(stopped);
+}
+
+}  // namespace
+
+int main() {
+  for (int k = 0; k < 120; ++k) {
+    one_problem<float>(k % 8 == 0);
+    one_problem<double>(k % 8 == 1);
+  }
+  rejects();
+  interrupted();
+  return fastfisher::test::report();
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every instruction set's packing, product and fold against plain loops, also those this machine
+// would not choose.
+#include "check.hpp"
+#include "tile_kernels.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+namespace {
+
+using fastfisher::cpu::TileKernels;
+
+template <class T>
+void kernels_agree(const TileKernels<T>& kernels) {
+  std::mt19937 engine(3);
+  std::normal_distribution<T> normal;
+  for (const std::int64_t k : {0, 1, 2, 3, 4, 5, 7, 8, 31, 256}) {
+    for (const std::int64_t stride : {1, 3}) {
+      for (const std::int64_t width : {kernels.mr, kernels.nr}) {
+        for (std::int64_t count = 1; count <= width; ++count) {
+          std::vector<T> data(static_cast<std::size_t>(count * (k * stride + 1)));
+          for (T& value : data) value = normal(engine);
+          std::vector<const T*> rows;
+          for (std::int64_t r = 0; r < count; ++r)
+            rows.push_back(data.data() + r * (k * stride + 1));
+          std::vector<T> packed(static_cast<std::size_t>(k * width), -1);
+          if constexpr (sizeof(T) == 4) {
+            kernels.pack_f32(rows.data(), count, width, stride, k, 2.0, packed.data());
+          } else {
+            kernels.pack_f64(rows.data(), count, width, stride, k, 2.0, packed.data());
+          }
+          bool same = true;
+          for (std::int64_t d = 0; d < k; ++d) {
+            for (std::int64_t r = 0; r < width; ++r) {
+              const T expected = r < count ? 2 * rows[static_cast<std::size_t>(r)][d * stride] : 0;
+              same = same && packed[static_cast<std::size_t>(d * width + r)] == expected;
+            }
+          }
+          FF_CHECK(same);
+        }
+      }
+    }
+    const std::int64_t rows = 2 * kernels.mr, cols = 2 * kernels.nr;
+    std::vector<T> left(static_cast<std::size_t>(k * rows)),
+        right(static_cast<std::size_t>(k * cols));
+    for (T& value : left) value = normal(engine);
+    for (T& value : right) value = normal(engine);
+    std::vector<T> c(static_cast<std::size_t>(rows * cols), T{1});
+    constexpr std::int64_t everything = std::int64_t{1} << 40;
+    kernels.product(left.data(), right.data(), k, k * kernels.mr, k * kernels.nr, 2, 2, everything,
+                    c.data(), cols, true);
+    double worst = 0;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t j = 0; j < cols; ++j) {
+        double sum = 1, size = 1;
+        for (std::int64_t d = 0; d < k; ++d) {
+          const double x = left[static_cast<std::size_t>((i / kernels.mr * k + d) * kernels.mr +
+                                                         i % kernels.mr)];
+          const double y = right[static_cast<std::size_t>((j / kernels.nr * k + d) * kernels.nr +
+                                                          j % kernels.nr)];
+          sum += x * y;
+          size += std::abs(x * y);
+        }
+        worst = std::max(worst, std::abs(c[static_cast<std::size_t>(i * cols + j)] - sum) / size);
+      }
+    }
+    FF_CHECK(worst <= 4 * std::numeric_limits<T>::epsilon());
+
+    std::vector<double> acc(static_cast<std::size_t>(cols), 0.5);
+    kernels.fold(left.data(), c.data(), 1.0, 0.25, std::min(rows * k, cols), acc.data(), true);
+    for (std::int64_t j = 0; j < std::min(rows * k, cols); ++j) {
+      const auto at = static_cast<std::size_t>(j);
+      const double expected =
+          0.5 + (static_cast<double>(left[at]) + 1.0) * 0.25 * static_cast<double>(c[at]);
+      FF_CHECK(std::abs(acc[at] - expected) <= 1e-15 * (1 + std::abs(expected)));
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  using namespace fastfisher::cpu;
+  kernels_agree(tile_kernels_base<float>());
+  kernels_agree(tile_kernels_base<double>());
+#if defined(FF_HAVE_AVX2)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    kernels_agree(tile_kernels_avx2<float>());
+    kernels_agree(tile_kernels_avx2<double>());
+  }
+#endif
+  return fastfisher::test::report();
+}

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: the array libraries and devices that exist here, and why others do not."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+
+LIBRARIES = ["numpy", "torch", "jax"]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-cuda",
+        action="store_true",
+        help="fail instead of skip where there is no CUDA device",
+    )
+
+
+class ArrayLibrary:
+    """What a test needs of one array library: make an array of it and read it back."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def array(self, host: np.ndarray):
+        if self.name == "torch":
+            import torch
+
+            return torch.from_numpy(host)
+        if self.name == "jax":
+            import jax
+
+            jax.config.update("jax_enable_x64", True)
+            return jax.numpy.asarray(host)
+        return host
+
+    def kind(self) -> type:
+        return type(self.array(np.zeros(1)))
+
+
+@pytest.fixture(params=LIBRARIES)
+def xp(request) -> ArrayLibrary:
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return ArrayLibrary(request.param)
+
+
+@pytest.fixture
+def device(request) -> str:
+    return "cpu"
+
+
+@pytest.fixture(scope="session")
+def cuda_device(request) -> str:
+    """Device string of a GPU that fastfisher's CUDA backend can use."""
+    from fastfisher import _native
+
+    state = _native.build_info()["backends"]["cuda"]
+    if state["available"]:
+        return "cuda:0"
+    reason = f"no CUDA device: {state['detail']}"
+    if request.config.getoption("--require-cuda"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _ignore_foreign_warnings():
+    # Forking beside the threads of jax and torch is what the fork tests are about.
+    warnings.filterwarnings("ignore", message=".*os.fork.*")
+    warnings.filterwarnings("ignore", message=".*multi-threaded.*fork.*")
+    return
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20190604)
