@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
 
-DEFAULT_MEMORY = 48 << 20
+DEFAULT_MEMORY = 24 << 20
 _PRECISIONS = ("highest", "high", "medium", "exact")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -64,7 +64,7 @@ def gram(
         Where to write; same dtype and device as `a`, any strides. Returned.
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``;
-        48 MiB by default. Less memory means more passes over the factors, never other numbers.
+        24 MiB by default. Less memory means more passes over the factors, never other numbers.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
 
@@ -231,9 +231,7 @@ def _check_pair(left: Sequence[Dense], right: Sequence[Dense]) -> None:
     for index, (x, y) in enumerate(zip(left, right, strict=True)):
         got, expected = (y.a.shape[1], y.g.shape[2], y.bias), (x.a.shape[1], x.g.shape[2], x.bias)
         if got != expected:
-            raise ValueError(
-                f"other: layer {index} has (i, o, bias) = {got}, expected {expected}"
-            )
+            raise ValueError(f"other: layer {index} has (i, o, bias) = {got}, expected {expected}")
     for what, of in (("dtype", dtype_name), ("array library", library), ("device", device_name)):
         if of(left[0].a) != of(right[0].a):
             raise TypeError(

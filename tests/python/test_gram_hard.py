@@ -233,8 +233,8 @@ def test_more_than_2_to_the_31_entries_through_zero_strides():
     a = np.full((1, 1), 2.0, "float32")
     one = np.array([0.5], "float32")
     g = np.lib.stride_tricks.as_strided(one, (1, 1, features), (0, 0, 0))
-    got = ff.gram(a, g, precision="exact", outputs="trace")
-    assert got[0, 0] == np.float32(features)
+    # Partial sums are multiples of 64 below 2^30: exact in float32.
+    assert ff.gram(a, g, outputs="trace")[0, 0] == np.float32(features)
 
 
 def test_rows_more_than_2_to_the_31_entries_apart(rng):
@@ -354,7 +354,7 @@ def test_memory_limit_bounds_the_scratch_memory(rng):
 def test_memory_text():
     assert memory_bytes("512MB") == 512_000_000
     assert memory_bytes("1.5 GiB") == 3 * 2**29
-    assert memory_bytes(None) == 48 * 2**20
+    assert memory_bytes(None) == 24 * 2**20
     assert memory_bytes("7") == memory_bytes(7) == 7
 
 

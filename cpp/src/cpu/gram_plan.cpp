@@ -16,6 +16,9 @@ constexpr std::int64_t kTileCols = 256;
 // Below this many rows a block packs its factors too often; then the depth is cut into slabs
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
+constexpr std::int64_t kTilesAThread = 6;
+// Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
+constexpr std::int64_t kSlabDepthBytes = 8192;
 constexpr std::int64_t kAlign = 64;
 
 // Tile edge near `wanted`, made of whole panels of samples where that is possible, so that the
@@ -135,7 +138,10 @@ struct Sizer {
 
   bool try_slabs(std::int64_t limit) {
     const std::int64_t states = tiles() * one_state();
-    if (states > limit / 2 || !cut(limit - states - kAlign)) return false;
+    if (states > limit / 2) return false;
+    const std::int64_t wanted = std::max<std::int64_t>(
+        std::int64_t{1} << 20, (plan.block_rows + plan.block_cols) * kSlabDepthBytes);
+    if (!cut(std::min(wanted, limit - states - kAlign)) && !cut(limit - states - kAlign)) return false;
     total();
     return plan.bytes <= limit;
   }
@@ -187,6 +193,14 @@ GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
   plan.nr = nr;
   plan.chunks = chunks_of(shape);
   std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
+  // Small problems: smaller tiles, so that every thread has several.
+  const auto few = [&] {
+    const std::int64_t tiles = ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
+    return tiles < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
+  };
+  while (threads > 1 && few() && (wanted_rows > 2 * mr || wanted_cols > 2 * nr)) {
+    (wanted_cols > wanted_rows ? wanted_cols : wanted_rows) /= 2;
+  }
   for (;;) {
     plan.tile_rows = tile_edge(wanted_rows, mr, shape.left_outputs, shape.rows);
     plan.tile_cols = tile_edge(wanted_cols, nr, shape.right_outputs, shape.cols);

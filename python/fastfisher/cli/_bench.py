@@ -21,6 +21,7 @@ from fastfisher.errors import FastfisherError
 __all__ = ["add"]
 
 PACKAGE = "fastfisher._bench"
+PREFIX = "bench_"
 KEYS = (
     "op",
     "case",
@@ -106,11 +107,11 @@ def _names() -> list[str]:
         return []
     package = importlib.import_module(PACKAGE)
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    return sorted(name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX))
 
 
 def _rows(name: str, quick: bool) -> Iterator[dict[str, Any]]:
-    for row in importlib.import_module(f"{PACKAGE}.{name}").run(quick):
+    for row in importlib.import_module(f"{PACKAGE}.{PREFIX}{name}").run(quick):
         missing = [key for key in KEYS if key not in row]
         if missing:
             raise BenchError(f"bench {name}: a row lacks {', '.join(missing)}")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interleaved timing: a machine's rate moves, so ratios are taken round by round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastfisher import _native
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class MatmulRate:
+    """Flops a second of a 2048^3 product: the fastest of numpy, torch (if there) and our BLAS."""
+
+    size = 2048
+
+    def __init__(self, dtype: str) -> None:
+        rng = np.random.default_rng(0)
+        a, b = (rng.standard_normal((self.size, self.size)).astype(dtype) for _ in range(2))
+        out = np.empty_like(a)
+        self.calls: dict[str, Callable[[], object]] = {
+            "ours": lambda: _native.matmul(a, b, out),
+            "numpy": lambda: np.matmul(a, b, out=out),
+        }
+        torch = torch_or_none()
+        if torch is not None:
+            ta, tb, to = (torch.from_numpy(x) for x in (a, b, out))
+            self.calls["torch"] = lambda: torch.mm(ta, tb, out=to)
+        for call in self.calls.values():
+            call()
+
+    def measure(self) -> float:
+        """Best rate of the libraries now."""
+        return 2 * self.size**3 / min(seconds_of(call) for call in self.calls.values())
+
+
+def torch_or_none():
+    """Return the torch module if it is installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the rounds."""
+
+    seconds: float
+    floor_seconds: float
+    ratio_to_floor: float
+    rival_ratio: float | None
+
+
+def interleave(
+    call: Callable[[], object],
+    flops: float,
+    rate: MatmulRate,
+    rival: Callable[[], object] | None,
+    rounds: int,
+) -> Timing:
+    """Time rate, call, rate, rival in turn; the floor is `flops` at the faster of the two rates."""
+    call()
+    if rival is not None:
+        rival()
+    seconds, floors, rivals = [], [], []
+    for _ in range(rounds):
+        before = rate.measure()
+        seconds.append(seconds_of(call))
+        floors.append(flops / max(before, rate.measure()))
+        if rival is not None:
+            rivals.append(seconds_of(rival) / seconds[-1])
+    ratios = [s / f for s, f in zip(seconds, floors, strict=True)]
+    return Timing(
+        statistics.median(seconds),
+        statistics.median(floors),
+        statistics.median(ratios),
+        statistics.median(rivals) if rivals else None,
+    )
+
+
+def extra_memory(call: Callable[[], np.ndarray]) -> int | None:
+    """Bytes by which `call` raised the peak of this process beyond its result; None if unknown."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5")  # resets the peak to the present
+        before = _kilobytes(status, "VmRSS")
+        result = call()
+        return 1024 * (_kilobytes(status, "VmHWM") - before) - result.nbytes
+    except (OSError, ValueError):
+        return None
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    for line in status.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise ValueError(field)
