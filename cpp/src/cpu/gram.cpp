@@ -20,18 +20,18 @@
 // only where entries leave [2^-32, 2^32]: such a layer is packed times a power of two, which fold()
 // takes out again in float64.
 #include "backend.hpp"
+#include "gram_access.hpp"
 #include "gram_plan.hpp"
+#include "gram_store.hpp"
 #include "parallel.hpp"
 #include "scan.hpp"
 #include "tile_kernels.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -42,54 +42,6 @@ namespace {
 constexpr double kSerialWork = 2e6;
 constexpr std::int64_t kPanelsATask = 8;
 constexpr int kSafeExponent = 32;
-
-// Rows of one product in strided memory: row r is (r / inner, r % inner), depth k is (k / run, k %
-// run).
-struct Rows {
-  const void* data = nullptr;
-  std::int64_t inner = 1, outer_stride = 0, inner_stride = 0;
-  std::int64_t run = 1, run_stride = 0, depth_stride = 0;
-  double scale = 1;
-};
-
-Rows rows_of_a(const ArrayRef& a) {
-  return {a.data, 1, a.stride(0), 0, std::max<std::int64_t>(a.extent(1), 1), 0, a.stride(1), 1};
-}
-
-Rows rows_of_g(const ArrayRef& g, GramOutputs outputs) {
-  const std::int64_t c = std::max<std::int64_t>(g.extent(1), 1);
-  const std::int64_t o = std::max<std::int64_t>(g.extent(2), 1);
-  if (outputs == GramOutputs::full)
-    return {g.data, c, g.stride(0), g.stride(1), o, 0, g.stride(2), 1};
-  Rows rows{g.data, 1, g.stride(0), 0, o, g.stride(1), g.stride(2), 1};
-  if (g.stride(1) == o * g.stride(2)) rows.run = c * o;  // one run over outputs and features
-  return rows;
-}
-
-// Where entry (r, q) of a plane lies in the output.
-struct Target {
-  void* data = nullptr;
-  std::int64_t row_inner = 1, row_outer_stride = 0, row_inner_stride = 0;
-  std::int64_t col_inner = 1, col_outer_stride = 0, col_inner_stride = 0;
-
-  [[nodiscard]] std::int64_t row(std::int64_t r) const {
-    return r / row_inner * row_outer_stride + r % row_inner * row_inner_stride;
-  }
-  [[nodiscard]] std::int64_t col(std::int64_t q) const {
-    return q / col_inner * col_outer_stride + q % col_inner * col_inner_stride;
-  }
-  [[nodiscard]] bool packed_cols() const {
-    return col_inner == 1 ? col_outer_stride == 1
-                          : col_inner_stride == 1 && col_outer_stride == col_inner;
-  }
-};
-
-Target target_of(const ArrayRef& out, GramOutputs outputs) {
-  if (outputs != GramOutputs::full) return {out.data, 1, out.stride(0), 0, 1, out.stride(1), 0};
-  return {out.data,      std::max<std::int64_t>(out.extent(1), 1), out.stride(0),
-          out.stride(1), std::max<std::int64_t>(out.extent(3), 1), out.stride(2),
-          out.stride(3)};
-}
 
 // S: type of the factors and the output. T: type of the products.
 template <class S, class T>
@@ -180,8 +132,8 @@ class Gram {
   static int exponent_of(double largest) {
     if (largest == 0) return 0;
     const int e = std::ilogb(largest);
-    constexpr int most = std::is_same_v<T, float> ? 126 : 1000;  // so that 2^-e is a normal T
-    return std::abs(e) <= kSafeExponent ? 0 : std::clamp(e, -most, most);
+    constexpr int kMost = std::is_same_v<T, float> ? 126 : 1000;  // so that 2^-e is a normal T
+    return std::abs(e) <= kSafeExponent ? 0 : std::clamp(e, -kMost, kMost);
   }
 
   // Outputs = diagonal: plane c takes g[:, c, :] and writes out[:, :, c].
@@ -302,10 +254,10 @@ class Gram {
     std::byte* at = states_ + state * plan_.state_bytes;
     auto* acc = reinterpret_cast<double*>(at);
     auto* product = reinterpret_cast<T*>(at + round_up(plan_.tile_rows * plan_.tile_cols * 8, 64));
-    T* samples = product + round_up(plan_.tile_rows * plan_.tile_cols * item, 64) / item;
+    T* samples = product + round_up(plan_.tile_rows * plan_.tile_cols * kItem, 64) / kItem;
     T* spread = samples + (plan_.state_bytes - (reinterpret_cast<std::byte*>(samples) - at) -
-                           round_up(plan_.tile_cols * item, 64)) /
-                              item;
+                           round_up(plan_.tile_cols * kItem, 64)) /
+                              kItem;
 
     const SamplePanels left_samples =
         sample_panels(i, i + r, rows, shape_.left_outputs, kernels_.mr);
@@ -339,7 +291,10 @@ class Gram {
       left += chunk_entries(chunk, true);
       right += chunk_entries(chunk, false);
     }
-    if (slab + 2 == plan_.slabs.size()) store(i + r, rows, j + q, cols, acc);
+    if (slab + 2 == plan_.slabs.size() &&
+        !store_tile<S>(target_, shape_.symmetric, i + r, rows, j + q, cols, acc, plan_.tile_cols)) {
+      overflow_.store(true, std::memory_order_relaxed);
+    }
   }
 
   [[nodiscard]] std::int64_t skew(std::int64_t row, std::int64_t col) const {
@@ -381,53 +336,7 @@ class Gram {
     }
   }
 
-  // Writes the tile, and when square the mirror image of its part below the diagonal.
-  void store(std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
-             const double* acc) {
-    auto* out = static_cast<S*>(target_.data);
-    const std::int64_t ld = plan_.tile_cols;
-    const bool packed = target_.packed_cols();
-    bool bad = false;
-    const auto to_output = [](double value) { return static_cast<S>(value); };
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const std::int64_t used = shape_.symmetric ? std::min(cols, row + r - col + 1) : cols;
-      const double* from = acc + r * ld;
-      S* line = out + target_.row(row + r);
-      if (packed) {
-        line += target_.col(col);
-        for (std::int64_t q = 0; q < used; ++q) {
-          line[q] = to_output(from[q]);
-          bad |= !(std::abs(line[q]) <= std::numeric_limits<S>::max());
-        }
-      } else {
-        for (std::int64_t q = 0; q < used; ++q) {
-          const S value = to_output(from[q]);
-          line[target_.col(col + q)] = value;
-          bad |= !(std::abs(value) <= std::numeric_limits<S>::max());
-        }
-      }
-    }
-    if (bad) overflow_.store(true, std::memory_order_relaxed);
-    if (!shape_.symmetric) return;
-    // Row q of the mirror image is column q of the tile; square pieces keep both sides in cache.
-    constexpr std::int64_t kPiece = 16;
-    for (std::int64_t r0 = 0; r0 < rows; r0 += kPiece) {
-      const std::int64_t r1 = std::min(rows, r0 + kPiece);
-      for (std::int64_t q = 0; q < std::min(cols, row + r1 - 1 - col); ++q) {
-        S* line = out + target_.row(col + q);
-        const std::int64_t start = std::max(r0, col + q - row + 1);
-        if (packed) {
-          line += target_.col(row);
-          for (std::int64_t r = start; r < r1; ++r) line[r] = to_output(acc[r * ld + q]);
-        } else {
-          for (std::int64_t r = start; r < r1; ++r)
-            line[target_.col(row + r)] = to_output(acc[r * ld + q]);
-        }
-      }
-    }
-  }
-
-  static constexpr std::int64_t item = sizeof(T);
+  static constexpr std::int64_t kItem = sizeof(T);
 
   const Context& ctx_;
   std::span<const GramLayer> left_, right_;
@@ -454,24 +363,6 @@ int gram_threads(const Context& ctx, const GramShape& shape) {
   const double work = static_cast<double>(shape.rows) * static_cast<double>(shape.cols) *
                       static_cast<double>(shape.planes) * depth;
   return work < kSerialWork ? 1 : thread_count(ctx);
-}
-
-// Fresh pages of a large output cost as much as a layer when they come 4 KiB at a time. A hint,
-// never an error.
-void ask_for_huge_pages(const ArrayRef& out) {
-  constexpr std::int64_t kLarge = std::int64_t{1} << 24;
-  const std::int64_t bytes = out.size() * size_of(out.dtype);
-  std::int64_t stride = 1;
-  for (int r = out.rank - 1; r >= 0; stride *= out.extents[static_cast<std::size_t>(r--)]) {
-    if (out.strides[static_cast<std::size_t>(r)] != stride) return;
-  }
-  if (bytes < kLarge) return;
-  constexpr std::uintptr_t kPage = 4096;
-  const auto start = (reinterpret_cast<std::uintptr_t>(out.data) + kPage - 1) / kPage * kPage;
-  const auto end =
-      (reinterpret_cast<std::uintptr_t>(out.data) + static_cast<std::uintptr_t>(bytes)) / kPage *
-      kPage;
-  madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 }
 
 // The types of one call: storage S, products T.

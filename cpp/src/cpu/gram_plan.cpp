@@ -141,7 +141,8 @@ struct Sizer {
     if (states > limit / 2) return false;
     const std::int64_t wanted = std::max<std::int64_t>(
         std::int64_t{1} << 20, (plan.block_rows + plan.block_cols) * kSlabDepthBytes);
-    if (!cut(std::min(wanted, limit - states - kAlign)) && !cut(limit - states - kAlign)) return false;
+    if (!cut(std::min(wanted, limit - states - kAlign)) && !cut(limit - states - kAlign))
+      return false;
     total();
     return plan.bytes <= limit;
   }
@@ -195,7 +196,8 @@ GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
   std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
   // Small problems: smaller tiles, so that every thread has several.
   const auto few = [&] {
-    const std::int64_t tiles = ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
+    const std::int64_t tiles =
+        ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
     return tiles < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
   };
   while (threads > 1 && few() && (wanted_rows > 2 * mr || wanted_cols > 2 * nr)) {
