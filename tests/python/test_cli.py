@@ -38,7 +38,9 @@ def benches(tmp_path, monkeypatch):
     def add(name, *rows):
         text = f"ROWS = {rows!r}\ndef run(quick):\n"
         text += "    for row in ROWS:\n        yield row | {'case': row['case'] + str(quick)}\n"
-        (package / f"{name}.py").write_text(text.replace("nan", "float('NaN')"), encoding="utf-8")
+        (package / f"bench_{name}.py").write_text(
+            text.replace("nan", "float('NaN')"), encoding="utf-8"
+        )
 
     yield add
     for name in [n for n in sys.modules if n.startswith("stand_in_benches")]:
