@@ -40,7 +40,8 @@ namespace {
 
 // Below this many multiply-adds waking a second thread costs more than it saves.
 constexpr double kSerialWork = 2e6;
-constexpr std::int64_t kPanelsATask = 8;
+// Rows that one task packs: whole panels of every kernel, both left and right.
+constexpr std::int64_t kPackedRows = 48;
 constexpr int kSafeExponent = 32;
 
 // S: type of the factors and the output. T: type of the products.
@@ -167,48 +168,60 @@ class Gram {
     }
   }
 
+  // Packs the slab's panels. A task takes a stretch of rows through all chunks: long reads of each
+  // row, and where a block meets itself the rows come from memory once for both sides.
   void pack(std::int64_t i, std::int64_t j, std::size_t slab, bool left) {
-    struct Group {
-      std::size_t chunk;
-      bool left;
-      std::int64_t first, count;  // panels
-      T* to;
+    struct Stretch {
+      bool gradients, left, right;
+      std::int64_t row;
     };
-    std::vector<Group> groups;
-    const auto add = [&](bool is_left) {
-      T* to = is_left ? left_panels_ : right_panels_;
-      const std::int64_t width = is_left ? kernels_.mr : kernels_.nr;
+    std::vector<Stretch> stretches;
+    const bool together = left && shape_.symmetric && i == j;
+    for (const bool gradients : {false, true}) {
+      const std::int64_t left_rows = left ? extent(gradients, true) : 0;
+      const std::int64_t right_rows = extent(gradients, false);
+      if (together) {
+        for (std::int64_t row = 0; row < std::max(left_rows, right_rows); row += kPackedRows) {
+          stretches.push_back({gradients, true, true, row});
+        }
+        continue;
+      }
+      for (std::int64_t row = 0; row < left_rows; row += kPackedRows) {
+        stretches.push_back({gradients, true, false, row});
+      }
+      for (std::int64_t row = 0; row < right_rows; row += kPackedRows) {
+        stretches.push_back({gradients, false, true, row});
+      }
+    }
+    parallel_for(ctx_, threads_, static_cast<std::int64_t>(stretches.size()),
+                 [&](std::int64_t index, int) {
+                   const Stretch& stretch = stretches[static_cast<std::size_t>(index)];
+                   if (stretch.left) pack_side(true, stretch.gradients, i, stretch.row, slab);
+                   if (stretch.right) pack_side(false, stretch.gradients, j, stretch.row, slab);
+                 });
+  }
+
+  // Rows row .. row + kPackedRows of the block that starts at `block`, one side.
+  void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row,
+                 std::size_t slab) const {
+    const std::int64_t width = left ? kernels_.mr : kernels_.nr;
+    const std::int64_t outputs = gradients ? 1 : left ? shape_.left_outputs : shape_.right_outputs;
+    const std::int64_t all = (left ? shape_.rows : shape_.cols) / outputs;
+    const std::int64_t end = std::min(extent(gradients, left), row + kPackedRows);
+    for (; row < end; row += width) {
+      const std::int64_t first = block / outputs + row;
+      const std::int64_t count = std::clamp<std::int64_t>(all - first, 0, width);
+      T* to = left ? left_panels_ : right_panels_;
       for (std::size_t c = plan_.slabs[slab]; c < plan_.slabs[slab + 1]; ++c) {
         const GramChunk& chunk = plan_.chunks[c];
-        const std::int64_t panels = extent(chunk, is_left) / width;
-        for (std::int64_t p = 0; p < panels; p += kPanelsATask) {
-          groups.push_back(
-              {c, is_left, p, std::min(kPanelsATask, panels - p), to + p * width * chunk.depth});
+        const std::size_t which = 2 * static_cast<std::size_t>(chunk.layer) + (gradients ? 1 : 0);
+        if (chunk.gradients == gradients) {
+          pack_panel((left ? left_rows_ : right_rows_)[which], chunk, first, count, width,
+                     to + row * chunk.depth);
         }
-        to += chunk_entries(chunk, is_left);
+        to += chunk_entries(chunk, left);
       }
-    };
-    if (left) add(true);
-    add(false);
-    parallel_for(
-        ctx_, threads_, static_cast<std::int64_t>(groups.size()), [&](std::int64_t index, int) {
-          const Group& group = groups[static_cast<std::size_t>(index)];
-          const GramChunk& chunk = plan_.chunks[group.chunk];
-          const std::size_t which =
-              2 * static_cast<std::size_t>(chunk.layer) + (chunk.gradients ? 1 : 0);
-          const Rows& rows = (group.left ? left_rows_ : right_rows_)[which];
-          const std::int64_t width = group.left ? kernels_.mr : kernels_.nr;
-          const std::int64_t outputs = group.left ? shape_.left_outputs : shape_.right_outputs;
-          const std::int64_t origin =
-              chunk.gradients ? (group.left ? i : j) : (group.left ? i : j) / outputs;
-          const std::int64_t all =
-              (group.left ? shape_.rows : shape_.cols) / (chunk.gradients ? 1 : outputs);
-          for (std::int64_t p = 0; p < group.count; ++p) {
-            const std::int64_t first = origin + (group.first + p) * width;
-            pack_panel(rows, chunk, first, std::clamp<std::int64_t>(all - first, 0, width), width,
-                       group.to + p * width * chunk.depth);
-          }
-        });
+    }
   }
 
   void pack_panel(const Rows& rows, const GramChunk& chunk, std::int64_t first, std::int64_t count,
@@ -233,13 +246,14 @@ class Gram {
     }
   }
 
-  [[nodiscard]] std::int64_t extent(const GramChunk& chunk, bool left) const {
-    return left
-               ? panel_extent(chunk.gradients, plan_.block_rows, shape_.left_outputs, kernels_.mr)
-               : panel_extent(chunk.gradients, plan_.block_cols, shape_.right_outputs, kernels_.nr);
+  [[nodiscard]] std::int64_t extent(bool gradients, bool left) const {
+    return left ? panel_extent(gradients, plan_.block_rows, shape_.left_outputs, kernels_.mr)
+                : panel_extent(gradients, plan_.block_cols, shape_.right_outputs, kernels_.nr);
   }
   [[nodiscard]] std::int64_t chunk_entries(const GramChunk& chunk, bool left) const {
-    return round_up(extent(chunk, left) * chunk.depth * static_cast<std::int64_t>(sizeof(T)), 64) /
+    return round_up(extent(chunk.gradients, left) * chunk.depth *
+                        static_cast<std::int64_t>(sizeof(T)),
+                    64) /
            static_cast<std::int64_t>(sizeof(T));
   }
 
