@@ -15,22 +15,20 @@ install(
   DESTINATION "${ff_package}"
   COMPONENT development
 )
+# Files of others that the library links, beside it: one line in fastfisherConfig.cmake says where.
+function(ff_install_beside file variable)
+  install(FILES "${file}" DESTINATION "${CMAKE_INSTALL_LIBDIR}/fastfisher" COMPONENT development)
+  get_filename_component(name "${file}" NAME)
+  set(${variable} "\${PACKAGE_PREFIX_DIR}/${CMAKE_INSTALL_LIBDIR}/fastfisher/${name}" PARENT_SCOPE)
+endfunction()
+
 if(FF_BLAS_FILE)
-  install(
-    FILES "${FF_BLAS_FILE}"
-    DESTINATION "${CMAKE_INSTALL_LIBDIR}/fastfisher"
-    COMPONENT development
-  )
-  get_filename_component(ff_blas_name "${FF_BLAS_FILE}" NAME)
-  set(FF_INSTALLED_BLAS "@PACKAGE_PREFIX_DIR@/${CMAKE_INSTALL_LIBDIR}/fastfisher/${ff_blas_name}")
-  string(
-    REPLACE "@PACKAGE_PREFIX_DIR@"
-    "\${PACKAGE_PREFIX_DIR}"
-    FF_INSTALLED_BLAS
-    "${FF_INSTALLED_BLAS}"
-  )
+  ff_install_beside("${FF_BLAS_FILE}" FF_INSTALLED_BLAS)
 elseif(FF_BLAS_FOUND)
   set(FF_INSTALLED_BLAS "${ff_blas_location}")
+endif()
+if(FF_CUDA)
+  ff_install_beside("${FF_CUDART_FILE}" FF_INSTALLED_CUDART)
 endif()
 configure_package_config_file(
   "${CMAKE_CURRENT_SOURCE_DIR}/cmake/fastfisherConfig.cmake.in"

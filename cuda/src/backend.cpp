@@ -1,16 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The CUDA lane of the backend table in a build without CUDA: it has no ops and says so.
+// The CUDA lane of the backend table. An op without an entry is reported as missing by core.
 #include "fastfisher/backend.hpp"
 
+#include "check.hpp"
+
+#include <string>
+
 namespace fastfisher::cuda {
+
+GramReport gram(const Context& ctx, std::span<const GramLayer> left,
+                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out);
+std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
+                            std::span<const GramLayer> right, const GramOptions& options);
+
+namespace {
+
+std::string version(int number) {  // the runtime counts 1000 major + 10 minor
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+// The runtime reports a missing driver and an old one by the same error; the driver's version, 0
+// where there is none, tells them apart. Asking creates no CUDA context.
+BackendState state() {
+  const auto off = [](const std::string& why) { return BackendState{false, why}; };
+  int devices = 0;
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  cudaGetLastError();
+  int driver = 0, runtime = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) runtime = 0;
+  if (status == cudaErrorInsufficientDriver && driver == 0)
+    return off("compiled, but no NVIDIA driver");
+  if (status == cudaErrorInsufficientDriver) {
+    return off("compiled, but the NVIDIA driver is for CUDA " + version(driver) + ", expected " +
+               version(runtime) + " or later");
+  }
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && devices == 0))
+    return off("compiled, but no CUDA device");
+  if (status != cudaSuccess) return off("compiled, but the CUDA runtime says: " + describe(status));
+  cudaDeviceProp properties;
+  const cudaError_t asked = cudaGetDeviceProperties(&properties, 0);
+  if (asked != cudaSuccess) {
+    cudaGetLastError();
+    return off("compiled, but the first device says: " + describe(asked));
+  }
+  std::string detail = std::string(properties.name) + ", compute capability " +
+                       std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  if (devices > 1) detail += ", and " + std::to_string(devices - 1) + " more";
+  return {true, detail};
+}
+
+}  // namespace
 
 const Backend& backend() {
   static const Backend table = [] {
     Backend b;
     b.name = "cuda";
     b.device = DeviceKind::cuda;
-    b.state = [] { return BackendState{false, "not compiled"}; };
+    b.state = &state;
+    b.gram = &cuda::gram;
+    b.gram_workspace = &cuda::gram_workspace;
     return b;
   }();
   return table;

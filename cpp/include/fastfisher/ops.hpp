@@ -53,6 +53,9 @@ struct GramReport {
 /// `right` empty: the square case, where only one half is computed and the result is symmetric bit
 /// for bit. Needs at least gram_workspace(...) bytes in ctx.workspace; on non-finite input `out` is
 /// left unspecified.
+///
+/// CUDA: the workspace is device memory. Reading the report back synchronises the stream, after the
+/// scan of the input and after the result. A launch runs to its end: interrupts are not polled.
 GramReport gram(const Context& ctx, std::span<const GramLayer> left,
                 std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out);
 

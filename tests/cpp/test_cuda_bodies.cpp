@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The bodies of the CUDA kernels on the host, one std::thread per CUDA thread and small blocks,
+// against plain float64 loops. Under ThreadSanitizer a missing barrier shows as a race. It says
+// nothing about a device: occupancy, speed and the launches themselves need one.
+#include "check.hpp"
+#include "gram_problem.hpp"
+
+#include <array>
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using namespace fastfisher;
+using fastfisher::cuda::ScanFound;
+
+std::mt19937 engine(11);
+
+std::int64_t draw(std::int64_t low, std::int64_t high) {
+  return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
+}
+
+struct HostBlock {
+  int thread_index;
+  std::int64_t block_index, block_count;
+  std::barrier<>* barrier;
+
+  [[nodiscard]] int thread() const { return thread_index; }
+  [[nodiscard]] std::int64_t index() const { return block_index; }
+  [[nodiscard]] std::int64_t blocks() const { return block_count; }
+  void sync() const { barrier->arrive_and_wait(); }
+  void atomic_max(std::uint64_t* address, std::uint64_t value) const {
+    const std::atomic_ref<std::uint64_t> at(*address);
+    std::uint64_t now = at.load();
+    while (now < value && !at.compare_exchange_weak(now, value)) {
+    }
+  }
+};
+
+// One launch: blocks one after the other, each with fresh shared memory full of rubbish.
+template <class Kernel, class Body>
+void launch(std::int64_t blocks, const Body& body) {
+  for (std::int64_t index = 0; index < blocks; ++index) {
+    std::barrier<> barrier(Kernel::kThreads);
+    typename Kernel::Shared shared;
+    std::memset(&shared, 0xff, sizeof shared);
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < Kernel::kThreads; ++t) {
+      threads.emplace_back([&, t] { body(HostBlock{t, index, blocks, &barrier}, shared); });
+    }
+  }
+}
+
+// Owns memory for a view with drawn axis order, gaps and direction.
+template <class T, int Rank>
+struct Strided {
+  std::vector<T> memory;
+  ArrayRef ref;
+
+  explicit Strided(std::array<std::int64_t, Rank> extents, double scale = 1) {
+    std::array<std::size_t, Rank> order;
+    for (std::size_t r = 0; r < Rank; ++r) order[r] = r;
+    if (draw(0, 1) == 0) std::shuffle(order.begin(), order.end(), engine);
+    const bool gaps = draw(0, 1) == 0;
+    ref.dtype = dtype_of<T>;
+    ref.rank = Rank;
+    std::int64_t size = 1, offset = 0;
+    for (std::size_t k = Rank; k-- > 0;) {
+      const std::size_t axis = order[k];
+      const std::int64_t step = gaps ? draw(1, 2) : 1;
+      ref.extents[axis] = extents[axis];
+      ref.strides[axis] = size * step;
+      if (gaps && draw(0, 3) == 0 && extents[axis] > 0) {
+        offset += (extents[axis] - 1) * ref.strides[axis];
+        ref.strides[axis] = -ref.strides[axis];
+      }
+      size *= std::max<std::int64_t>(1, extents[axis]) * step;
+    }
+    memory.resize(static_cast<std::size_t>(size));
+    std::normal_distribution<double> normal;
+    for (T& value : memory) value = static_cast<T>(scale * normal(engine));
+    ref.data = memory.data() + offset;
+  }
+};
+
+template <class T>
+struct Side {
+  std::vector<Strided<T, 2>> a;
+  std::vector<Strided<T, 3>> g;
+  std::vector<GramLayer> layers;
+};
+
+struct Size {
+  std::int64_t i, o;
+  bool bias;
+  double scale;
+};
+
+template <class T>
+Side<T> draw_side(std::int64_t n, std::int64_t c, const std::vector<Size>& sizes) {
+  Side<T> side;
+  for (const Size& size : sizes) {
+    side.a.emplace_back(std::array<std::int64_t, 2>{n, size.i}, size.scale);
+    side.g.emplace_back(std::array<std::int64_t, 3>{n, c, size.o}, 1 / size.scale);
+    side.layers.push_back({side.a.back().ref, side.g.back().ref, size.bias});
+  }
+  return side;
+}
+
+// What gram.cu does, with host memory for the device's.
+template <class S, class T>
+GramReport run(std::span<const GramLayer> left, std::span<const GramLayer> right,
+               GramOutputs outputs, const ArrayRef& out, std::int64_t blocks) {
+  using Scan = cuda::Scan<S, 4>;
+  using Tile = cuda::GramTile<S, T, 6, 3, 2>;
+  const cuda::GramMemory memory(left.size(), right.empty());
+  std::vector<ScanFound> found(static_cast<std::size_t>(memory.scans));
+  for (std::size_t k = 0; k < found.size(); ++k) {
+    const cuda::ScanInput input = cuda::scan_input(cuda::argument_of(left, right, k));
+    launch<Scan>(2, [&](const HostBlock& block, typename Scan::Shared& shared) {
+      Scan::run(block, shared, input, &found[k]);
+    });
+  }
+  GramReport report = cuda::report_of(found, left.size());
+  const cuda::Problem problem = cuda::problem_of(left, right, outputs, out);
+  if (report.kind != GramReport::Kind::ok || Tile::tiles_of(problem) == 0) return report;
+  const auto layers = cuda::layers_of<S, T>(left, right, outputs, found);
+  std::uint64_t overflow = 0;
+  launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
+    Tile::run(block, shared, problem, layers.data(), &overflow);
+  });
+  if (overflow != 0) report.kind = GramReport::Kind::overflow;
+  return report;
+}
+
+// An entry and the sum of the magnitudes behind it, which bounds its rounding error. In long
+// double, whose range holds the products that the kernel scales.
+struct Entry {
+  long double value = 0, magnitude = 0;
+};
+
+template <class S>
+Entry exact(std::span<const GramLayer> left, std::span<const GramLayer> right, std::int64_t n,
+            std::int64_t c, std::int64_t m, std::int64_t d) {
+  Entry sum;
+  const auto add = [](Entry& entry, long double term) {
+    entry.value += term;
+    entry.magnitude += std::abs(term);
+  };
+  for (std::size_t layer = 0; layer < left.size(); ++layer) {
+    const auto a = view_of<const S, 2>(left[layer].a), b = view_of<const S, 2>(right[layer].a);
+    const auto g = view_of<const S, 3>(left[layer].g), h = view_of<const S, 3>(right[layer].g);
+    Entry inner, outer;
+    if (left[layer].bias) add(inner, 1);
+    for (std::int64_t i = 0; i < a.extent(1); ++i)
+      add(inner, static_cast<long double>(a(n, i)) * b(m, i));
+    for (std::int64_t o = 0; o < g.extent(2); ++o)
+      add(outer, static_cast<long double>(g(n, c, o)) * h(m, d, o));
+    sum.value += inner.value * outer.value;
+    sum.magnitude += inner.magnitude * outer.magnitude;
+  }
+  return sum;
+}
+
+// use(expected, got) for every entry of the output.
+template <class S, class Use>
+void each_entry(GramOutputs outputs, std::span<const GramLayer> left,
+                std::span<const GramLayer> right, const ArrayRef& out, const Use& use) {
+  const std::int64_t outs = left.front().g.extent(1), other = right.front().g.extent(1);
+  for (std::int64_t n = 0; n < left.front().g.extent(0); ++n) {
+    for (std::int64_t m = 0; m < right.front().g.extent(0); ++m) {
+      Entry trace;
+      for (std::int64_t c = 0; c < outs; ++c) {
+        if (outputs == GramOutputs::full) {
+          for (std::int64_t d = 0; d < other; ++d)
+            use(exact<S>(left, right, n, c, m, d), view_of<S, 4>(out)(n, c, m, d));
+          continue;
+        }
+        const Entry expected = exact<S>(left, right, n, c, m, c);
+        trace.value += expected.value;
+        trace.magnitude += expected.magnitude;
+        if (outputs == GramOutputs::diagonal) use(expected, view_of<S, 3>(out)(n, m, c));
+      }
+      if (outputs == GramOutputs::trace) use(trace, view_of<S, 2>(out)(n, m));
+    }
+  }
+}
+
+// The problem twice, with different launches: right within the tolerance, bits the same.
+template <class S, class T, int Rank>
+void one_output(GramOutputs outputs, std::span<const GramLayer> left,
+                std::span<const GramLayer> right, bool square,
+                std::array<std::int64_t, Rank> extents) {
+  Strided<S, Rank> out(extents);
+  const std::span<const GramLayer> given = square ? std::span<const GramLayer>{} : right;
+  FF_CHECK((run<S, T>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
+  bool close = true;
+  each_entry<S>(outputs, left, right, out.ref, [&](const Entry& expected, S got) {
+    const long double bound = 8 * std::numeric_limits<S>::epsilon() * expected.magnitude;
+    close = close && std::abs(expected.value - got) <= bound;
+  });
+  FF_CHECK(close);
+  const std::vector<S> first = out.memory;
+  FF_CHECK((run<S, T>(left, given, outputs, out.ref, 3).kind) == GramReport::Kind::ok);
+  FF_CHECK(first == out.memory);
+  if (!square) return;
+  const auto k = view_of<S, Rank>(out.ref);
+  bool symmetric = true;
+  const std::int64_t samples = extents[0], outs = Rank == 4 ? extents[1] : 1;
+  for (std::int64_t r = 0; r < samples * outs; ++r) {
+    for (std::int64_t q = 0; q < samples * outs; ++q) {
+      if constexpr (Rank == 4) {
+        symmetric = symmetric && k(r / outs, r % outs, q / outs, q % outs) ==
+                                     k(q / outs, q % outs, r / outs, r % outs);
+      } else if constexpr (Rank == 3) {
+        for (std::int64_t c = 0; c < extents[2]; ++c)
+          symmetric = symmetric && k(r, q, c) == k(q, r, c);
+      } else {
+        symmetric = symmetric && k(r, q) == k(q, r);
+      }
+    }
+  }
+  FF_CHECK(symmetric);
+}
+
+template <class S, class T>
+void one_problem() {
+  const auto outputs = static_cast<GramOutputs>(draw(0, 2));
+  const bool square = draw(0, 1) == 0;
+  const std::int64_t n = draw(1, 14), m = square ? n : draw(1, 14), c = draw(1, 4);
+  const std::int64_t d = square || outputs != GramOutputs::full ? c : draw(1, 4);
+  std::vector<Size> sizes(static_cast<std::size_t>(draw(1, 3)));
+  for (Size& size : sizes) {
+    // Factors outside [2^-32, 2^32] meet their inverse: the result stays of order one.
+    const double scale = sizeof(S) == 4 ? std::ldexp(1, 100) : std::ldexp(1, 700);
+    size = {draw(0, 8), draw(0, 8), draw(0, 1) == 0, draw(0, 2) == 0 ? scale : 1};
+    if (size.bias) size.scale = draw(0, 2) == 0 ? 1 / std::ldexp(1, 40) : 1;
+  }
+  const Side<S> left = draw_side<S>(n, c, sizes), other = draw_side<S>(m, d, sizes);
+  const std::span<const GramLayer> right = square ? left.layers : other.layers;
+  if (outputs == GramOutputs::full)
+    one_output<S, T, 4>(outputs, left.layers, right, square, {n, c, m, d});
+  if (outputs == GramOutputs::trace)
+    one_output<S, T, 2>(outputs, left.layers, right, square, {n, m});
+  if (outputs == GramOutputs::diagonal)
+    one_output<S, T, 3>(outputs, left.layers, right, square, {n, m, c});
+}
+
+// The first entry that is not finite in row-major order, whatever the strides.
+void reports() {
+  for (int k = 0; k < 20; ++k) {
+    const std::vector<Size> sizes(2, {3, 4, false, 1});
+    Side<float> left = draw_side<float>(5, 2, sizes), right = draw_side<float>(4, 2, sizes);
+    std::vector<float> memory(5 * 2 * 4 * 2);
+    const ArrayRef out = array_ref(memory.data(), 5, 2, 4, 2);
+    const std::int64_t at = draw(0, 4 * 2 * 4 - 2);
+    const auto nan = std::numeric_limits<float>::quiet_NaN();
+    const auto infinity = std::numeric_limits<float>::infinity();
+    view_of<float, 3>(right.g[1].ref)(at / 8, at / 4 % 2, at % 4) = k % 2 == 0 ? nan : -infinity;
+    view_of<float, 3>(right.g[1].ref)(3, 1, 3) = nan;
+    const GramReport report =
+        run<float, float>(left.layers, right.layers, GramOutputs::full, out, 1);
+    FF_CHECK(report.kind == GramReport::Kind::non_finite);
+    FF_CHECK(report.side == 1 && report.layer == 1 && report.argument == 1);
+    FF_CHECK(report.index == at);
+  }
+  std::vector<float> a(6, 3e30F), g(6, 3e30F), memory(4);
+  const std::vector<GramLayer> layers = {{array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
+  const ArrayRef out = array_ref(memory.data(), 2, 2);
+  FF_CHECK((run<float, float>(layers, {}, GramOutputs::trace, out, 1).kind) ==
+           GramReport::Kind::overflow);
+  const std::vector<GramLayer> none = {{array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
+  FF_CHECK((run<float, float>(none, {}, GramOutputs::trace, out, 1).kind) == GramReport::Kind::ok);
+}
+
+}  // namespace
+
+int main() {
+  for (int k = 0; k < 40; ++k) {
+    one_problem<float, float>();
+    one_problem<double, double>();
+    one_problem<float, double>();
+  }
+  reports();
+  return fastfisher::test::report();
+}
