@@ -16,7 +16,7 @@ constexpr std::int64_t kTileCols = 256;
 // Below this many rows a block packs its factors too often; then the depth is cut into slabs
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
-constexpr std::int64_t kTilesAThread = 6;
+constexpr std::int64_t kTilesAThread = 16;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
 constexpr std::int64_t kSlabDepthBytes = 8192;
 constexpr std::int64_t kAlign = 64;
