@@ -71,13 +71,13 @@ void register_gram(py::module_& module) {
                                      options_of(outputs, exact, memory_limit));
              });
   module.def("gram", [](const py::list& left, const py::list& right, const py::handle& out,
-                        const py::buffer& workspace, int outputs, bool exact,
+                        const py::handle& workspace, int outputs, bool exact,
                         std::int64_t memory_limit, std::intptr_t stream, int threads) {
     const Layers in_left(left, "left", stream), in_right(right, "right", stream);
     const Borrowed result = borrow(out, "out", Access::write, stream);
-    const py::buffer_info scratch = workspace.request(true);
+    const Workspace scratch(workspace, result.ref().device, stream);
     Context context = context_for(result, stream, threads);
-    context.workspace = workspace_of(scratch);
+    context.workspace = scratch.bytes();
     GramReport report;
     {
       const py::gil_scoped_release without_gil;

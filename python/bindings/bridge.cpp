@@ -53,7 +53,14 @@ py::object capsule_of(py::handle object, const std::string& name, std::intptr_t 
   return capsule.is_none() ? ask(false) : capsule;
 }
 
-ArrayRef ref_of(const dlpack::Tensor& tensor, const std::string& name) {
+// What the elements may be: floats of an op, or the bytes of a workspace.
+enum class Elements { floats, bytes };
+
+bool has_type(const dlpack::DataType& type, std::uint8_t code, std::uint8_t bits) {
+  return type.code == code && type.bits == bits && type.lanes == 1;
+}
+
+ArrayRef ref_of(const dlpack::Tensor& tensor, Elements elements, const std::string& name) {
   ArrayRef array;
   switch (tensor.device.type) {
   case dlpack::kCpu:
@@ -67,11 +74,17 @@ ArrayRef ref_of(const dlpack::Tensor& tensor, const std::string& name) {
   default:
     fail(ErrorCode::dtype, name, "is on a device that fastfisher has no backend for");
   }
-  if (tensor.dtype.code != dlpack::kFloat || tensor.dtype.lanes != 1 ||
-      (tensor.dtype.bits != 32 && tensor.dtype.bits != 64)) {
+  if (elements == Elements::bytes) {
+    // The dtype of the result has no name for bytes: only Workspace sees it.
+    if (!has_type(tensor.dtype, dlpack::kUnsigned, 8))
+      fail(ErrorCode::dtype, name, "expected dtype uint8");
+  } else if (has_type(tensor.dtype, dlpack::kFloat, 32)) {
+    array.dtype = DType::f32;
+  } else if (has_type(tensor.dtype, dlpack::kFloat, 64)) {
+    array.dtype = DType::f64;
+  } else {
     fail(ErrorCode::dtype, name, "expected dtype float32 or float64");
   }
-  array.dtype = tensor.dtype.bits == 32 ? DType::f32 : DType::f64;
   if (tensor.rank > kMaxRank) {
     fail(ErrorCode::shape, name, "expected at most 6 axes, got " + std::to_string(tensor.rank));
   }
@@ -87,7 +100,8 @@ ArrayRef ref_of(const dlpack::Tensor& tensor, const std::string& name) {
 }
 
 template <class Managed>
-Borrowed take(py::handle capsule, const char* kind, const char* used, const std::string& name) {
+Borrowed take(py::handle capsule, const char* kind, const char* used, Elements elements,
+              const std::string& name) {
   auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), kind));
   if (managed == nullptr) throw py::error_already_set();
   // Renaming tells the capsule that the deleter is ours to call now.
@@ -97,7 +111,7 @@ Borrowed take(py::handle capsule, const char* kind, const char* used, const std:
     if (m->deleter != nullptr) m->deleter(m);
   };
   try {
-    return Borrowed(ref_of(managed->tensor, name), managed, release);
+    return Borrowed(ref_of(managed->tensor, elements, name), managed, release);
   } catch (...) {
     release(managed);
     throw;
@@ -116,15 +130,14 @@ struct Interrupts {
   }
 };
 
-}  // namespace
-
-Borrowed borrow(py::handle object, const std::string& name, Access access, std::intptr_t stream) {
+Borrowed borrow_as(Elements elements, py::handle object, const std::string& name, Access access,
+                   std::intptr_t stream) {
   const py::object capsule = capsule_of(object, name, stream);
   const bool versioned = PyCapsule_IsValid(capsule.ptr(), kVersioned) != 0;
   if (access == Access::write && !versioned) {
     fail(ErrorCode::shape, name, "cannot be written: its library hands out immutable arrays only");
   }
-  if (!versioned) return take<dlpack::Managed>(capsule, kLegacy, "used_dltensor", name);
+  if (!versioned) return take<dlpack::Managed>(capsule, kLegacy, "used_dltensor", elements, name);
   const auto* managed =
       static_cast<const dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersioned));
   if (managed->version.major != dlpack::kMajor) {
@@ -134,7 +147,14 @@ Borrowed borrow(py::handle object, const std::string& name, Access access, std::
   if (access == Access::write && (managed->flags & dlpack::kReadOnly) != 0) {
     fail(ErrorCode::shape, name, "is read-only, expected a writable array");
   }
-  return take<dlpack::ManagedVersioned>(capsule, kVersioned, "used_dltensor_versioned", name);
+  return take<dlpack::ManagedVersioned>(capsule, kVersioned, "used_dltensor_versioned", elements,
+                                        name);
+}
+
+}  // namespace
+
+Borrowed borrow(py::handle object, const std::string& name, Access access, std::intptr_t stream) {
+  return borrow_as(Elements::floats, object, name, access, stream);
 }
 
 Context context_for(const Borrowed& out, std::intptr_t stream, int threads) {
@@ -146,9 +166,20 @@ Context context_for(const Borrowed& out, std::intptr_t stream, int threads) {
   return context;
 }
 
-std::span<std::byte> workspace_of(const py::buffer_info& buffer) {
-  return {static_cast<std::byte*>(buffer.ptr),
-          static_cast<std::size_t>(buffer.size * buffer.itemsize)};
+Workspace::Workspace(py::handle object, Device device, std::intptr_t stream) {
+  if (device.kind == DeviceKind::cpu && PyObject_CheckBuffer(object.ptr()) != 0) {
+    buffer_ = py::reinterpret_borrow<py::buffer>(object).request(true);
+    bytes_ = {static_cast<std::byte*>(buffer_.ptr),
+              static_cast<std::size_t>(buffer_.size * buffer_.itemsize)};
+    return;
+  }
+  array_ = borrow_as(Elements::bytes, object, "workspace", Access::write, stream);
+  const ArrayRef& array = array_.ref();
+  if (!(array.device == device))
+    fail(ErrorCode::dtype, "workspace", "is on another device than out");
+  if (array.rank != 1 || (array.extent(0) > 1 && array.stride(0) != 1))
+    fail(ErrorCode::shape, "workspace", "expected one packed axis");
+  bytes_ = {static_cast<std::byte*>(array.data), static_cast<std::size_t>(array.extent(0))};
 }
 
 }  // namespace fastfisher::python

@@ -7,7 +7,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -26,7 +28,12 @@ class Borrowed {
       : array_(other.array_),
         owner_(std::exchange(other.owner_, nullptr)),
         release_(other.release_) {}
-  Borrowed& operator=(Borrowed&&) = delete;
+  Borrowed& operator=(Borrowed&& other) noexcept {
+    std::swap(array_, other.array_);
+    std::swap(owner_, other.owner_);
+    std::swap(release_, other.release_);
+    return *this;
+  }
   ~Borrowed() {
     if (owner_ != nullptr) release_(owner_);
   }
@@ -47,8 +54,18 @@ Borrowed borrow(pybind11::handle object, const std::string& name, Access access,
 /// Context on the device of `out`. Interrupts are polled through it while the GIL is released.
 Context context_for(const Borrowed& out, std::intptr_t stream, int threads);
 
-/// Scratch memory of the caller: a one-dimensional writable byte buffer.
-std::span<std::byte> workspace_of(const pybind11::buffer_info& buffer);
+/// Scratch memory of the caller on `device`, one-dimensional and writable: a byte buffer on the
+/// CPU, uint8 by DLPack elsewhere. Like Borrowed, declare it before py::gil_scoped_release.
+class Workspace {
+ public:
+  Workspace(pybind11::handle object, Device device, std::intptr_t stream);
+  [[nodiscard]] std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  pybind11::buffer_info buffer_;
+  Borrowed array_;
+  std::span<std::byte> bytes_;
+};
 
 void register_errors(pybind11::module_& module);
 void register_gram(pybind11::module_& module);

@@ -78,7 +78,7 @@ def device_name(x: Array) -> str:
 
 
 def stream_of(x: Array) -> int:
-    """Handle of the caller's current stream on the device of `x`; 0 on CPU, 1 for CUDA's default."""
+    """Handle of the caller's current stream for `x`; 0 on CPU, 1 for CUDA's default stream."""
     if isinstance(x, np.ndarray) or device_name(x) == "cpu":
         return 0
     owner = library(x)
@@ -109,8 +109,20 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
         return xp.empty(shape, dtype=like.dtype)
 
 
+def scratch(size: int, like: Array) -> Array:
+    """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
+    if isinstance(like, np.ndarray) or device_name(like) == "cpu":
+        return np.empty(size, np.uint8)
+    owner = library(like)
+    xp = _module(owner)
+    if owner == "torch":
+        return xp.empty(size, dtype=xp.uint8, device=like.device)
+    with xp.cuda.Device(like.device.id):
+        return xp.empty(size, dtype=xp.uint8)
+
+
 def final(x: Array, like: Array) -> Array:
-    """Hand the finished `x` of `empty` over to the library of `like` (jax arrays cannot be written)."""
+    """Hand the finished `x` over to the library of `like` (jax arrays cannot be written)."""
     return from_numpy(x, like) if library(like) == "jax" else x
 
 
@@ -171,4 +183,3 @@ def erf(x: Array) -> Array:
 
         return np.vectorize(math.erf, otypes=[x.dtype])(x)
     return scipy_erf(x)
-

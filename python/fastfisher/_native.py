@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastfisher import _core
-from fastfisher._arrays import Array, dtype_name, stream_of
+from fastfisher._arrays import Array, dtype_name, scratch, stream_of
 
 GRAM_OUTPUTS = {"full": 0, "trace": 1, "diagonal": 2}
 OK, NON_FINITE, OVERFLOW = 0, 1, 2
@@ -53,14 +53,14 @@ def gram(
         memory_limit,
         threads,
     )
-    workspace = np.empty(size, np.uint8)
+    workspace = np.empty(size, np.uint8) if stream == 0 else scratch(size, out)
     return GramReport(
         *_core.gram(left, right, out, workspace, kind, exact, memory_limit, stream, threads)
     )
 
 
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
-    """Write the product of `a` (n, k) and `b` (k, m) to `out`, by the bundled BLAS if there is one."""
+    """Write the product of `a` (n, k) and `b` (k, m) to `out`, by the bundled BLAS."""
     _core.matmul(a, b, out, stream_of(out), threads)
 
 
