@@ -163,6 +163,11 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     return np.asarray(x)
 
 
+def is_negated(x: Array) -> bool:
+    """Whether `x` is a torch view whose sign is a flag, which DLPack would drop."""
+    return not isinstance(x, np.ndarray) and library(x) == "torch" and bool(x.is_neg())
+
+
 def erf(x: Array) -> Array:
     """Error function in the library of `x`; for numpy by scipy where it is installed."""
     owner = library(x)

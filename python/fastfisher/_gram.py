@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 import operator
 import re
 from collections.abc import Sequence
@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fastfisher import _native
-from fastfisher._arrays import Array, device_name, dtype_name, empty, final, library, namespace
+from fastfisher._arrays import (
+    Array,
+    device_name,
+    dtype_name,
+    empty,
+    final,
+    library,
+    namespace,
+    to_numpy,
+)
 from fastfisher.errors import NonFiniteError, NumericalError
 from fastfisher.factors import Dense, check_layers
 
@@ -23,6 +32,7 @@ Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
 
 DEFAULT_MEMORY = 24 << 20
+_MOST_MEMORY = 2**62
 _PRECISIONS = ("highest", "high", "medium", "exact")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -97,7 +107,10 @@ def gram(
     ``K[n, c, m, d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n, c], g_l[m, d]>``, the dual
     of the Fisher matrix times N (Karakida, Akaho and Amari 2019, arXiv:1806.01316).
     Multiply-adds: ``N M (i + C D o)`` a layer, halved when square; no N C x P Jacobian is formed.
-    Results do not depend on `threads` or `memory_limit`. Runs without the GIL; Ctrl-C stops within
+    Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
+    2^48 (float64: 2^480) or below its inverse are scaled by one power of two a layer: errors are
+    relative to the layer's largest samples, and samples smaller by the square root of the dtype's
+    range do not count. Runs without the GIL; Ctrl-C stops within
     a tile and leaves `out` unspecified.
 
     Examples
@@ -170,7 +183,10 @@ def gram_factors(
     if precision not in _PRECISIONS:
         raise ValueError(f"precision: expected one of {_PRECISIONS}, got {precision!r}")
     kind = check_outputs(outputs, left[0].n_outputs)
-    if kind != outputs or isinstance(outputs, int):
+    if right is not None and outputs != "full" and outputs != "sum":
+        _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
+    given_left, given_right = left, right
+    if kind != outputs:
         left, right = _select(left, outputs), right and _select(right, outputs)
     like = left[0].a
     n, c = left[0].g.shape[:2]
@@ -187,7 +203,7 @@ def gram_factors(
         threads=_thread_number(threads),
     )
     if report.kind != _native.OK:
-        _raise(report, left, right)
+        _raise(report, given_left, given_right)
     return final(result, like) if out is None else out
 
 
@@ -239,6 +255,11 @@ def _check_pair(left: Sequence[Dense], right: Sequence[Dense]) -> None:
             )
 
 
+def _check_same_outputs(c: int, d: int) -> None:
+    if c != d:
+        raise ValueError(f"other: has {d} outputs, expected {c} as the first unless outputs='full'")
+
+
 def _check_out(out: Array, shape: tuple[int, ...], like: Array) -> Array:
     if library(out, "out") == "jax":
         raise ValueError("out: jax arrays cannot be written; pass a numpy array")
@@ -260,20 +281,22 @@ def memory_bytes(limit: int | str | None) -> int:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?|)B?\s*", limit.upper())
         if match is None:
             raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
-        return int(float(match[1]) * _UNITS[match[2]])
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not math.isfinite(limit):
+        return int(min(float(match[1]) * _UNITS[match[2]], _MOST_MEMORY))
+    if isinstance(limit, bool) or not isinstance(limit, numbers.Real) or not limit >= 0:
         raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
-    if limit < 0:
-        raise ValueError(f"memory_limit: expected a number of bytes, got {limit}")
-    return int(limit)
+    return int(min(limit, _MOST_MEMORY))
 
 
 def _thread_number(threads: int) -> int:
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
+    if (
+        isinstance(threads, bool)
+        or not isinstance(threads, numbers.Integral)
+        or not 0 <= threads <= 4096
+    ):
         raise ValueError(
             f"threads: expected an integer from 0 (automatic) to 4096, got {threads!r}"
         )
-    return threads
+    return int(threads)
 
 
 def _raise(
@@ -287,10 +310,14 @@ def _raise(
     layer = layers[report.layer]
     name = "ag"[report.argument]
     array = layer.a if name == "a" else layer.g
-    index = tuple(int(k) for k in np.unravel_index(report.position, tuple(array.shape)))
+    host = to_numpy(array)
+    bad = np.argwhere(~np.isfinite(host))
+    if len(bad) == 0:
+        raise NumericalError(f"{name}: its sum over outputs overflows {dtype_name(array)}")
+    index = tuple(int(k) for k in bad[0])
     where = f"other, {name}" if report.side else name
     if layer.label is not None:
         where = f"layer {layer.label!r}, {where}"
     elif len(layers) > 1:
         where = f"layers[{report.layer}], {where}"
-    raise NonFiniteError(f"{where}: expected finite numbers, got {array[index]} at index {index}")
+    raise NonFiniteError(f"{where}: expected finite numbers, got {host[index]} at index {index}")

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastfisher._arrays import Array, device_name, dtype_name, library
+import numpy as np
+
+from fastfisher._arrays import Array, device_name, dtype_name, is_negated, library
 
 FLOATS = ("float32", "float64")
 
@@ -63,9 +65,9 @@ class Dense:
                 "g (n, c, o) with the same n"
             )
         _check_alike(a, g, prefix + "a", prefix + "g")
-        if not isinstance(bias, bool):
+        if not isinstance(bias, (bool, np.bool_)):
             raise TypeError(f"{prefix}bias: expected True or False, got {type(bias).__name__}")
-        for name, value in (("a", a), ("g", g), ("bias", bias), ("label", label)):
+        for name, value in (("a", a), ("g", g), ("bias", bool(bias)), ("label", label)):
             object.__setattr__(self, name, value)
 
     @property
@@ -88,6 +90,8 @@ def _check_array(x: Array, name: str, rank: int, expected: str) -> None:
     library(x, name)
     if len(x.shape) != rank:
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+    if is_negated(x):
+        raise TypeError(f"{name}: has torch's negative bit set; pass x.resolve_neg()")
     dtype = dtype_name(x)
     if dtype not in FLOATS:
         raise TypeError(f"{name}: expected dtype float32 or float64, got dtype {dtype}")

@@ -17,7 +17,7 @@
 // packed once for every block it meets, the output written once. Across layers the sum is float64,
 // so layers of very different scale lose nothing. An entry's sums follow the chunks of GramPlan
 // alone: tiles, blocks and threads never change a bit. Products of float32 underflow or overflow
-// only where entries leave [2^-32, 2^32]: such a layer is packed times a power of two, which fold()
+// only where entries leave [2^-48, 2^48]: such a layer is packed times a power of two, which fold()
 // takes out again in float64.
 #include "backend.hpp"
 #include "gram_access.hpp"
@@ -42,7 +42,9 @@ namespace {
 constexpr double kSerialWork = 2e6;
 // Rows that one task packs: whole panels of every kernel, both left and right.
 constexpr std::int64_t kPackedRows = 48;
-constexpr int kSafeExponent = 32;
+// Magnitudes whose products, summed over any depth, stay in the range of T.
+template <class T>
+constexpr int kSafeExponent = sizeof(T) == 4 ? 48 : 480;
 
 // S: type of the factors and the output. T: type of the products.
 template <class S, class T>
@@ -123,8 +125,9 @@ class Gram {
         total += exponent(rows[0].scale) + exponent(rows[1].scale);
       }
       fold_bias_[layer] = left_[layer].bias ? std::ldexp(1.0, exponents_a) : 0;
-      // Beyond float64's range every entry over- or underflows whatever the exact exponent.
-      fold_scale_[layer] = std::ldexp(1.0, static_cast<int>(std::clamp(-total, -1020.0, 1020.0)));
+      // Denormal or zero where every entry underflows; infinite, hence an overflow, beyond the
+      // range.
+      fold_scale_[layer] = std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
     }
     return {};
   }
@@ -134,7 +137,7 @@ class Gram {
     if (largest == 0) return 0;
     const int e = std::ilogb(largest);
     constexpr int kMost = std::is_same_v<T, float> ? 126 : 1000;  // so that 2^-e is a normal T
-    return std::abs(e) <= kSafeExponent ? 0 : std::clamp(e, -kMost, kMost);
+    return std::abs(e) <= kSafeExponent<T> ? 0 : std::clamp(e, -kMost, kMost);
   }
 
   // Outputs = diagonal: plane c takes g[:, c, :] and writes out[:, :, c].

@@ -2,6 +2,7 @@
 #include "gram_plan.hpp"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 namespace fastfisher::cpu {
@@ -186,8 +187,11 @@ GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer>
   return shape;
 }
 
-GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
-                   std::int64_t item_bytes, int threads, std::int64_t limit) {
+namespace {
+
+// The plan, or nothing if none fits within `limit`.
+std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std::int64_t nr,
+                                    std::int64_t item_bytes, int threads, std::int64_t limit) {
   Sizer sizer{shape, item_bytes, std::max(threads, 1), {}};
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
@@ -226,15 +230,19 @@ GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
     wanted_cols = std::max(nr, wanted_cols / 2);
     if (wanted_rows == mr && wanted_cols == nr) wanted_rows = wanted_cols = 1;
   }
-  sizer.set_blocks(ceil_div(std::max<std::int64_t>(shape.rows, 1), mr),
-                   ceil_div(std::max<std::int64_t>(shape.cols, 1), nr));
-  std::int64_t panels = 0;
-  for (const GramChunk& chunk : plan.chunks) {
-    panels = std::max(panels, sizer.chunk_bytes(chunk, true) + sizer.chunk_bytes(chunk, false));
-  }
-  const std::int64_t needed = panels + 2 * sizer.one_state() + kAlign;
+  return std::nullopt;
+}
+
+}  // namespace
+
+GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
+                   std::int64_t item_bytes, int threads, std::int64_t limit) {
+  if (const auto plan = plan_within(shape, mr, nr, item_bytes, threads, limit)) return *plan;
+  // The figure to name is one that works: found by asking.
+  std::int64_t needed = std::max<std::int64_t>(limit, 1024);
+  while (!plan_within(shape, mr, nr, item_bytes, threads, needed)) needed += needed / 8;
   throw Error(ErrorCode::memory, "gram", "memory_limit",
-              "needs at least " + std::to_string(needed) + " bytes of workspace, got " +
+              "needs about " + std::to_string(needed) + " bytes of workspace, got " +
                   std::to_string(limit));
 }
 

@@ -9,12 +9,14 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 
 namespace fastfisher::cpu {
@@ -82,16 +84,23 @@ class Pool {
   std::mutex in_use;
 
   void run(int threads, Job& job, const Context& ctx) {
-    while (static_cast<int>(workers_) < threads - 1) {
-      std::thread(&Pool::work, this, ++workers_, generation_.load()).detach();
+    try {
+      while (workers_ < threads - 1) {
+        std::thread(&Pool::work, this, workers_ + 1, ticket_.load()).detach();
+        ++workers_;
+      }
+    } catch (const std::system_error&) {
+      // The system has no more threads to give: those that exist do the work.
+      threads = workers_ + 1;
     }
     job_ = &job;
-    active_ = threads;
-    pending_.store(workers_, std::memory_order_relaxed);
+    pending_.store(threads - 1, std::memory_order_relaxed);
     {
       // Under the lock, so that a worker about to sleep cannot miss it.
       const std::lock_guard lock(sleep_mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+      const std::uint64_t generation = (ticket_.load() >> kActiveBits) + 1;
+      ticket_.store(generation << kActiveBits | static_cast<std::uint64_t>(threads),
+                    std::memory_order_release);
     }
     if (sleepers_.load() > 0) wake_.notify_all();
     job.drain(0, &ctx);
@@ -107,26 +116,32 @@ class Pool {
  private:
   void work(int id, std::uint64_t seen) {
     for (;;) {
-      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
+      for (int spins = 0; ticket_.load(std::memory_order_acquire) == seen; ++spins) {
         if (spins < kSpins) {
           relax();
           continue;
         }
         std::unique_lock lock(sleep_mutex_);
         sleepers_.fetch_add(1);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+        wake_.wait(lock, [&] { return ticket_.load(std::memory_order_acquire) != seen; });
         sleepers_.fetch_sub(1);
       }
-      ++seen;  // every worker answers every generation, so it cannot be more than one behind
-      if (id < active_) job_->drain(id, nullptr);
+      seen = ticket_.load(std::memory_order_acquire);
+      // Only active workers answer, and the caller waits for each of them before the next ticket:
+      // whoever reads job_ reads that of its own ticket.
+      if (static_cast<std::uint64_t>(id) >= (seen & kActiveMask)) continue;
+      job_->drain(id, nullptr);
       pending_.fetch_sub(1, std::memory_order_release);
     }
   }
 
+  static constexpr int kActiveBits = 16;
+  static constexpr std::uint64_t kActiveMask = (std::uint64_t{1} << kActiveBits) - 1;
+
   int workers_ = 0;
-  int active_ = 0;
   Job* job_ = nullptr;
-  std::atomic<std::uint64_t> generation_{0};
+  // Number of the job and, in the low bits, how many threads take part, read as one.
+  std::atomic<std::uint64_t> ticket_{0};
   std::atomic<int> pending_{0};
   std::atomic<int> sleepers_{0};
   std::mutex sleep_mutex_;
@@ -135,6 +150,13 @@ class Pool {
 
 std::atomic<Pool*> the_pool{nullptr};
 thread_local bool inside_task = false;
+
+struct InsideTask {
+  InsideTask() { inside_task = true; }
+  ~InsideTask() { inside_task = false; }
+  InsideTask(const InsideTask&) = delete;
+  InsideTask& operator=(const InsideTask&) = delete;
+};
 
 // The pool is never destroyed: its detached threads may outlive every static object.
 Pool& pool() {
@@ -157,18 +179,27 @@ Pool& pool() {
 
 }  // namespace
 
-int thread_count(const Context& ctx) {
-  if (ctx.threads > 0) return ctx.threads;
-  if (const int ours = positive_from_environment("FASTFISHER_NUM_THREADS", true); ours > 0)
-    return ours;
-  if (const int theirs = positive_from_environment("OMP_NUM_THREADS", false); theirs > 0)
-    return theirs;
+namespace {
+
+int cores() {
   cpu_set_t mask;
   CPU_ZERO(&mask);
   if (sched_getaffinity(0, sizeof(mask), &mask) == 0 && CPU_COUNT(&mask) > 0)
     return CPU_COUNT(&mask);
-  const unsigned cores = std::thread::hardware_concurrency();
-  return cores > 0 ? static_cast<int>(cores) : 1;
+  const unsigned all = std::thread::hardware_concurrency();
+  return all > 0 ? static_cast<int>(all) : 1;
+}
+
+}  // namespace
+
+int thread_count(const Context& ctx) {
+  // More than a few threads a core only wait for each other.
+  if (ctx.threads > 0) return std::min(ctx.threads, 4 * cores());
+  if (const int ours = positive_from_environment("FASTFISHER_NUM_THREADS", true); ours > 0)
+    return ours;
+  if (const int theirs = positive_from_environment("OMP_NUM_THREADS", false); theirs > 0)
+    return theirs;
+  return cores();
 }
 
 void run_tasks(const Context& ctx, int threads, std::int64_t count, TaskFunction function,
@@ -179,19 +210,17 @@ void run_tasks(const Context& ctx, int threads, std::int64_t count, TaskFunction
   job.state = state;
   job.count = count;
   if (threads > count) threads = static_cast<int>(count);
-  const bool nested = inside_task;
-  if (threads <= 1 || nested) {
+  if (threads <= 1 || inside_task) {
     job.drain(0, &ctx);
   } else {
     Pool& shared = pool();
     const std::unique_lock claim(shared.in_use, std::try_to_lock);
-    inside_task = true;
+    const InsideTask inside;
     if (claim.owns_lock()) {
       shared.run(threads, job, ctx);
     } else {
       job.drain(0, &ctx);
     }
-    inside_task = nested;
   }
   if (job.error) std::rethrow_exception(job.error);
 }
