@@ -21,6 +21,12 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def settled_seconds_of(call: Callable[[], object]) -> float:
+    """Wall time of one call after a pause: idle threads of other libraries spin for a while."""
+    time.sleep(0.3)
+    return seconds_of(call)
+
+
 class MatmulRate:
     """Flops a second of a 2048^3 product: the fastest of numpy, torch (if there) and our BLAS."""
 
@@ -43,7 +49,7 @@ class MatmulRate:
 
     def measure(self) -> float:
         """Best rate of the libraries now."""
-        return 2 * self.size**3 / min(seconds_of(call) for call in self.calls.values())
+        return 2 * self.size**3 / min(settled_seconds_of(call) for call in self.calls.values())
 
 
 def torch_or_none():
@@ -79,10 +85,10 @@ def interleave(
     seconds, floors, rivals = [], [], []
     for _ in range(rounds):
         before = rate.measure()
-        seconds.append(seconds_of(call))
+        seconds.append(settled_seconds_of(call))
         floors.append(flops / max(before, rate.measure()))
         if rival is not None:
-            rivals.append(seconds_of(rival) / seconds[-1])
+            rivals.append(settled_seconds_of(rival) / seconds[-1])
     ratios = [s / f for s, f in zip(seconds, floors, strict=True)]
     return Timing(
         statistics.median(seconds),
