@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
 
-DEFAULT_MEMORY = 24 << 20
+DEFAULT_MEMORY = 48 << 20
 _MOST_MEMORY = 2**62
 _PRECISIONS = ("highest", "high", "medium", "exact")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -74,7 +74,7 @@ def gram(
         Where to write; same dtype and device as `a`, any strides. Returned.
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``;
-        24 MiB by default. Less memory means more passes over the factors, never other numbers.
+        48 MiB by default. Less memory means more passes over the factors, never other numbers.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
 

@@ -355,7 +355,7 @@ def test_memory_limit_bounds_the_scratch_memory(rng):
 def test_memory_text():
     assert memory_bytes("512MB") == 512_000_000
     assert memory_bytes("1.5 GiB") == 3 * 2**29
-    assert memory_bytes(None) == 24 * 2**20
+    assert memory_bytes(None) == 48 * 2**20
     assert memory_bytes("7") == memory_bytes(7) == 7
 
 

@@ -35,7 +35,7 @@ enum class GramPrecision : int {
 struct GramOptions {
   GramOutputs outputs = GramOutputs::full;
   GramPrecision precision = GramPrecision::highest;
-  std::int64_t memory_limit = std::int64_t{24} << 20;  ///< bytes of workspace at most
+  std::int64_t memory_limit = std::int64_t{48} << 20;  ///< bytes of workspace at most
 };
 
 /// What an op found in its input. Ops report; whoever calls decides what to raise.
