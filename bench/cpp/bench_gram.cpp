@@ -29,7 +29,7 @@ const Case kCases[] = {
 
 struct Problem {
   std::vector<std::vector<float>> memory;
-  std::vector<GramLayer> layers;
+  std::vector<LayerFactors> layers;
   std::vector<float> out;
   ArrayRef out_ref;
   double multiply_adds = 0;
@@ -67,7 +67,7 @@ double error_of(const Case& item, const Problem& p) {
     const bool full = item.outputs == GramOutputs::full;
     const auto exact = [&](std::int64_t s, std::int64_t t) {
       double sum = 0;
-      for (const GramLayer& layer : p.layers) {
+      for (const LayerFactors& layer : p.layers) {
         const auto a = view_of<const float, 2>(layer.a);
         const auto g = view_of<const float, 3>(layer.g);
         double inner = 1;

@@ -9,10 +9,10 @@
 
 namespace fastfisher::cuda {
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out);
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
-                            std::span<const GramLayer> right, const GramOptions& options);
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out);
+GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
+                            std::span<const LayerFactors> right, const GramOptions& options);
 
 namespace {
 

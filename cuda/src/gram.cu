@@ -61,8 +61,8 @@ void launch_scan(const ArrayRef& array, ScanFound* found, cudaStream_t stream) {
 }
 
 template <class S, class T>
-GramReport run(const Context& ctx, std::span<const GramLayer> left,
-               std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out) {
+GramReport run(const Context& ctx, std::span<const LayerFactors> left,
+               std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out) {
   const GramMemory memory(left.size(), right.empty());
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
@@ -101,25 +101,42 @@ GramReport run(const Context& ctx, std::span<const GramLayer> left,
   return report;
 }
 
-bool all_empty(std::span<const GramLayer> layers) {
-  return std::all_of(layers.begin(), layers.end(), [](const GramLayer& layer) {
+// What this backend has so far.
+void expect_dense(std::span<const LayerFactors> layers, const GramOptions& options) {
+  const bool known = std::all_of(layers.begin(), layers.end(), [](const LayerFactors& layer) {
+    const bool stored = layer.g.dtype == DType::f32 || layer.g.dtype == DType::f64;
+    const bool method = layer.method == GramMethod::automatic || layer.method == GramMethod::s0;
+    return layer.form == LayerForm::dense && stored && method;
+  });
+  if (known && !options.batched) return;
+  throw Error(ErrorCode::missing, "gram", "",
+              "the CUDA backend has dense layers of float32 or float64 only, one network a call");
+}
+
+bool all_empty(std::span<const LayerFactors> layers) {
+  return std::all_of(layers.begin(), layers.end(), [](const LayerFactors& layer) {
     return layer.a.size() == 0 && layer.g.size() == 0;
   });
 }
 
 }  // namespace
 
-std::int64_t gram_workspace(const Context&, std::span<const GramLayer> left,
-                            std::span<const GramLayer> right, const GramOptions& options) {
-  const std::int64_t bytes = GramMemory(left.size(), right.empty()).bytes;
-  if (bytes <= options.memory_limit) return bytes;
+GramEstimate gram_workspace(const Context&, std::span<const LayerFactors> left,
+                            std::span<const LayerFactors> right, const GramOptions& options) {
+  expect_dense(left, options);
+  GramEstimate estimate;
+  estimate.bytes = GramMemory(left.size(), right.empty()).bytes;
+  estimate.layers.resize(left.size(), {GramMethod::s0, 0, 0});
+  if (estimate.bytes <= options.memory_limit) return estimate;
   throw Error(ErrorCode::memory, "gram", "memory_limit",
-              "needs at least " + std::to_string(bytes) + " bytes of workspace, got " +
+              "needs at least " + std::to_string(estimate.bytes) + " bytes of workspace, got " +
                   std::to_string(options.memory_limit));
 }
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out) {
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options,
+                const ArrayRef& out) {
+  expect_dense(left, options);
   if (out.size() == 0 && all_empty(left) && all_empty(right)) return {};
   const std::int64_t needed = GramMemory(left.size(), right.empty()).bytes;
   if (static_cast<std::int64_t>(ctx.workspace.size()) < needed) {

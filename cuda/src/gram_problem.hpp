@@ -72,7 +72,7 @@ inline Target target_of(const ArrayRef& out, GramOutputs outputs) {
   return target;
 }
 
-inline Problem problem_of(std::span<const GramLayer> left, std::span<const GramLayer> right,
+inline Problem problem_of(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                           GramOutputs outputs, const ArrayRef& out) {
   const ArrayRef& g = left.front().g;
   const ArrayRef& h = right.empty() ? g : right.front().g;
@@ -127,9 +127,9 @@ struct GramMemory {
 };
 static_assert(alignof(Layer) == alignof(std::uint64_t));
 
-inline const ArrayRef& argument_of(std::span<const GramLayer> left,
-                                   std::span<const GramLayer> right, std::size_t k) {
-  const GramLayer& layer = k < 2 * left.size() ? left[k / 2] : right[k / 2 - left.size()];
+inline const ArrayRef& argument_of(std::span<const LayerFactors> left,
+                                   std::span<const LayerFactors> right, std::size_t k) {
+  const LayerFactors& layer = k < 2 * left.size() ? left[k / 2] : right[k / 2 - left.size()];
   return k % 2 == 0 ? layer.a : layer.g;
 }
 
@@ -160,7 +160,7 @@ inline GramReport report_of(std::span<const ScanFound> found, std::size_t layers
 
 /// The layers as the kernel reads them, with the scales that follow from the scans.
 template <class S, class T>
-std::vector<Layer> layers_of(std::span<const GramLayer> left, std::span<const GramLayer> right,
+std::vector<Layer> layers_of(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                              GramOutputs outputs, std::span<const ScanFound> found) {
   const auto exponent = [&](std::size_t k, bool bias) {
     using Bits = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
@@ -174,7 +174,7 @@ std::vector<Layer> layers_of(std::span<const GramLayer> left, std::span<const Gr
     int exponents_a = 0, total = 0;
     for (std::size_t side = 0; side < 2; ++side) {
       const bool mirrored = side == 1 && right.empty();
-      const GramLayer& factors = side == 0 || mirrored ? left[index] : right[index];
+      const LayerFactors& factors = side == 0 || mirrored ? left[index] : right[index];
       const std::size_t k = 2 * (index + (side == 1 && !mirrored ? left.size() : 0));
       const int of_a = exponent(k, factors.bias), of_g = exponent(k + 1, false);
       layer.a[side] = rows_of_a(factors.a);

@@ -82,11 +82,15 @@ ArrayRef ref_of(const dlpack::Tensor& tensor, Elements elements, const std::stri
     array.dtype = DType::f32;
   } else if (has_type(tensor.dtype, dlpack::kFloat, 64)) {
     array.dtype = DType::f64;
+  } else if (has_type(tensor.dtype, dlpack::kFloat, 16)) {
+    array.dtype = DType::f16;
+  } else if (has_type(tensor.dtype, dlpack::kBfloat, 16)) {
+    array.dtype = DType::bf16;
   } else {
-    fail(ErrorCode::dtype, name, "expected dtype float32 or float64");
+    fail(ErrorCode::dtype, name, "expected dtype float32, float64, bfloat16 or float16");
   }
   if (tensor.rank > kMaxRank) {
-    fail(ErrorCode::shape, name, "expected at most 6 axes, got " + std::to_string(tensor.rank));
+    fail(ErrorCode::shape, name, "expected at most " + std::to_string(kMaxRank) + " axes, got " + std::to_string(tensor.rank));
   }
   array.rank = tensor.rank;
   std::int64_t stride = 1;
@@ -180,6 +184,13 @@ Workspace::Workspace(py::handle object, Device device, std::intptr_t stream) {
   if (array.rank != 1 || (array.extent(0) > 1 && array.stride(0) != 1))
     fail(ErrorCode::shape, "workspace", "expected one packed axis");
   bytes_ = {static_cast<std::byte*>(array.data), static_cast<std::size_t>(array.extent(0))};
+}
+
+Progress::Progress(py::handle object) {
+  if (object.is_none()) return;
+  buffer_ = py::reinterpret_borrow<py::buffer>(object).request(true);
+  if (buffer_.size != 2 || buffer_.itemsize != 8)
+    fail(ErrorCode::shape, "progress", "expected two int64 numbers");
 }
 
 }  // namespace fastfisher::python

@@ -67,6 +67,16 @@ class Workspace {
   std::span<std::byte> bytes_;
 };
 
+/// Two int64 numbers that an op keeps up to date, a writable buffer of the caller, or None.
+class Progress {
+ public:
+  explicit Progress(pybind11::handle object);
+  [[nodiscard]] std::int64_t* numbers() const { return static_cast<std::int64_t*>(buffer_.ptr); }
+
+ private:
+  pybind11::buffer_info buffer_;
+};
+
 void register_errors(pybind11::module_& module);
 void register_gram(pybind11::module_& module);
 void register_matmul(pybind11::module_& module);

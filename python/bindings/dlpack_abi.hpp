@@ -9,7 +9,7 @@
 namespace fastfisher::dlpack {
 
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
-enum TypeCode : std::uint8_t { kUnsigned = 1, kFloat = 2 };
+enum TypeCode : std::uint8_t { kUnsigned = 1, kFloat = 2, kBfloat = 4 };
 
 struct DeviceId {
   std::int32_t type;

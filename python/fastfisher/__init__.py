@@ -10,11 +10,28 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from fastfisher import errors, models
+from fastfisher._conv import Conv
 from fastfisher._gram import gram
+from fastfisher._info import GramInfo, LayerInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import jacobian, ntk
-from fastfisher.factors import Dense
+from fastfisher.factors import Dense, Explicit, Separable, Shared
 
 __version__ = _version("fastfisher")
 
-__all__ = ["Dense", "Jacobian", "__version__", "errors", "gram", "jacobian", "models", "ntk"]
+__all__ = [
+    "Conv",
+    "Dense",
+    "Explicit",
+    "GramInfo",
+    "Jacobian",
+    "LayerInfo",
+    "Separable",
+    "Shared",
+    "__version__",
+    "errors",
+    "gram",
+    "jacobian",
+    "models",
+    "ntk",
+]

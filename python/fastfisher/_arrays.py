@@ -93,20 +93,27 @@ def stream_of(x: Array) -> int:
     return 1
 
 
-def empty(shape: tuple[int, ...], like: Array) -> Array:
-    """Uninitialised array like `like` in library, dtype and device (for jax a numpy buffer)."""
+def result_dtype(x: Array) -> str:
+    """Name of the dtype of results on `x`: its own, float32 for the 16-bit floats."""
+    name = dtype_name(x)
+    return "float32" if name in ("bfloat16", "float16") else name
+
+
+def empty(shape: tuple[int, ...], like: Array, dtype: str | None = None) -> Array:
+    """Uninitialised array like `like` in library, device and dtype (for jax a numpy buffer)."""
+    name = dtype or dtype_name(like)
     if isinstance(like, np.ndarray):
-        return np.empty(shape, like.dtype)
+        return np.empty(shape, name)
     owner = library(like)
     if owner == "jax":
         if device_name(like) != "cpu":
             raise TypeError(f"jax arrays are supported on CPU only, got one on {device_name(like)}")
-        return np.empty(shape, dtype_name(like))
+        return np.empty(shape, name)
     xp = _module(owner)
     if owner == "torch":
-        return xp.empty(shape, dtype=like.dtype, device=like.device)
+        return xp.empty(shape, dtype=getattr(xp, name), device=like.device)
     with xp.cuda.Device(like.device.id):
-        return xp.empty(shape, dtype=like.dtype)
+        return xp.empty(shape, dtype=name)
 
 
 def scratch(size: int, like: Array) -> Array:
@@ -157,7 +164,9 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if owner == "numpy":
         return x  # type: ignore[no-any-return]
     if owner == "torch":
-        return x.detach().cpu().numpy()  # type: ignore[no-any-return]
+        x = x.detach().cpu()
+        # numpy has no bfloat16; float32 holds its numbers exactly.
+        return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()  # type: ignore[no-any-return]
     if owner == "cupy":
         return x.get()  # type: ignore[no-any-return]
     return np.asarray(x)

@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 from typing import Any
 
+# A layer: (form, a or None, g, w or None, bias, geometry or None, method); for gram_workspace with
+# shapes in place of arrays.
+_Layer = tuple[int, Any, Any, Any, bool, Any, int]
+
 def build_info() -> dict[str, Any]: ...
 def gram(
-    left: list[tuple[Any, Any, bool]],
-    right: list[tuple[Any, Any, bool]],
+    left: list[_Layer],
+    right: list[_Layer],
     out: Any,
     workspace: Any,
+    progress: Any,
     outputs: int,
     exact: bool,
+    batched: bool,
     memory_limit: int,
     stream: int,
     threads: int,
     /,
-) -> tuple[int, int, int, int, int]: ...
+) -> tuple[int, int, int, int, int, int]: ...
 def gram_workspace(
-    left: list[tuple[Any, Any]],
-    right: list[tuple[Any, Any]],
-    item_bytes: int,
+    left: list[_Layer],
+    right: list[_Layer],
+    dtype: int,
     cuda: bool,
     outputs: int,
     exact: bool,
+    batched: bool,
     memory_limit: int,
     threads: int,
     /,
-) -> int: ...
+) -> tuple[int, int, int, list[tuple[int, float, float]]]: ...
 def matmul(a: Any, b: Any, out: Any, stream: int, threads: int, /) -> None: ...

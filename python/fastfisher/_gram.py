@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 import re
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,42 +22,52 @@ from fastfisher._arrays import (
     final,
     library,
     namespace,
+    result_dtype,
     to_numpy,
 )
+from fastfisher._info import GramInfo, LayerInfo
+from fastfisher._progress import progress_numbers
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense, check_layers
+from fastfisher.factors import Dense, Layer, Separable, Shared, check_layers
 
 if TYPE_CHECKING:
     from fastfisher._jacobian import Jacobian
 
 Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
+Method = Literal["auto", "S0", "S1", "S2", "S3", "S4"]
 
 DEFAULT_MEMORY = 48 << 20
 _MOST_MEMORY = 2**62
 _PRECISIONS = ("highest", "high", "medium", "exact")
+_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def gram(
     a: Array | Jacobian,
-    g: Array | None = None,
+    g: Array | Separable | None = None,
     *,
     other: Jacobian | tuple[Array, Array] | None = None,
     outputs: Outputs = "full",
     bias: bool = False,
     precision: Precision = "highest",
+    method: Method = "auto",
     out: Array | None = None,
     memory_limit: int | str | None = None,
     threads: int = 0,
-) -> Array:
+    batch: bool = False,
+    progress: bool = False,
+    return_info: bool = False,
+) -> Any:
     """Gram matrix of per-sample Jacobians, from one layer's factors or from a Jacobian.
 
     Parameters
     ----------
-    a : array, shape (n, i), float32 | float64, or Jacobian
-        Inputs of one dense layer; or a Jacobian, whose layers are summed.
-    g : array, shape (n, c, o), same dtype, device and library as `a`
+    a : array, shape (n, i) or (n, s, i), float32 | float64 | bfloat16 | float16, or Jacobian
+        Inputs of one dense layer, or of a weight used at s positions; or a Jacobian, whose layers
+        are summed.
+    g : array, shape (n, c, o) or (n, c, s, o), or Separable; dtype, device and library of `a`
         Gradients of the c outputs with respect to the layer's pre-activations. Not with a Jacobian.
     other : Jacobian or (a2, g2), optional
         The second set of samples, for the cross Gram. By default the first set meets itself: then
@@ -67,27 +79,41 @@ def gram(
         Whether the layer has a bias (`a` then gains a trailing 1). Not with a Jacobian, whose
         layers know.
     precision : "highest" | "high" | "medium" | "exact"
-        "highest": products and sums along a depth in the dtype of the input. "exact": float32
-        input, float64 products. "high" and "medium" permit a device less than that; the CPU has no
-        use for it. Layers are summed in float64 in any case.
+        "highest": products and sums along a depth in the dtype of the input (16-bit floats: in
+        float32). "exact": float64 products. "high" and "medium" permit a device less than that; the
+        CPU has no use for it. Layers are summed in float64 in any case.
+    method : "auto" | "S0" | "S1" | "S2" | "S3" | "S4"
+        How layers are computed, see Notes; by default each as a cost model says. A method that a
+        layer does not have is an error.
     out : array, optional
-        Where to write; same dtype and device as `a`, any strides. Returned.
+        Where to write, tile by tile; of the result's dtype, on the device of `a`, any strides, a
+        memmap too. Returned.
     memory_limit : int or str, optional
-        Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``;
-        48 MiB by default. Less memory means more passes over the factors, never other numbers.
+        Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; by
+        default 48 MiB, and an eighth of the factors where that is more and a weight is shared. Less
+        memory means more passes over the factors, never other numbers.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
+    batch : bool
+        Whether all arrays have a leading axis e: one Gram for each of e networks, in one call. Not
+        with a Jacobian, whose layers know.
+    progress : bool
+        Whether to show a progress bar on standard error.
+    return_info : bool
+        Whether to return ``(array, GramInfo)``.
 
     Returns
     -------
     array
-        In the library and dtype and on the device of `a`.
+        In the library and on the device of `a`, in its dtype, for 16-bit floats in float32.
 
         - "full": (N, C, M, D), contiguous, so ``.reshape(N * C, M * D)`` is ``J @ J2.T``
         - "trace": (N, M), sum over c of full[n, c, m, c]
         - "diagonal": (N, M, C), full[n, c, m, c]
         - "sum": (N, M), Gram of the summed outputs, sum over c and d of full[n, c, m, d]
         - int c: (N, M), full[n, c, m, c]
+
+        With `batch` each has a leading axis e.
 
     Raises
     ------
@@ -104,14 +130,23 @@ def gram(
 
     Notes
     -----
-    ``K[n, c, m, d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n, c], g_l[m, d]>``, the dual
-    of the Fisher matrix times N (Karakida, Akaho and Amari 2019, arXiv:1806.01316).
-    Multiply-adds: ``N M (i + C D o)`` a layer, halved when square; no N C x P Jacobian is formed.
+    ``K[n, c, m, d] = sum_l <J_l[n, c], J_l[m, d]>``, the dual of the Fisher matrix times N
+    (Karakida, Akaho and Amari 2019, arXiv:1806.01316). No N C x P Jacobian is formed. Multiply-adds
+    of one layer, a pair of samples with T positions, all halved when square:
+
+    ====== ================================================== ==================================
+    S0     dense: (A A^T) entrywise (G G^T)                   ``i + C D o``
+    S1     per-sample gradients of a slice of parameters      ``C D i o``, once a sample ``T C i o``
+    S2     one side's gradients applied to the other's inputs ``C T i o + C D T o``
+    S3     position pairs, contracted with one side first     ``T^2 (i + C o) + C D T o``
+    S4     separable cotangents                               ``o (i + C D)``, once a sample ``T i o``
+    ====== ================================================== ==================================
+
     Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
-    2^48 (float64: 2^480) or below its inverse are scaled by one power of two a layer: errors are
-    relative to the layer's largest samples, and samples smaller by the square root of the dtype's
-    range do not count. Runs without the GIL; Ctrl-C stops within
-    a tile and leaves `out` unspecified.
+    2^48 (float64: 2^480; where gradients are formed 2^12 and 2^120) or below its inverse are scaled
+    by one power of two a layer: errors are relative to the layer's largest samples, and samples
+    smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
+    within a tile and leaves `out` unspecified.
 
     Examples
     --------
@@ -122,89 +157,143 @@ def gram(
     >>> ff.gram(a, g, outputs="trace")
     array([[  5.,  22.],
            [ 22., 100.]])
+    >>> kernel, info = ff.gram(np.ones((2, 9, 3)), np.ones((2, 1, 9, 4)), return_info=True)
+    >>> info.layers[0].form
+    'Shared'
     """
+    options: dict[str, Any] = {
+        "outputs": outputs,
+        "precision": precision,
+        "method": method,
+        "out": out,
+        "memory_limit": memory_limit,
+        "threads": threads,
+        "progress": progress,
+        "return_info": return_info,
+    }
     if g is None:
-        return _gram_of_jacobian(
-            a,
-            other,
-            bias,
-            outputs=outputs,
-            precision=precision,
-            out=out,
-            memory_limit=memory_limit,
-            threads=threads,
-        )
+        return _gram_of_jacobian(a, other, bias=bias, batch=batch, **options)
     right = None
     if other is not None:
         if not (isinstance(other, tuple) and len(other) == 2):
             raise TypeError(f"other: expected a tuple (a2, g2), got {type(other).__name__}")
-        right = [Dense(*other, bias=bias, label="other")]
-    return gram_factors(
-        [Dense(a, g, bias=bias)],
-        right,
-        outputs=outputs,
-        precision=precision,
-        out=out,
-        memory_limit=memory_limit,
-        threads=threads,
-    )
+        right = [_layer(*other, bias=bias, label="other", batch=batch)]
+    return gram_factors([_layer(a, g, bias=bias, label=None, batch=batch)], right, **options)
+
+
+def _layer(a: Array, g: Array, *, bias: bool, label: str | None, batch: bool) -> Layer:
+    """Layer that the ranks of `a` and `g` speak of."""
+    shared = isinstance(g, Separable) or len(getattr(a, "shape", ())) - bool(batch) == 3
+    return (Shared if shared else Dense)(a, g, bias=bias, label=label, batch=batch)
 
 
 def _gram_of_jacobian(
-    jacobian: Jacobian, other: object, bias: bool, *, outputs: Outputs, **options: object
-) -> Array:
+    jacobian: Jacobian, other: object, *, bias: bool, batch: bool, **options: Any
+) -> Any:
     from fastfisher._jacobian import Jacobian
 
     if not isinstance(jacobian, Jacobian):
         raise TypeError(
             f"gram: expected a Jacobian, or arrays a and g; got {type(jacobian).__name__} and no g"
         )
-    if bias:
-        raise ValueError("bias: not with a Jacobian, whose layers say whether they have one")
+    if bias or batch:
+        name = "bias" if bias else "batch"
+        raise ValueError(f"{name}: not with a Jacobian, whose layers say whether they have one")
     if other is not None and not isinstance(other, Jacobian):
         raise TypeError(f"other: expected a Jacobian, got {type(other).__name__}")
-    return jacobian.gram(other, outputs=outputs, **options)  # type: ignore[arg-type]
+    return jacobian.gram(other, **options)
 
 
 def gram_factors(
-    left: Sequence[Dense],
-    right: Sequence[Dense] | None = None,
+    left: Sequence[Layer],
+    right: Sequence[Layer] | None = None,
     *,
     outputs: Outputs = "full",
     precision: Precision = "highest",
+    method: Method = "auto",
     out: Array | None = None,
     memory_limit: int | str | None = None,
     threads: int = 0,
-) -> Array:
+    progress: bool = False,
+    return_info: bool = False,
+) -> Any:
     """Gram of two lists of layers, see `gram`; `right` None means `left` with itself."""
     check_layers(left)
     if right is not None:
         _check_pair(left, right)
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision: expected one of {_PRECISIONS}, got {precision!r}")
+    _check_option("precision", precision, _PRECISIONS)
+    _check_option("method", method, ("auto", *_native.GRAM_METHODS))
     kind = check_outputs(outputs, left[0].n_outputs)
     if right is not None and outputs != "full" and outputs != "sum":
         _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
     given_left, given_right = left, right
     if kind != outputs:
         left, right = _select(left, outputs), right and _select(right, outputs)
-    like = left[0].a
-    n, c = left[0].g.shape[:2]
-    m, d = (n, c) if right is None else right[0].g.shape[:2]
-    shape = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, c)}[kind]
-    result = empty(shape, like) if out is None else _check_out(out, shape, like)
-    report = _native.gram(
-        [(layer.a, layer.g, layer.bias) for layer in left],
-        [(layer.a, layer.g, layer.bias) for layer in right or ()],
-        result,
-        outputs=kind,
-        exact=precision == "exact",
-        memory_limit=memory_bytes(memory_limit),
-        threads=_thread_number(threads),
-    )
+    like = left[0].g
+    n, c = left[0].samples, left[0].n_outputs
+    m, d = (n, c) if right is None else (right[0].samples, right[0].n_outputs)
+    batch = left[0].batch
+    shape: tuple[int, ...] = {"full": (n, c, m, d), "trace": (n, m), "diagonal": (n, m, c)}[kind]
+    if batch is not None:
+        shape = (batch, *shape)
+    dtype = result_dtype(like)
+    result = empty(shape, like, dtype) if out is None else _check_out(out, shape, like, dtype)
+    start = time.perf_counter()
+    with progress_numbers(progress, "Gram") as numbers_:
+        report, estimate = _native.gram(
+            [layer.native() for layer in left],
+            [layer.native() for layer in right or ()],
+            result,
+            outputs=kind,
+            exact=precision == "exact",
+            method=method,
+            memory_limit=_memory(memory_limit, left, right),
+            threads=_thread_number(threads),
+            batched=batch is not None,
+            progress=numbers_,
+        )
     if report.kind != _native.OK:
         _raise(report, given_left, given_right)
-    return final(result, like) if out is None else out
+    result = final(result, like) if out is None else out
+    if not return_info:
+        return result
+    return result, _info_of(left, estimate, time.perf_counter() - start)
+
+
+def _info_of(left: Sequence[Layer], estimate: _native.GramEstimate, seconds: float) -> GramInfo:
+    layers = tuple(
+        LayerInfo(
+            layer.label or str(index),
+            type(layer).__name__,
+            _native.GRAM_METHODS[method],
+            multiply_adds,
+            predicted,
+        )
+        for index, (layer, (method, multiply_adds, predicted)) in enumerate(
+            zip(left, estimate.choices, strict=True)
+        )
+    )
+    return GramInfo(
+        layers, estimate.workspace_bytes, estimate.blocks, estimate.slabs, seconds
+    )
+
+
+def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+
+
+def _memory(limit: int | str | None, left: Sequence[Layer], right: Sequence[Layer] | None) -> int:
+    """Bytes of scratch memory: gradients that are formed in slices like it large."""
+    given = memory_bytes(limit)
+    if limit is not None or all(type(layer) is Dense for layer in left):
+        return given
+    factors = sum(
+        math.prod(array.shape) * _BYTES[dtype_name(array)]
+        for layer in (*left, *(right or ()))
+        for array in layer.arrays.values()
+    )
+    return max(given, factors // 8)
 
 
 def check_outputs(outputs: Outputs, n_outputs: int) -> str:
@@ -228,30 +317,47 @@ def check_outputs(outputs: Outputs, n_outputs: int) -> str:
     )
 
 
-def _select(layers: Sequence[Dense], outputs: Outputs) -> list[Dense]:
+def _select(layers: Sequence[Layer], outputs: Outputs) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
 
-    def one(g: Array) -> Array:
+    def one(x: Array, axis: int) -> Array:
         if outputs == "sum":
-            return namespace(g).sum(g, axis=1)[:, None]
-        c = int(outputs) % g.shape[1]
-        return g[:, c : c + 1]
+            return namespace(x).expand_dims(x.sum(axis), axis) if library(x) != "torch" else x.sum(
+                axis, keepdim=True
+            )
+        c = int(outputs) % x.shape[axis]
+        return x[(slice(None),) * axis + (slice(c, c + 1),)]
 
-    return [Dense(x.a, one(x.g), bias=x.bias, label=x.label) for x in layers]
+    return [layer.with_outputs(one) for layer in layers]
 
 
-def _check_pair(left: Sequence[Dense], right: Sequence[Dense]) -> None:
+def _check_pair(left: Sequence[Layer], right: Sequence[Layer]) -> None:
     check_layers(right)
     if len(right) != len(left):
         raise ValueError(f"other: expected {len(left)} layers as in the first, got {len(right)}")
     for index, (x, y) in enumerate(zip(left, right, strict=True)):
-        got, expected = (y.a.shape[1], y.g.shape[2], y.bias), (x.a.shape[1], x.g.shape[2], x.bias)
-        if got != expected:
-            raise ValueError(f"other: layer {index} has (i, o, bias) = {got}, expected {expected}")
+        if type(x) is Dense and type(y) is Dense:
+            got = (y.in_features, y.out_features, y.bias)
+            expected = (x.in_features, x.out_features, x.bias)
+            if got != expected:
+                raise ValueError(
+                    f"other: layer {index} has (i, o, bias) = {got}, expected {expected}"
+                )
+        elif x.signature != y.signature:
+            raise ValueError(
+                f"other: layer {index} is {y.signature}, expected {x.signature} as in the first"
+            )
+        if (x.w is None) != (y.w is None):
+            raise ValueError(
+                f"other: layer {index} expected cotangents that are "
+                f"{'not ' if x.w is None else ''}Separable, as in the first"
+            )
+    if left[0].batch != right[0].batch:
+        raise ValueError(f"other: batch is {right[0].batch}, expected {left[0].batch}")
     for what, of in (("dtype", dtype_name), ("array library", library), ("device", device_name)):
-        if of(left[0].a) != of(right[0].a):
+        if of(left[0].g) != of(right[0].g):
             raise TypeError(
-                f"other: expected {what} {of(left[0].a)} as in the first, got {of(right[0].a)}"
+                f"other: expected {what} {of(left[0].g)} as in the first, got {of(right[0].g)}"
             )
 
 
@@ -260,14 +366,15 @@ def _check_same_outputs(c: int, d: int) -> None:
         raise ValueError(f"other: has {d} outputs, expected {c} as the first unless outputs='full'")
 
 
-def _check_out(out: Array, shape: tuple[int, ...], like: Array) -> Array:
+def _check_out(out: Array, shape: tuple[int, ...], like: Array, dtype: str) -> Array:
     if library(out, "out") == "jax":
         raise ValueError("out: jax arrays cannot be written; pass a numpy array")
     if tuple(out.shape) != tuple(shape):
         raise ValueError(f"out: expected shape {tuple(shape)}, got {tuple(out.shape)}")
-    for what, of in (("dtype", dtype_name), ("device", device_name)):
-        if of(out) != of(like):
-            raise TypeError(f"out: expected {what} {of(like)}, got {what} {of(out)}")
+    if dtype_name(out) != dtype:
+        raise TypeError(f"out: expected dtype {dtype}, got dtype {dtype_name(out)}")
+    if device_name(out) != device_name(like):
+        raise TypeError(f"out: expected device {device_name(like)}, got {device_name(out)}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out: is read-only, expected a writable array")
     return out
@@ -300,16 +407,16 @@ def _thread_number(threads: int) -> int:
 
 
 def _raise(
-    report: _native.GramReport, left: Sequence[Dense], right: Sequence[Dense] | None
+    report: _native.GramReport, left: Sequence[Layer], right: Sequence[Layer] | None
 ) -> None:
     if report.kind == _native.OVERFLOW:
         raise NumericalError(
-            f"gram: the result overflows {dtype_name(left[0].a)}; scale the factors"
+            f"gram: the result overflows {result_dtype(left[0].g)}; scale the factors"
         )
     layers = left if report.side == 0 or right is None else right
     layer = layers[report.layer]
-    name = "ag"[report.argument]
-    array = layer.a if name == "a" else layer.g
+    array = (layer.a, layer.g, layer.w)[report.argument]
+    name = next(key for key, value in layer.arrays.items() if value is array)
     host = to_numpy(array)
     bad = np.argwhere(~np.isfinite(host))
     if len(bad) == 0:

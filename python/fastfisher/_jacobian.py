@@ -7,16 +7,17 @@ layer as ``[W (o, i) row-major, b (o)]``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastfisher import _gram
 from fastfisher._arrays import Array, device_name, dtype_name, library, namespace
-from fastfisher._gram import Outputs, Precision
+from fastfisher._gram import Method, Outputs, Precision
+from fastfisher._info import GramInfo
 from fastfisher._parameters import flatten, unflatten
 from fastfisher._sample_map import SampleMap, mapped_gram
-from fastfisher.factors import Dense, check_layers
+from fastfisher.factors import Layer, check_layers
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -25,8 +26,8 @@ class Jacobian:
 
     Attributes
     ----------
-    layers : tuple of Dense
-        Factors of each layer.
+    layers : tuple of layers
+        Factors of each layer: `Dense`, `Shared`, `Conv`, `Explicit`.
     outputs : array, shape (N, C), or None
         Outputs of the model, where known.
     sample_map : SampleMap, optional
@@ -47,7 +48,7 @@ class Jacobian:
     (20,)
     """
 
-    layers: tuple[Dense, ...]
+    layers: tuple[Layer, ...]
     outputs: Array | None = None
     sample_map: SampleMap | None = None
 
@@ -61,12 +62,12 @@ class Jacobian:
             raise ValueError(f"outputs: expected shape {expected}, got {tuple(self.outputs.shape)}")
 
     @classmethod
-    def from_factors(cls, layers: Sequence[Dense], *, outputs: Array | None = None) -> Jacobian:
+    def from_factors(cls, layers: Sequence[Layer], *, outputs: Array | None = None) -> Jacobian:
         """Jacobian of a model with the given layers.
 
         Parameters
         ----------
-        layers : sequence of Dense
+        layers : sequence of layers
             Factors, in the order of the parameters; samples, outputs, dtype and device agree.
         outputs : array, shape (N, C), optional
             Outputs of the model, kept for likelihoods that need them.
@@ -105,10 +106,8 @@ class Jacobian:
         """Shapes of the parameters by name (``"0.weight"``, ``"0.bias"``, ...), in their order."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in zip(self.names, self.layers, strict=True):
-            o, i = int(layer.g.shape[2]), int(layer.a.shape[1])
-            shapes[f"{name}.weight"] = (o, i)
-            if layer.bias:
-                shapes[f"{name}.bias"] = (o,)
+            for kind, shape in layer.parameter_shapes.items():
+                shapes[f"{name}.{kind}"] = shape
         return shapes
 
     @property
@@ -129,10 +128,13 @@ class Jacobian:
         *,
         outputs: Outputs = "full",
         precision: Precision = "highest",
+        method: Method = "auto",
         out: Array | None = None,
         memory_limit: int | str | None = None,
         threads: int = 0,
-    ) -> Array:
+        progress: bool = False,
+        return_info: bool = False,
+    ) -> Any:
         """Gram matrix ``J J^T``, or ``J other^T``: the empirical neural tangent kernel.
 
         Parameters
@@ -141,7 +143,7 @@ class Jacobian:
             Jacobian of the same parameters for M other samples with D outputs.
         outputs : "full" | "trace" | "diagonal" | "sum" | int
             Which outputs: see Returns.
-        precision, out, memory_limit, threads
+        precision, method, out, memory_limit, threads, progress, return_info
             As in `fastfisher.gram`. Outputs that are normalised over the batch need a few arrays of
             the size of the result besides; for "trace" and "sum" of batch-normalised ones, of the
             size of "diagonal" and "full".
@@ -163,21 +165,30 @@ class Jacobian:
         if other is not None and not isinstance(other, Jacobian):
             raise TypeError(f"other: expected a fastfisher.Jacobian, got {type(other).__name__}")
         left, right = self.sample_map, self.sample_map if other is None else other.sample_map
+        infos: list[GramInfo] = []
 
         def plain(form: Outputs, out: Array | None = None) -> Array:
-            return _gram.gram_factors(
+            result, info = _gram.gram_factors(
                 self.layers,
                 None if other is None else other.layers,
                 outputs=form,
                 precision=precision,
+                method=method,
                 out=out,
                 memory_limit=memory_limit,
                 threads=threads,
+                progress=progress,
+                return_info=True,
             )
+            infos.append(info)
+            return result
 
         if left is None and right is None:
-            return plain(outputs, out)
-        return mapped_gram(plain, left, right, outputs=outputs, square=other is None, out=out)
+            result = plain(outputs, out)
+        else:
+            square = other is None
+            result = mapped_gram(plain, left, right, outputs=outputs, square=square, out=out)
+        return (result, infos[0]) if return_info else result
 
     def __matmul__(self, v: Array) -> Array:
         """``J v`` for v (P,) or (P, k): (N*C,) or (N*C, k)."""
@@ -189,14 +200,7 @@ class Jacobian:
 
     def dense(self) -> Array:
         """Form the matrix, (N*C, P), in the caller's library; for small models and tests."""
-        n, c, xp = self.samples, self.n_outputs, namespace(self.layers[0].a)
-        blocks = []
-        for layer in self.layers:
-            weight = layer.g[..., None] * layer.a[:, None, None, :]
-            blocks.append(weight.reshape(n, c, math.prod(weight.shape[2:])))
-            if layer.bias:
-                blocks.append(layer.g)
-        j = xp.concatenate(blocks, -1)
+        j = namespace(self.layers[0].g).concatenate([x.block() for x in self.layers], -1)
         if self.sample_map is not None:
             j = self.sample_map.apply(j)
         return j.reshape(self.shape)
@@ -224,7 +228,7 @@ class Jacobian:
     def _columns(self, v: Array, name: str, rows: int) -> tuple[Array, tuple[int, ...]]:
         """`v` checked and as a matrix, and the shape of the product."""
         library(v, name)
-        a = self.layers[0].a
+        a = self.layers[0].g
         for what, of in (("library", library), ("dtype", dtype_name), ("device", device_name)):
             if of(v) != of(a):
                 raise TypeError(f"{name}: expected {what} {of(a)} as in the layers, got {of(v)}")
@@ -235,7 +239,7 @@ class Jacobian:
         length = self.shape[0] + self.shape[1] - rows
         return (v[:, None], (length,)) if len(v.shape) == 1 else (v, (length, v.shape[1]))
 
-    def _parts(self, columns: Array) -> Iterator[tuple[Dense, Array]]:
+    def _parts(self, columns: Array) -> Iterator[tuple[Layer, Array]]:
         """Each layer with its rows of `columns` (P, k)."""
         start = 0
         for layer in self.layers:

@@ -14,10 +14,12 @@ from fastfisher import _core
 from fastfisher._arrays import Array, dtype_name, scratch, stream_of
 
 GRAM_OUTPUTS = {"full": 0, "trace": 1, "diagonal": 2}
+GRAM_METHODS = ("S0", "S1", "S2", "S3", "S4")
+DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 OK, NON_FINITE, OVERFLOW = 0, 1, 2
 
-Factors = tuple[Array, Array, bool]
-"""One layer as (a, g, bias)."""
+Factors = tuple[int, Array, Array, Array, bool, Any]
+"""One layer as (form, a or None, g, w or None, bias, geometry or None)."""
 
 
 class GramReport(NamedTuple):
@@ -28,6 +30,17 @@ class GramReport(NamedTuple):
     layer: int
     argument: int
     position: int
+    network: int
+
+
+class GramEstimate(NamedTuple):
+    """What the native Gram needs and what it decided, with one choice a layer."""
+
+    workspace_bytes: int
+    blocks: int
+    slabs: int
+    choices: list[tuple[int, float, float]]
+    """(index into GRAM_METHODS, multiply-adds, predicted seconds)."""
 
 
 def gram(
@@ -37,25 +50,57 @@ def gram(
     *,
     outputs: str,
     exact: bool,
+    method: str,
     memory_limit: int,
     threads: int,
-) -> GramReport:
+    batched: bool = False,
+    progress: np.ndarray[Any, Any] | None = None,
+) -> tuple[GramReport, GramEstimate]:
     """Gram of `left` with `right` (empty: with itself) into `out`."""
     kind = GRAM_OUTPUTS[outputs]
     stream = stream_of(out)
-    size = _core.gram_workspace(
-        [(a.shape, g.shape) for a, g, _ in left],
-        [(a.shape, g.shape) for a, g, _ in right],
-        4 if dtype_name(out) == "float32" else 8,
-        stream != 0,
+    number = -1 if method == "auto" else GRAM_METHODS.index(method)
+    estimate = GramEstimate(
+        *_core.gram_workspace(
+            [_shapes(layer, number) for layer in left],
+            [_shapes(layer, number) for layer in right],
+            DTYPES[dtype_name(left[0][2])],
+            stream != 0,
+            kind,
+            exact,
+            batched,
+            memory_limit,
+            threads,
+        )
+    )
+    size = estimate.workspace_bytes
+    workspace = np.empty(size, np.uint8) if stream == 0 else scratch(size, out)
+    report = _core.gram(
+        [(*layer, number) for layer in left],
+        [(*layer, number) for layer in right],
+        out,
+        workspace,
+        progress,
         kind,
         exact,
+        batched,
         memory_limit,
+        stream,
         threads,
     )
-    workspace = np.empty(size, np.uint8) if stream == 0 else scratch(size, out)
-    return GramReport(
-        *_core.gram(left, right, out, workspace, kind, exact, memory_limit, stream, threads)
+    return GramReport(*report), estimate
+
+
+def _shapes(layer: Factors, method: int) -> tuple[int, Any, Any, Any, bool, Any, int]:
+    form, a, g, w, bias, geometry = layer
+    return (
+        form,
+        None if a is None else a.shape,
+        g.shape,
+        None if w is None else w.shape,
+        bias,
+        geometry,
+        method,
     )
 
 

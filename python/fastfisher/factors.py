@@ -1,25 +1,194 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Canonical per-layer Jacobians: what a layer is to everything below capture."""
+"""Canonical per-layer Jacobians: what a layer is to everything below capture.
+
+``J[n, c] = sum_s g[n, c, s] (x) a[n, s]`` over the positions s at which the weight is used; its
+parameters are ``[W (o, i) row-major, b (o)]``. `Dense` has one position, `Shared` many, `Conv` the
+patches of its input, `Explicit` is the Jacobian itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, device_name, dtype_name, is_negated, library
+from fastfisher._arrays import Array, device_name, dtype_name, is_negated, library, namespace
 
 FLOATS = ("float32", "float64")
+STORED = (*FLOATS, "bfloat16", "float16")
+"""dtypes of factors. The 16-bit ones are widened before any product; results are float32."""
+
+Native = tuple[int, Array, Array, Array, bool, Any]
+"""A layer at the native waist: (form, a or None, g, w or None, bias, geometry or None)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Dense:
+class Separable:
+    """Cotangents that split, ``g[n, c, s, o] = m[n, s, o] w[c, o]``: one factor for all outputs.
+
+    The layer below pooling and a linear head has such cotangents, and so has the layer below one
+    elementwise step and a linear head. Pass it as `g` of `Shared` or `Conv`.
+
+    Parameters
+    ----------
+    m : array, shape (n, s, o), for `Conv` (n, o, *space)
+        What is common to all outputs.
+    w : array, shape (c, o)
+        What is common to all samples and positions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> g = ff.Separable(np.ones((4, 9, 5)), np.ones((2, 5)))
+    >>> ff.Shared(np.ones((4, 9, 3)), g).n_outputs
+    2
+    """
+
+    m: Array
+    w: Array
+
+
+class Layer:
+    """What all layers have: factors `a` and `g`, `bias`, `label`, sizes.
+
+    A subclass sets `form` and the shapes, and gives `block` and `parameter_shapes`.
+    """
+
+    __slots__ = ("_batch", "a", "bias", "g", "label", "w")
+
+    form: int
+    a: Array
+    g: Array
+    w: Array
+    bias: bool
+    label: str | None
+
+    def __init__(
+        self,
+        a: Array,
+        g: Array,
+        w: Array,
+        *,
+        shapes: dict[str, tuple[int, str]],
+        bias: bool,
+        label: str | None,
+        batch: bool,
+    ) -> None:
+        prefix = f"layer {label!r}: " if label else ""
+        given = {"a": a, "g": g, "w": w}
+        present = [(text, given[key]) for key, text in self._names.items() if given[key] is not None]
+        for (name, array), (rank, expected) in zip(present, shapes.values(), strict=True):
+            _check_array(array, prefix + name, rank + batch, _batched(expected, batch))
+        for name, array in present[1:]:
+            _check_alike(present[0][1], array, prefix + present[0][0], prefix + name)
+        if not isinstance(bias, (bool, np.bool_)):
+            raise TypeError(f"{prefix}bias: expected True or False, got {type(bias).__name__}")
+        self.a, self.g, self.w = a, g, w
+        self.bias, self.label = bool(bias), label
+        self._batch = batch
+
+    _names = {"a": "a", "g": "g", "w": "w"}
+
+    @property
+    def batch(self) -> int | None:
+        """Number of networks e of a batch; None if the arrays have no such axis."""
+        return int(self.g.shape[0]) if self._batch else None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples n."""
+        return int(self.g.shape[self._batch])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs c."""
+        if self.w is not None:
+            return int(self.w.shape[self._batch])
+        return int(self.g.shape[1 + self._batch])
+
+    @property
+    def in_features(self) -> int:
+        """Inputs i of each unit."""
+        return int(self.a.shape[-1])
+
+    @property
+    def out_features(self) -> int:
+        """Units o."""
+        return int(self.g.shape[-1])
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters: ``o * i``, and ``o`` more with a bias."""
+        return self.out_features * (self.in_features + self.bias)
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by kind, in their order."""
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        if self.bias:
+            shapes["bias"] = (self.out_features,)
+        return shapes
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by the names that messages use, those that exist."""
+        given = {"a": self.a, "g": self.g, "w": self.w}
+        return {text: given[key] for key, text in self._names.items() if given[key] is not None}
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What two sets of samples of one layer must have in common."""
+        return type(self).__name__, self.in_features, self.out_features, self.bias
+
+    def with_outputs(self, select: Callable[[Array, int], Array]) -> Layer:
+        """Layer of the outputs that ``select(array, axis)`` makes of the axis c of g or w."""
+        g, w, axis = self.g, self.w, self._batch
+        if w is None:
+            return self._replaced(select(g, 1 + axis), None)
+        return self._replaced(g, select(w, axis))
+
+    def native(self) -> Native:
+        """This layer for the native waist."""
+        return self.form, self.a, self.g, self.w, self.bias, None
+
+    def block(self) -> Array:
+        """The Jacobian of this layer written out, (n, c, p); for small layers and tests."""
+        a, g = self._positions()
+        xp = namespace(g)
+        weight = xp.einsum("ncso,nsi->ncoi", g, a)
+        blocks = weight.reshape(*weight.shape[:2], weight.shape[2] * weight.shape[3])
+        return xp.concatenate([blocks, g.sum(2)], -1) if self.bias else blocks
+
+    def _positions(self) -> tuple[Array, Array]:
+        """Factors a (n, s, i) and g (n, c, s, o)."""
+        raise NotImplementedError
+
+    def _replaced(self, g: Array, w: Array) -> Layer:
+        raise NotImplementedError
+
+    def _check_samples(self, a: str, g: str) -> None:
+        """Check that a and g, described by their expected shapes, agree on (e and) n."""
+        axis = int(self._batch)
+        n, m = self.a.shape[: 1 + axis], self.g.shape[: 1 + axis]
+        if tuple(n) != tuple(m):
+            prefix = f"layer {self.label!r}: " if self.label else ""
+            name = self._names["a"]
+            raise ValueError(
+                f"{prefix}{name} has {n[-1]} samples and g has {m[-1]}; expected {name} "
+                f"{_batched(a, axis)} and g {_batched(g, axis)} with the same n"
+                + (" and e" if axis else "")
+            )
+
+
+class Dense(Layer):
     """Factors of one dense layer: ``J[n, c] = g[n, c] (x) a[n]``.
 
     Parameters
     ----------
-    a : array, shape (n, i), float32 | float64
+    a : array, shape (n, i), float32 | float64 | bfloat16 | float16
         Inputs of the layer, one row a sample.
     g : array, shape (n, c, o), same dtype, device and library as `a`
         Gradients of the c outputs with respect to the layer's pre-activations.
@@ -28,13 +197,15 @@ class Dense:
         `a` gains a trailing 1 (which is never stored).
     label : str, optional
         Name of the layer in messages.
+    batch : bool
+        Whether all arrays have a leading axis e, one network of a batch each.
 
     Raises
     ------
     ValueError
         Wrong rank or numbers of samples that differ.
     TypeError
-        Not an array, a dtype that is not float32 or float64, mixed dtypes, libraries or devices.
+        Not an array, a dtype that is not a float, mixed dtypes, libraries or devices.
 
     Notes
     -----
@@ -50,40 +221,163 @@ class Dense:
     (4, 2, 20)
     """
 
-    a: Array
-    g: Array
-    bias: bool = False
-    label: str | None = None
+    __slots__ = ()
+    form = 0
 
-    def __init__(self, a: Array, g: Array, *, bias: bool = False, label: str | None = None) -> None:
-        prefix = f"layer {label!r}: " if label else ""
-        _check_array(a, prefix + "a", 2, "(n, i)")
-        _check_array(g, prefix + "g", 3, "(n, c, o)")
-        if a.shape[0] != g.shape[0]:
+    def __init__(
+        self,
+        a: Array,
+        g: Array,
+        *,
+        bias: bool = False,
+        label: str | None = None,
+        batch: bool = False,
+    ) -> None:
+        shapes = {"a": (2, "(n, i)"), "g": (3, "(n, c, o)")}
+        super().__init__(a, g, None, shapes=shapes, bias=bias, label=label, batch=batch)
+        self._check_samples("(n, i)", "(n, c, o)")
+
+    def _replaced(self, g: Array, w: Array) -> Dense:
+        return Dense(self.a, g, bias=self.bias, label=self.label, batch=self._batch)
+
+    def _positions(self) -> tuple[Array, Array]:
+        return self.a[:, None], self.g[:, :, None]
+
+
+class Shared(Layer):
+    """Factors of a weight used at s positions: ``J[n, c] = sum_s g[n, c, s] (x) a[n, s]``.
+
+    Positions are tokens, pixels, time steps, or several uses of one weight (then concatenated).
+
+    Parameters
+    ----------
+    a : array, shape (n, s, i), float32 | float64 | bfloat16 | float16
+        Inputs at each position.
+    g : array, shape (n, c, s, o), or Separable (m (n, s, o), w (c, o)); dtype of `a`
+        Gradients of the c outputs with respect to the pre-activations at each position.
+    bias, label, batch
+        As in `Dense`.
+
+    Raises
+    ------
+    ValueError
+        Wrong rank, numbers of samples or positions that differ.
+    TypeError
+        Not an array, a dtype that is not a float, mixed dtypes, libraries or devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> layer = ff.Shared(np.ones((4, 9, 3)), np.ones((4, 2, 9, 5)), bias=True)
+    >>> layer.samples, layer.positions, layer.n_outputs, layer.parameters
+    (4, 9, 2, 20)
+    """
+
+    __slots__ = ()
+    form = 1
+
+    def __init__(
+        self,
+        a: Array,
+        g: Array | Separable,
+        *,
+        bias: bool = False,
+        label: str | None = None,
+        batch: bool = False,
+    ) -> None:
+        shapes = {"a": (3, "(n, s, i)"), "g": (4, "(n, c, s, o)")}
+        w = None
+        if isinstance(g, Separable):
+            g, w = g.m, g.w
+            shapes |= {"g": (3, "(n, s, o), the m of a Separable"), "w": (2, "(c, o)")}
+        super().__init__(a, g, w, shapes=shapes, bias=bias, label=label, batch=batch)
+        self._check_samples(shapes["a"][1], shapes["g"][1])
+        if a.shape[-2] != g.shape[-2]:
             raise ValueError(
-                f"{prefix}a has {a.shape[0]} samples and g has {g.shape[0]}; expected a (n, i) and "
-                "g (n, c, o) with the same n"
+                f"g: expected {a.shape[-2]} positions as in a, got shape {tuple(g.shape)}"
             )
-        _check_alike(a, g, prefix + "a", prefix + "g")
-        if not isinstance(bias, (bool, np.bool_)):
-            raise TypeError(f"{prefix}bias: expected True or False, got {type(bias).__name__}")
-        for name, value in (("a", a), ("g", g), ("bias", bool(bias)), ("label", label)):
-            object.__setattr__(self, name, value)
+        _check_separable(w, g.shape[-1])
 
     @property
-    def samples(self) -> int:
-        """Number of samples n."""
-        return int(self.a.shape[0])
+    def positions(self) -> int:
+        """Number of positions s."""
+        return int(self.a.shape[-2])
 
     @property
-    def n_outputs(self) -> int:
-        """Number of outputs c."""
-        return int(self.g.shape[1])
+    def signature(self) -> tuple[Any, ...]:
+        """What two sets of samples must have in common; the number of positions may differ."""
+        return "Shared", self.in_features, self.out_features, self.bias
+
+    def _replaced(self, g: Array, w: Array) -> Shared:
+        cotangents = g if w is None else Separable(g, w)
+        return Shared(self.a, cotangents, bias=self.bias, label=self.label, batch=self._batch)
+
+    def _positions(self) -> tuple[Array, Array]:
+        return self.a, self.g if self.w is None else self.g[:, None] * self.w[None, :, None]
+
+
+class Explicit(Layer):
+    """A Jacobian written out, for parameters whose Jacobian does not factor.
+
+    Parameters
+    ----------
+    j : array, shape (n, c, p), float32 | float64 | bfloat16 | float16
+        Gradient of each output of each sample.
+    label, batch
+        As in `Dense`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> ff.Jacobian.from_factors([ff.Explicit(np.ones((4, 2, 7)))]).shape
+    (8, 7)
+    """
+
+    __slots__ = ()
+    form = 2
+    _names = {"g": "j"}
+
+    def __init__(self, j: Array, *, label: str | None = None, batch: bool = False) -> None:
+        shapes = {"g": (3, "(n, c, p)")}
+        super().__init__(None, j, None, shapes=shapes, bias=False, label=label, batch=batch)
 
     @property
-    def parameters(self) -> int:
-        """Number of parameters: ``o * i``, and ``o`` more with a bias."""
-        return int(self.g.shape[2]) * (int(self.a.shape[1]) + self.bias)
+    def j(self) -> Array:
+        """The Jacobian (n, c, p)."""
+        return self.g
+
+    @property
+    def in_features(self) -> int:
+        """Number of parameters p."""
+        return int(self.g.shape[-1])
+
+    @property
+    def out_features(self) -> int:
+        """One: the parameters have no structure."""
+        return 1
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """One vector."""
+        return {"parameters": (self.in_features,)}
+
+    def block(self) -> Array:
+        """The Jacobian itself."""
+        return self.g
+
+    def _replaced(self, g: Array, w: Array) -> Explicit:
+        return Explicit(g, label=self.label, batch=self._batch)
+
+
+def _batched(shape: str, batch: bool | int) -> str:
+    return shape.replace("(n", "(e, n").replace("(c", "(e, c") if batch else shape
+
+
+def _check_separable(w: Array, o: int) -> None:
+    if w is not None and w.shape[-1] != o:
+        raise ValueError(f"w: expected shape (c, {o}) as m has {o} units, got {tuple(w.shape)}")
 
 
 def _check_array(x: Array, name: str, rank: int, expected: str) -> None:
@@ -93,8 +387,10 @@ def _check_array(x: Array, name: str, rank: int, expected: str) -> None:
     if is_negated(x):
         raise TypeError(f"{name}: has torch's negative bit set; pass x.resolve_neg()")
     dtype = dtype_name(x)
-    if dtype not in FLOATS:
-        raise TypeError(f"{name}: expected dtype float32 or float64, got dtype {dtype}")
+    if dtype not in STORED:
+        raise TypeError(
+            f"{name}: expected dtype float32, float64, bfloat16 or float16, got dtype {dtype}"
+        )
 
 
 def _check_alike(x: Array, y: Array, x_name: str, y_name: str) -> None:
@@ -105,7 +401,7 @@ def _check_alike(x: Array, y: Array, x_name: str, y_name: str) -> None:
             )
 
 
-def check_layers(layers: Sequence[Dense]) -> None:
+def check_layers(layers: Sequence[Layer]) -> None:
     """Check that `layers` describe one model on one set of samples.
 
     Raises
@@ -118,14 +414,21 @@ def check_layers(layers: Sequence[Dense]) -> None:
     if len(layers) == 0:
         raise ValueError("layers: expected at least one layer, got none")
     for index, layer in enumerate(layers):
-        if not isinstance(layer, Dense):
+        if not isinstance(layer, Layer):
             raise TypeError(
-                f"layers[{index}]: expected fastfisher.Dense, got {type(layer).__name__}"
+                f"layers[{index}]: expected a layer such as fastfisher.Dense, got "
+                f"{type(layer).__name__}"
             )
-        if layer.g.shape[:2] != layers[0].g.shape[:2]:
+        first = layers[0]
+        if layer.batch != first.batch:
             raise ValueError(
-                f"layers[{index}]: g has (n, c) = {tuple(layer.g.shape[:2])}, layers[0] has "
-                f"{tuple(layers[0].g.shape[:2])}; expected the same in every layer"
+                f"layers[{index}]: batch is {layer.batch}, layers[0] has {first.batch}; expected "
+                "the same in every layer"
+            )
+        if (layer.samples, layer.n_outputs) != (first.samples, first.n_outputs):
+            raise ValueError(
+                f"layers[{index}]: g has (n, c) = {(layer.samples, layer.n_outputs)}, layers[0] "
+                f"has {(first.samples, first.n_outputs)}; expected the same in every layer"
             )
         if index:
-            _check_alike(layer.a, layers[0].a, f"layers[{index}]", "layers[0]")
+            _check_alike(layer.g, first.g, f"layers[{index}]", "layers[0]")

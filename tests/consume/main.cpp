@@ -16,7 +16,7 @@ int main() {
   const std::array<double, 4> expected{6, 24, 24, 104};  // [n, c, m, d]
   std::array<double, 4> k{};
 
-  const std::array<fastfisher::GramLayer, 1> layers{{{
+  const std::array<fastfisher::LayerFactors, 1> layers{{{
       .a = fastfisher::array_ref(a.data(), 2, 2),
       .g = fastfisher::array_ref(g.data(), 2, 1, 1),
       .bias = true,

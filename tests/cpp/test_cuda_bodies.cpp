@@ -94,7 +94,7 @@ template <class T>
 struct Side {
   std::vector<Strided<T, 2>> a;
   std::vector<Strided<T, 3>> g;
-  std::vector<GramLayer> layers;
+  std::vector<LayerFactors> layers;
 };
 
 struct Size {
@@ -116,7 +116,7 @@ Side<T> draw_side(std::int64_t n, std::int64_t c, const std::vector<Size>& sizes
 
 // What gram.cu does, with host memory for the device's.
 template <class S, class T>
-GramReport run(std::span<const GramLayer> left, std::span<const GramLayer> right,
+GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                GramOutputs outputs, const ArrayRef& out, std::int64_t blocks) {
   using Scan = cuda::Scan<S, 4>;
   using Tile = cuda::GramTile<S, T, 6, 3, 2>;
@@ -147,7 +147,7 @@ struct Entry {
 };
 
 template <class S>
-Entry exact(std::span<const GramLayer> left, std::span<const GramLayer> right, std::int64_t n,
+Entry exact(std::span<const LayerFactors> left, std::span<const LayerFactors> right, std::int64_t n,
             std::int64_t c, std::int64_t m, std::int64_t d) {
   Entry sum;
   const auto add = [](Entry& entry, long double term) {
@@ -171,8 +171,8 @@ Entry exact(std::span<const GramLayer> left, std::span<const GramLayer> right, s
 
 // use(expected, got) for every entry of the output.
 template <class S, class Use>
-void each_entry(GramOutputs outputs, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const ArrayRef& out, const Use& use) {
+void each_entry(GramOutputs outputs, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const ArrayRef& out, const Use& use) {
   const std::int64_t outs = left.front().g.extent(1), other = right.front().g.extent(1);
   for (std::int64_t n = 0; n < left.front().g.extent(0); ++n) {
     for (std::int64_t m = 0; m < right.front().g.extent(0); ++m) {
@@ -195,11 +195,11 @@ void each_entry(GramOutputs outputs, std::span<const GramLayer> left,
 
 // The problem twice, with different launches: right within the tolerance, bits the same.
 template <class S, class T, int Rank>
-void one_output(GramOutputs outputs, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, bool square,
+void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, bool square,
                 std::array<std::int64_t, Rank> extents) {
   Strided<S, Rank> out(extents);
-  const std::span<const GramLayer> given = square ? std::span<const GramLayer>{} : right;
+  const std::span<const LayerFactors> given = square ? std::span<const LayerFactors>{} : right;
   FF_CHECK((run<S, T>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
   bool close = true;
   each_entry<S>(outputs, left, right, out.ref, [&](const Entry& expected, S got) {
@@ -244,7 +244,7 @@ void one_problem() {
     if (size.bias) size.scale = draw(0, 2) == 0 ? 1 / std::ldexp(1, 40) : 1;
   }
   const Side<S> left = draw_side<S>(n, c, sizes), other = draw_side<S>(m, d, sizes);
-  const std::span<const GramLayer> right = square ? left.layers : other.layers;
+  const std::span<const LayerFactors> right = square ? left.layers : other.layers;
   if (outputs == GramOutputs::full)
     one_output<S, T, 4>(outputs, left.layers, right, square, {n, c, m, d});
   if (outputs == GramOutputs::trace)
@@ -272,11 +272,11 @@ void reports() {
     FF_CHECK(report.index == at);
   }
   std::vector<float> a(6, 3e30F), g(6, 3e30F), memory(4);
-  const std::vector<GramLayer> layers = {{array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
+  const std::vector<LayerFactors> layers = {{array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
   const ArrayRef out = array_ref(memory.data(), 2, 2);
   FF_CHECK((run<float, float>(layers, {}, GramOutputs::trace, out, 1).kind) ==
            GramReport::Kind::overflow);
-  const std::vector<GramLayer> none = {{array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
+  const std::vector<LayerFactors> none = {{array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
   FF_CHECK((run<float, float>(none, {}, GramOutputs::trace, out, 1).kind) == GramReport::Kind::ok);
 }
 

@@ -58,7 +58,7 @@ template <class T>
 struct Side {
   std::vector<Strided<T, 2>> a;
   std::vector<Strided<T, 3>> g;
-  std::vector<GramLayer> layers;
+  std::vector<LayerFactors> layers;
 };
 
 template <class T>
@@ -74,7 +74,7 @@ Side<T> draw_side(std::int64_t n, std::int64_t c,
 }
 
 template <class T>
-double exact(const std::vector<GramLayer>& left, const std::vector<GramLayer>& right,
+double exact(const std::vector<LayerFactors>& left, const std::vector<LayerFactors>& right,
              std::int64_t n, std::int64_t c, std::int64_t m, std::int64_t d) {
   double sum = 0;
   for (std::size_t layer = 0; layer < left.size(); ++layer) {
@@ -96,14 +96,14 @@ void one_problem(bool large) {
   for (auto& size : sizes) size = {draw(0, large ? 300 : 20), draw(0, large ? 40 : 20), draw(0, 1)};
   const Side<T> left = draw_side<T>(n, c, sizes), other = draw_side<T>(m, c, sizes);
   const bool square = draw(0, 1) == 0;
-  const std::vector<GramLayer>& right = square ? left.layers : other.layers;
+  const std::vector<LayerFactors>& right = square ? left.layers : other.layers;
   const std::int64_t cols = square ? n : m;
 
   GramOptions options;
   options.outputs = static_cast<GramOutputs>(draw(0, 2));
   Context ctx;
   ctx.threads = static_cast<int>(draw(1, 3));
-  const std::span<const GramLayer> given = square ? std::span<const GramLayer>{} : right;
+  const std::span<const LayerFactors> given = square ? std::span<const LayerFactors>{} : right;
   options.memory_limit = std::int64_t{1} << draw(14, 25);
   std::int64_t bytes = 0;
   for (;;) {
@@ -154,7 +154,7 @@ void rejects() {
   std::vector<float> a(12, 1), g(12, 1), out(16);
   GramOptions options;
   Context ctx;
-  const auto code_of = [&](const std::vector<GramLayer>& layers, const ArrayRef& target) {
+  const auto code_of = [&](const std::vector<LayerFactors>& layers, const ArrayRef& target) {
     try {
       gram(ctx, layers, {}, options, target);
     } catch (const Error& error) {
@@ -162,7 +162,7 @@ void rejects() {
     }
     return ErrorCode::cuda;
   };
-  const std::vector<GramLayer> fine = {{array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
+  const std::vector<LayerFactors> fine = {{array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
   FF_CHECK(code_of({}, array_ref(out.data(), 4, 1, 4, 1)) == ErrorCode::shape);
   FF_CHECK(code_of(fine, array_ref(out.data(), 4, 4)) == ErrorCode::shape);
   FF_CHECK(code_of({{array_ref(a.data(), 3, 4), fine[0].g}}, array_ref(out.data(), 4, 1, 4, 1)) ==
@@ -179,7 +179,7 @@ void rejects() {
 
 void interrupted() {
   std::vector<float> a(400 * 300, 1), g(400 * 300, 1), out(400 * 400);
-  const std::vector<GramLayer> layers = {
+  const std::vector<LayerFactors> layers = {
       {array_ref(a.data(), 400, 300), array_ref(g.data(), 400, 1, 300)}};
   GramOptions options;
   options.memory_limit = 1 << 20;

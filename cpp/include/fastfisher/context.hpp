@@ -4,6 +4,7 @@
 #include "fastfisher/view.hpp"
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 namespace fastfisher {
@@ -21,6 +22,10 @@ struct Context {
   /// ErrorCode::interrupted.
   bool (*interrupted)(void* state) = nullptr;
   void* interrupted_state = nullptr;
+
+  /// Two numbers that a long op keeps up to date while it runs, pieces done and pieces in all; null
+  /// if nobody looks.
+  std::int64_t* progress = nullptr;
 };
 
 }  // namespace fastfisher

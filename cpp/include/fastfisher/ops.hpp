@@ -2,24 +2,20 @@
 //
 // The ops of the library. Each has one name everywhere: here, in the backends, the binding, the
 // stub, the numpy reference, the tests and the benches. Ops are re-entrant, allocate no arrays and
-// write only to `out`. Letters: n, m samples; c, d outputs; i in-features; o out-features.
+// write only to `out`. Letters: n, m samples; c, d outputs; s, t positions; i in-features;
+// o out-features; p parameters; e networks of a batch.
 #pragma once
 
 #include "fastfisher/context.hpp"
 #include "fastfisher/error.hpp"
+#include "fastfisher/layer.hpp"
 #include "fastfisher/view.hpp"
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace fastfisher {
-
-/// Factors of one dense layer, J[n,c] = g[n,c] (x) a[n]; with `bias`, a gains a trailing 1.
-struct GramLayer {
-  ArrayRef a;  ///< [n,i] in
-  ArrayRef g;  ///< [n,c,o] in
-  bool bias = false;
-};
 
 enum class GramOutputs : int {
   full,      ///< out [n,c,m,d]
@@ -36,6 +32,8 @@ struct GramOptions {
   GramOutputs outputs = GramOutputs::full;
   GramPrecision precision = GramPrecision::highest;
   std::int64_t memory_limit = std::int64_t{48} << 20;  ///< bytes of workspace at most
+  /// Every array, `out` too, has a leading axis e: one Gram for each of e networks.
+  bool batched = false;
 };
 
 /// What an op found in its input. Ops report; whoever calls decides what to raise.
@@ -43,27 +41,47 @@ struct GramReport {
   enum class Kind : int { ok, non_finite, overflow } kind = Kind::ok;
   int side = 0;      ///< 0: left, 1: right
   int layer = 0;     ///< index into the list
-  int argument = 0;  ///< 0: a, 1: g
+  int argument = 0;  ///< 0: a, 1: g, 2: w
   std::int64_t index =
-      0;  ///< first such element, counted in row-major order of the argument's extents
+      0;  ///< first such element, counted in row-major order of the argument's extents (of its network
+         ///< in a batch)
+  std::int64_t network = 0;
 };
 
-/// Gram of per-sample Jacobians, summed over layers:
+/// What gram decided and expects for one layer.
+struct GramChoice {
+  GramMethod method = GramMethod::automatic;
+  double multiply_adds = 0;  ///< of the method, halved by symmetry
+  double seconds = 0;        ///< predicted from stored rates
+};
+
+/// What a call of gram needs and what it will do.
+struct GramEstimate {
+  std::int64_t bytes = 0;  ///< of workspace
+  std::int64_t blocks = 1;  ///< of rows of the Gram; more of them form and pack the factors again
+  std::int64_t slabs = 1;   ///< of parameters, a block
+  std::vector<GramChoice> layers;
+};
+
+/// Gram of per-sample Jacobians, summed over layers, K[n,c,m,d] = sum_l <J_l[n,c], J_l[m,d]>; for
+/// dense layers that is
 ///   K[n,c,m,d] = sum_l (<a_l[n], a_l[m]> + bias_l) <g_l[n,c], g_l[m,d]>.
 /// `right` empty: the square case, where only one half is computed and the result is symmetric bit
-/// for bit. Needs at least gram_workspace(...) bytes in ctx.workspace; on non-finite input `out` is
+/// for bit. Needs at least gram_workspace(...).bytes in ctx.workspace; on non-finite input `out` is
 /// left unspecified.
 ///
-/// CUDA: the workspace is device memory. Reading the report back synchronises the stream, after the
-/// scan of the input and after the result. A launch runs to its end: interrupts are not polled.
-GramReport gram(const Context& ctx, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out);
+/// CUDA: dense layers only; the workspace is device memory. Reading the report back synchronises
+/// the stream, after the scan of the input and after the result. A launch runs to its end:
+/// interrupts are not polled.
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options,
+                const ArrayRef& out);
 
-/// Bytes of workspace that `gram` wants for these layers, at most options.memory_limit;
-/// ErrorCode::memory with the needed figure if that cannot be. More memory means fewer passes over
-/// the factors.
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
-                            std::span<const GramLayer> right, const GramOptions& options);
+/// Bytes of workspace that `gram` wants for these layers, at most options.memory_limit, and the
+/// methods it chooses; ErrorCode::memory with the needed figure if that cannot be. More memory
+/// means fewer passes over the factors.
+GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
+                            std::span<const LayerFactors> right, const GramOptions& options);
 
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);

@@ -17,7 +17,8 @@ struct Device {
   friend bool operator==(const Device&, const Device&) = default;
 };
 
-inline constexpr int kMaxRank = 6;
+/// A batch of three-dimensional convolutions has that many axes.
+inline constexpr int kMaxRank = 7;
 
 /// Erased array at the waist. Strides count elements and are free: zero, negative, any order.
 struct ArrayRef {

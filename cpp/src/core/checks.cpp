@@ -7,7 +7,6 @@
 #include <vector>
 
 namespace fastfisher::checks {
-namespace {
 
 std::string shape_of(const ArrayRef& array) {
   std::string text = "(";
@@ -18,7 +17,7 @@ std::string shape_of(const ArrayRef& array) {
   return text + ")";
 }
 
-[[noreturn]] void fail(ErrorCode code, const char* op, const std::string& argument,
+void fail(ErrorCode code, const char* op, const std::string& argument,
                        const std::string& message) {
   throw Error(code, op, argument, message);
 }
@@ -67,21 +66,6 @@ bool share_memory(const ArrayRef& x, const ArrayRef& y) {
   return x_low < y_high && y_low < x_high;
 }
 
-void layers(const Context& ctx, std::span<const GramLayer> list, const char* side, DType dtype) {
-  const ArrayRef& first = list.front().g;
-  for (std::size_t index = 0; index < list.size(); ++index) {
-    const std::string name = std::string(side) + "[" + std::to_string(index) + "].";
-    const GramLayer& layer = list[index];
-    expect_rank("gram", name + "a", layer.a, 2, "(n, i)");
-    expect_rank("gram", name + "g", layer.g, 3, "(n, c, o)");
-    expect_like("gram", name + "a", layer.a, ctx, dtype);
-    expect_like("gram", name + "g", layer.g, ctx, dtype);
-    expect_extent("gram", name + "a", layer.a, 0, first.extent(0), "in the first layer");
-    expect_extent("gram", name + "g", layer.g, 0, first.extent(0), "in the first layer");
-    expect_extent("gram", name + "g", layer.g, 1, first.extent(1), "in the first layer");
-  }
-}
-
 // Two entries of `out` that share an address would be written by two threads.
 bool overlaps(const ArrayRef& out) {
   if (out.size() == 0) return false;
@@ -101,73 +85,6 @@ bool overlaps(const ArrayRef& out) {
     axes.erase(axes.begin() + static_cast<std::ptrdiff_t>(smallest));
   }
   return false;
-}
-
-}  // namespace
-
-void gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-          const GramOptions& options) {
-  if (left.empty()) fail(ErrorCode::shape, "gram", "left", "expected at least one layer, got none");
-  const DType dtype = left.front().a.dtype;
-  layers(ctx, left, "left", dtype);
-  if (right.empty()) return;
-  if (right.size() != left.size()) {
-    fail(ErrorCode::shape, "gram", "right",
-         "got " + std::to_string(right.size()) + " layers, expected " +
-             std::to_string(left.size()) + " as in left");
-  }
-  layers(ctx, right, "right", dtype);
-  for (std::size_t index = 0; index < left.size(); ++index) {
-    const std::string name = "right[" + std::to_string(index) + "].";
-    expect_extent("gram", name + "a", right[index].a, 1, left[index].a.extent(1), "in left");
-    expect_extent("gram", name + "g", right[index].g, 2, left[index].g.extent(2), "in left");
-    if (right[index].bias != left[index].bias) {
-      fail(ErrorCode::shape, "gram", name + "bias", "differs from left's");
-    }
-  }
-  if (options.outputs != GramOutputs::full) {
-    expect_extent("gram", "right[0].g", right.front().g, 1, left.front().g.extent(1),
-                  "in left, which outputs other than full need");
-  }
-}
-
-void gram_out(std::span<const GramLayer> left, std::span<const GramLayer> right,
-              const GramOptions& options, const ArrayRef& out) {
-  const ArrayRef& g = left.front().g;
-  const ArrayRef& h = right.empty() ? g : right.front().g;
-  std::vector<std::int64_t> shape;
-  switch (options.outputs) {
-  case GramOutputs::full:
-    shape = {g.extent(0), g.extent(1), h.extent(0), h.extent(1)};
-    break;
-  case GramOutputs::trace:
-    shape = {g.extent(0), h.extent(0)};
-    break;
-  case GramOutputs::diagonal:
-    shape = {g.extent(0), h.extent(0), g.extent(1)};
-    break;
-  }
-  ArrayRef expected;
-  expected.rank = static_cast<int>(shape.size());
-  for (int r = 0; r < expected.rank; ++r) expected.extents[r] = shape[static_cast<std::size_t>(r)];
-  if (out.rank != expected.rank || out.extents != expected.extents) {
-    fail(ErrorCode::shape, "gram", "out",
-         "expected shape " + shape_of(expected) + ", got " + shape_of(out));
-  }
-  if (out.dtype != left.front().a.dtype) {
-    fail(ErrorCode::dtype, "gram", "out",
-         std::string("expected dtype ") + name_of(left.front().a.dtype) + ", got dtype " +
-             name_of(out.dtype));
-  }
-  if (overlaps(out)) fail(ErrorCode::shape, "gram", "out", "has entries that share memory");
-  for (const auto side : {left, right}) {
-    for (const GramLayer& layer : side) {
-      if (share_memory(out, layer.a) || share_memory(out, layer.g)) {
-        fail(ErrorCode::shape, "gram", "out",
-             "overlaps the memory of an input, expected memory of its own");
-      }
-    }
-  }
 }
 
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {

@@ -6,12 +6,32 @@
 #include "fastfisher/ops.hpp"
 
 #include <span>
+#include <string>
 
 namespace fastfisher::checks {
 
-void gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
-          const GramOptions& options);
-void gram_out(std::span<const GramLayer> left, std::span<const GramLayer> right,
+// Pieces that the checks of all ops share. `argument` is the name in messages.
+std::string shape_of(const ArrayRef& array);
+[[noreturn]] void fail(ErrorCode code, const char* op, const std::string& argument,
+                       const std::string& message);
+void expect_rank(const char* op, const std::string& argument, const ArrayRef& array, int rank,
+                 const char* shape);
+void expect_like(const char* op, const std::string& argument, const ArrayRef& array,
+                 const Context& ctx, DType dtype);
+void expect_extent(const char* op, const std::string& argument, const ArrayRef& array, int axis,
+                   std::int64_t extent, const std::string& as);
+/// Whether the address ranges of two arrays meet.
+bool share_memory(const ArrayRef& x, const ArrayRef& y);
+/// Whether two entries of `out` share an address, so that two threads would write it.
+bool overlaps(const ArrayRef& out);
+
+/// Layers of one side: forms, ranks, dtypes, devices, and the samples and outputs that they share.
+void layers(const char* op, const Context& ctx, std::span<const LayerFactors> list,
+            const std::string& side);
+
+void gram(const Context& ctx, std::span<const LayerFactors> left,
+          std::span<const LayerFactors> right, const GramOptions& options);
+void gram_out(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
               const GramOptions& options, const ArrayRef& out);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 

@@ -25,16 +25,16 @@ Function entry(const Backend& backend, Function function, const char* op) {
 
 }  // namespace
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out) {
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out) {
   checks::gram(ctx, left, right, options);
   checks::gram_out(left, right, options, out);
   const Backend& backend = backend_of(ctx);
   return entry(backend, backend.gram, "gram")(ctx, left, right, options, out);
 }
 
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
-                            std::span<const GramLayer> right, const GramOptions& options) {
+GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
+                            std::span<const LayerFactors> right, const GramOptions& options) {
   checks::gram(ctx, left, right, options);
   const Backend& backend = backend_of(ctx);
   return entry(backend, backend.gram_workspace, "gram_workspace")(ctx, left, right, options);

@@ -7,10 +7,10 @@
 
 namespace fastfisher::cpu {
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out);
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
-                            std::span<const GramLayer> right, const GramOptions& options);
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out);
+GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
+                            std::span<const LayerFactors> right, const GramOptions& options);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
 /// Instruction set of the kernels in use, for instance "avx2".

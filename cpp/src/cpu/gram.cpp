@@ -50,7 +50,7 @@ constexpr int kSafeExponent = sizeof(T) == 4 ? 48 : 480;
 template <class S, class T>
 class Gram {
  public:
-  Gram(const Context& ctx, std::span<const GramLayer> left, std::span<const GramLayer> right,
+  Gram(const Context& ctx, std::span<const LayerFactors> left, std::span<const LayerFactors> right,
        const GramOptions& options, const ArrayRef& out, int threads)
       : ctx_(ctx),
         left_(left),
@@ -101,7 +101,7 @@ class Gram {
       double total = 0;
       int exponents_a = 0;
       for (int side = 0; side < 2; ++side) {
-        const GramLayer& factors = side == 0 ? left_[layer] : right_[layer];
+        const LayerFactors& factors = side == 0 ? left_[layer] : right_[layer];
         Rows* rows = (side == 0 ? left_rows_ : right_rows_).data() + 2 * layer;
         if (side == 1 && shape_.symmetric) {
           rows[0] = left_rows_[2 * layer];
@@ -356,7 +356,7 @@ class Gram {
   static constexpr std::int64_t kItem = sizeof(T);
 
   const Context& ctx_;
-  std::span<const GramLayer> left_, right_;
+  std::span<const LayerFactors> left_, right_;
   GramOptions options_;
   const ArrayRef& out_;
   int threads_;
@@ -394,19 +394,22 @@ decltype(auto) visit_types(DType dtype, GramPrecision precision, Function&& func
 
 }  // namespace
 
-std::int64_t gram_workspace(const Context& ctx, std::span<const GramLayer> left,
-                            std::span<const GramLayer> right, const GramOptions& options) {
+GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
+                            std::span<const LayerFactors> right, const GramOptions& options) {
   const GramShape shape = gram_shape(left, right, options.outputs);
   const int threads = gram_threads(ctx, shape);
   return visit_types(left.front().a.dtype, options.precision, [&](auto, auto compute) {
     using T = typename decltype(compute)::type;
     const TileKernels<T>& kernels = tile_kernels<T>();
-    return gram_plan(shape, kernels.mr, kernels.nr, sizeof(T), threads, options.memory_limit).bytes;
+    GramEstimate estimate;
+    estimate.bytes = gram_plan(shape, kernels.mr, kernels.nr, sizeof(T), threads, options.memory_limit).bytes;
+    estimate.layers.resize(left.size(), {GramMethod::s0, 0, 0});
+    return estimate;
   });
 }
 
-GramReport gram(const Context& ctx, std::span<const GramLayer> left,
-                std::span<const GramLayer> right, const GramOptions& options, const ArrayRef& out) {
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out) {
   const int threads = gram_threads(ctx, gram_shape(left, right, options.outputs));
   ask_for_huge_pages(out);
   return visit_types(out.dtype, options.precision, [&](auto storage, auto compute) {

@@ -165,12 +165,12 @@ SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t c
   return {first, last - first + 1};
 }
 
-GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer> right,
+GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                      GramOutputs outputs) {
   GramShape shape;
   shape.symmetric = right.empty();
-  const GramLayer& one = left.front();
-  const GramLayer& other = right.empty() ? one : right.front();
+  const LayerFactors& one = left.front();
+  const LayerFactors& other = right.empty() ? one : right.front();
   const std::int64_t c = one.g.extent(1);
   const std::int64_t d = other.g.extent(1);
   if (outputs == GramOutputs::full) {
@@ -180,7 +180,7 @@ GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer>
   shape.rows = one.g.extent(0) * (outputs == GramOutputs::full ? c : 1);
   shape.cols = other.g.extent(0) * (outputs == GramOutputs::full ? d : 1);
   shape.planes = outputs == GramOutputs::diagonal ? c : 1;
-  for (const GramLayer& layer : left) {
+  for (const LayerFactors& layer : left) {
     shape.depth_a.push_back(layer.a.extent(1));
     shape.depth_g.push_back(layer.g.extent(2) * (outputs == GramOutputs::trace ? c : 1));
   }

@@ -48,7 +48,7 @@ struct GramPlan {
   [[nodiscard]] bool single_slab() const { return slabs.size() == 2; }
 };
 
-GramShape gram_shape(std::span<const GramLayer> left, std::span<const GramLayer> right,
+GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                      GramOutputs outputs);
 
 /// The plan with the fewest passes over the factors within `limit` bytes; ErrorCode::memory if none
