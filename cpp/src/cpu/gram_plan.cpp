@@ -8,9 +8,6 @@
 namespace fastfisher::cpu {
 namespace {
 
-// A right panel of this depth (nr floats wide: 16 KiB) and a left one stay in the first cache
-// level.
-constexpr std::int64_t kDepth = 256;
 // A tile's left panels and state stay in the second level (512 KiB here).
 constexpr std::int64_t kTileRows = 96;
 constexpr std::int64_t kTileCols = 256;
@@ -18,6 +15,9 @@ constexpr std::int64_t kTileCols = 256;
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
 constexpr std::int64_t kTilesAThread = 16;
+// What a thread forms at once: rows of gradients and columns of inputs, whole panels of every kernel.
+constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
+constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
 constexpr std::int64_t kSlabDepthBytes = 8192;
 constexpr std::int64_t kAlign = 64;
@@ -31,22 +31,6 @@ std::int64_t tile_edge(std::int64_t wanted, std::int64_t width, std::int64_t out
   const std::int64_t step = whole ? unit : width;
   const std::int64_t edge = std::max<std::int64_t>(1, (wanted + step / 2) / step) * step;
   return std::min(edge, round_up(std::max<std::int64_t>(extent, 1), width));
-}
-
-std::vector<GramChunk> chunks_of(const GramShape& shape) {
-  std::vector<GramChunk> chunks;
-  for (std::size_t layer = 0; layer < shape.depth_a.size(); ++layer) {
-    for (const bool gradients : {false, true}) {
-      const std::int64_t depth = gradients ? shape.depth_g[layer] : shape.depth_a[layer];
-      const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, kDepth));
-      for (std::int64_t k = 0; k < count; ++k) {
-        const std::int64_t from = depth * k / count;
-        chunks.push_back({static_cast<int>(layer), gradients, from, depth * (k + 1) / count - from,
-                          k == 0, k == count - 1});
-      }
-    }
-  }
-  return chunks;
 }
 
 // Entries of the product of samples along a tile edge of `rows` rows.
@@ -64,6 +48,11 @@ struct Sizer {
   int threads;
   GramPlan plan;
 
+  [[nodiscard]] bool any_formed() const {
+    return std::any_of(shape.layers.begin(), shape.layers.end(),
+                       [](const LayerShape& layer) { return layer.formed(); });
+  }
+
   void set_blocks(std::int64_t row_blocks, std::int64_t col_blocks) {
     const auto edge = [](std::int64_t extent, std::int64_t blocks, std::int64_t tile) {
       return round_up(std::max<std::int64_t>(1, ceil_div(extent, blocks)), tile);
@@ -78,6 +67,30 @@ struct Sizer {
     }
   }
 
+  // Memory in which a thread forms gradients: panels of both factors and rows of padded input.
+  void set_form(std::int64_t limit) {
+    const auto set = [&](std::int64_t rows, std::int64_t cols) {
+      plan.form_rows = rows;
+      plan.form_cols = cols;
+      std::int64_t left = 0, right = 0;
+      for (const LayerShape& layer : shape.layers) {
+        if (!layer.formed()) continue;
+        const std::int64_t depth =
+            std::min(kGramDepth, std::max<std::int64_t>(1, layer.positions()));
+        const std::int64_t all =
+            round_up(shape.formed_outputs(layer) * layer.group_out(), plan.mr);
+        left = std::max(left, std::min(rows, all) * depth);
+        right = std::max(right, std::min(cols, layer.padded) * depth);
+      }
+      plan.form_left = round_up(left * item, kAlign) / item;
+      plan.form_bytes = threads * (plan.form_left * item + round_up(right * item, kAlign) +
+                                   round_up((plan.nr + 1) * kGramDepth * std::int64_t{8}, kAlign));
+    };
+    if (!any_formed()) return;
+    set(kFormRows, kFormCols);
+    if (plan.form_bytes > limit / 4) set(kFewFormRows, kFewFormCols);
+  }
+
   [[nodiscard]] std::int64_t chunk_bytes(const GramChunk& chunk, bool left) const {
     const std::int64_t extent =
         left ? panel_extent(chunk.gradients, plan.block_rows, shape.left_outputs, plan.mr)
@@ -90,49 +103,136 @@ struct Sizer {
     // edges are whole panels of samples does every tile start on such a panel.
     const bool whole = plan.tile_rows % (plan.mr * shape.left_outputs) == 0 &&
                        plan.tile_cols % (plan.nr * shape.right_outputs) == 0;
-    const std::int64_t p = sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole) *
-                           sample_extent(plan.tile_cols, shape.right_outputs, plan.nr, whole);
+    const bool any = std::any_of(
+        shape.layers.begin(), shape.layers.end(),
+        [&](const LayerShape& layer) { return layer.has_samples(shape.kind); });
+    const std::int64_t p = !any ? 0
+                                : sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole) *
+                                      sample_extent(plan.tile_cols, shape.right_outputs, plan.nr,
+                                                    whole);
     return round_up(plan.tile_rows * plan.tile_cols * 8, kAlign) +
            round_up(plan.tile_rows * plan.tile_cols * item, kAlign) + round_up(p * item, kAlign) +
            round_up(plan.tile_cols * item, kAlign);
   }
 
+  // A block on the diagonal of a symmetric Gram has the fewest tiles; others exist if there are
+  // several blocks.
   [[nodiscard]] std::int64_t tiles() const {
-    return ceil_div(std::min(plan.block_rows, shape.rows), plan.tile_rows) *
-           ceil_div(std::min(plan.block_cols, shape.cols), plan.tile_cols);
+    const bool one = plan.block_rows >= shape.rows && plan.block_cols >= shape.cols;
+    return TileGrid(plan, shape, one ? 0 : plan.block_rows, 0).size();
   }
 
-  // Fill slabs of at most `budget` bytes of panels; false if a single chunk is larger.
+  // Whether left and right form different samples at some time.
+  [[nodiscard]] bool two_sides() const {
+    return !shape.symmetric || plan.block_rows < shape.rows;
+  }
+
+  [[nodiscard]] std::int64_t piece_entries(const GramPiece& piece, bool left) const {
+    const std::int64_t samples = left ? block_samples(plan.block_rows, shape.left_outputs)
+                                      : block_samples(plan.block_cols, shape.right_outputs);
+    return round_up(samples * piece.sample_entries * item, kAlign) / item;
+  }
+
+  // Adds the units of `chunk` to the slab: to its last piece where that goes on, else as a new one.
+  void form(const GramChunk& chunk, GramSlab& slab) const {
+    const LayerShape& layer = shape.layers[static_cast<std::size_t>(chunk.layer)];
+    const bool patches = chunk.source == GramChunk::Source::patches;
+    const std::int64_t end = chunk.unit + chunk.units;
+    if (slab.pieces.empty() || slab.pieces.back().layer != chunk.layer ||
+        slab.pieces.back().group != chunk.group) {
+      slab.pieces.push_back({chunk.layer, chunk.group, chunk.unit, end, 0, 0, 0, 0});
+    }
+    GramPiece& piece = slab.pieces.back();
+    piece.to = std::max(piece.to, end);
+    const std::int64_t outputs = patches ? 1 : shape.formed_outputs(layer);
+    piece.rows = round_up(outputs * (piece.to - piece.from), plan.mr);
+    piece.sample_entries = piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0));
+  }
+
+  // Fills slabs of at most `budget` bytes of panels and formed memory; false if what cannot be
+  // divided is larger.
   bool cut(std::int64_t budget) {
-    plan.slabs.assign(1, 0);
-    plan.left_bytes = plan.right_bytes = 0;
+    plan.slabs.clear();
+    plan.left_bytes = plan.right_bytes = plan.formed_left = plan.formed_right = 0;
+    std::size_t begin = 0;
+    GramSlab slab;
     std::int64_t left = 0, right = 0;
-    for (std::size_t index = 0; index < plan.chunks.size(); ++index) {
-      const std::int64_t more_left = chunk_bytes(plan.chunks[index], true);
-      const std::int64_t more_right = chunk_bytes(plan.chunks[index], false);
-      if (more_left + more_right > budget) return false;
-      if (left + right + more_left + more_right > budget) {
-        plan.slabs.push_back(index);
+    while (begin < plan.chunks.size()) {
+      std::size_t end = begin + 1;
+      while (end < plan.chunks.size() && !plan.chunks[end].atom) ++end;
+      for (int attempt = 0;; ++attempt) {
+        GramSlab wider = slab;
+        std::int64_t wider_left = left, wider_right = right;
+        for (std::size_t c = begin; c < end; ++c) {
+          wider_left += chunk_bytes(plan.chunks[c], true);
+          wider_right += chunk_bytes(plan.chunks[c], false);
+          if (plan.chunks[c].source != GramChunk::Source::input) form(plan.chunks[c], wider);
+        }
+        wider.last = end;
+        std::int64_t formed_left = 0, formed_right = 0;
+        for (GramPiece& piece : wider.pieces) {
+          piece.left_at = formed_left / item;
+          piece.right_at = formed_right / item;
+          formed_left += piece_entries(piece, true) * item;
+          if (two_sides()) formed_right += piece_entries(piece, false) * item;
+        }
+        if (wider_left + wider_right + formed_left + formed_right <= budget) {
+          slab = std::move(wider);
+          left = wider_left;
+          right = wider_right;
+          plan.left_bytes = std::max(plan.left_bytes, left);
+          plan.right_bytes = std::max(plan.right_bytes, right);
+          plan.formed_left = std::max(plan.formed_left, formed_left);
+          plan.formed_right = std::max(plan.formed_right, formed_right);
+          break;
+        }
+        if (attempt == 1 || slab.last == slab.first) return false;
+        plan.slabs.push_back(std::move(slab));
+        slab = {};
+        slab.first = slab.last = begin;
         left = right = 0;
       }
-      left += more_left;
-      right += more_right;
-      plan.left_bytes = std::max(plan.left_bytes, left);
-      plan.right_bytes = std::max(plan.right_bytes, right);
+      begin = end;
     }
-    plan.slabs.push_back(plan.chunks.size());
+    plan.slabs.push_back(std::move(slab));
     return true;
+  }
+
+  // Where each chunk finds its panels and its piece.
+  void locate() {
+    bool started = false;
+    for (GramSlab& slab : plan.slabs) {
+      slab.started = started;
+      std::int64_t left = 0, right = 0;
+      for (std::size_t c = slab.first; c < slab.last; ++c) {
+        GramChunk& chunk = plan.chunks[c];
+        chunk.left_at = left / item;
+        chunk.right_at = right / item;
+        left += chunk_bytes(chunk, true);
+        right += chunk_bytes(chunk, false);
+        chunk.piece = -1;
+        started = started || (chunk.gradients && chunk.last);
+        if (chunk.source == GramChunk::Source::input) continue;
+        for (std::size_t p = 0; p < slab.pieces.size(); ++p) {
+          const GramPiece& piece = slab.pieces[p];
+          if (piece.layer == chunk.layer && piece.group == chunk.group && piece.from <= chunk.unit &&
+              chunk.unit < piece.to)
+            chunk.piece = static_cast<int>(p);
+        }
+      }
+    }
   }
 
   void total() {
     plan.state_bytes = one_state();
     plan.states = plan.single_slab() ? threads : tiles();
-    plan.bytes = plan.left_bytes + plan.right_bytes + plan.states * plan.state_bytes + kAlign;
+    plan.bytes = plan.left_bytes + plan.right_bytes + plan.formed_left + plan.formed_right +
+                 plan.form_bytes + plan.states * plan.state_bytes + kAlign;
   }
 
   bool try_single(std::int64_t limit) {
     const std::int64_t states = threads * one_state();
-    if (!cut(limit - states - kAlign) || !plan.single_slab()) return false;
+    if (!cut(limit - states - plan.form_bytes - kAlign) || !plan.single_slab()) return false;
     total();
     return plan.bytes <= limit;
   }
@@ -140,10 +240,13 @@ struct Sizer {
   bool try_slabs(std::int64_t limit) {
     const std::int64_t states = tiles() * one_state();
     if (states > limit / 2) return false;
-    const std::int64_t wanted = std::max<std::int64_t>(
-        std::int64_t{1} << 20, (plan.block_rows + plan.block_cols) * kSlabDepthBytes);
-    if (!cut(std::min(wanted, limit - states - kAlign)) && !cut(limit - states - kAlign))
-      return false;
+    const std::int64_t most = limit - states - plan.form_bytes - kAlign;
+    // What is formed is formed again for no slab, but inputs are unfolded again: as few as can be.
+    const std::int64_t wanted =
+        any_formed() ? most
+                     : std::max<std::int64_t>(std::int64_t{1} << 20,
+                                              (plan.block_rows + plan.block_cols) * kSlabDepthBytes);
+    if (!cut(std::min(wanted, most)) && !cut(most)) return false;
     total();
     return plan.bytes <= limit;
   }
@@ -165,26 +268,16 @@ SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t c
   return {first, last - first + 1};
 }
 
-GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs) {
-  GramShape shape;
-  shape.symmetric = right.empty();
-  const LayerFactors& one = left.front();
-  const LayerFactors& other = right.empty() ? one : right.front();
-  const std::int64_t c = one.g.extent(1);
-  const std::int64_t d = other.g.extent(1);
-  if (outputs == GramOutputs::full) {
-    shape.left_outputs = std::max<std::int64_t>(c, 1);
-    shape.right_outputs = std::max<std::int64_t>(d, 1);
+TileGrid::TileGrid(const GramPlan& plan, const GramShape& shape, std::int64_t i, std::int64_t j)
+    : down(ceil_div(std::min(plan.block_rows, shape.rows - i), plan.tile_rows)),
+      across(ceil_div(std::min(plan.block_cols, shape.cols - j), plan.tile_cols)) {
+  before.assign(1, 0);
+  for (std::int64_t r = 0; r < down; ++r) {
+    const std::int64_t last_row = std::min(shape.rows, i + (r + 1) * plan.tile_rows) - 1;
+    const std::int64_t used =
+        shape.symmetric ? std::min(across, (last_row - j) / plan.tile_cols + 1) : across;
+    before.push_back(before.back() + used);
   }
-  shape.rows = one.g.extent(0) * (outputs == GramOutputs::full ? c : 1);
-  shape.cols = other.g.extent(0) * (outputs == GramOutputs::full ? d : 1);
-  shape.planes = outputs == GramOutputs::diagonal ? c : 1;
-  for (const LayerFactors& layer : left) {
-    shape.depth_a.push_back(layer.a.extent(1));
-    shape.depth_g.push_back(layer.g.extent(2) * (outputs == GramOutputs::trace ? c : 1));
-  }
-  return shape;
 }
 
 namespace {
@@ -196,13 +289,18 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
   plan.nr = nr;
-  plan.chunks = chunks_of(shape);
+  plan.chunks = gram_chunks(shape);
+  const bool formed = sizer.any_formed();
   std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
   // Small problems: smaller tiles, so that every thread has several.
   const auto few = [&] {
     const std::int64_t tiles =
         ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
     return tiles < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
+  };
+  const auto done = [](Sizer& found) {
+    found.locate();
+    return found.plan;
   };
   while (threads > 1 && few() && (wanted_rows > 2 * mr || wanted_cols > 2 * nr)) {
     (wanted_cols > wanted_rows ? wanted_cols : wanted_rows) /= 2;
@@ -216,14 +314,17 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
       return plan.block_rows >= std::min(shape.rows, kGoodBlock) &&
              plan.block_cols >= std::min(shape.cols, kGoodBlock);
     };
-    for (std::int64_t blocks = 1; blocks <= most; ++blocks) {
+    sizer.set_form(limit);
+    // Each block forms what it needs anew: where something is formed, few blocks matter most.
+    for (std::int64_t blocks = 1; blocks <= most && !formed; ++blocks) {
       sizer.set_blocks(blocks, blocks);
       if (!enough()) break;
-      if (sizer.try_single(limit)) return plan;
+      if (sizer.try_single(limit)) return done(sizer);
     }
-    for (std::int64_t blocks = 1; blocks <= most; ++blocks) {
+    for (std::int64_t blocks = 1; blocks <= most; blocks += std::max<std::int64_t>(1, blocks / 8)) {
       sizer.set_blocks(blocks, blocks);
-      if (sizer.try_slabs(limit) || sizer.try_single(limit)) return plan;
+      if (formed && sizer.try_single(limit)) return done(sizer);
+      if (sizer.try_slabs(limit) || sizer.try_single(limit)) return done(sizer);
     }
     if (plan.tile_rows == mr && plan.tile_cols == nr) break;
     wanted_rows = std::max(mr, wanted_rows / 2);
