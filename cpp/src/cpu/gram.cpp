@@ -11,12 +11,13 @@
 //   S4  separable      for each unit o: P over the formed sum_s m a, Q = w_o w_o^T
 //
 //   for each pair of blocks of rows (only j <= i when square)
-//     for each slab of chunks that fits the workspace (one slab when it can be)
-//       form the slab's gradients for the block's samples                  parallel over samples
-//       pack the block's rows into panels                                  parallel over panels
-//       for each tile of the pair                                          parallel over tiles
-//         for each chunk: P, Q of the tile, then acc += P o Q in float64   the tile stays in cache
-//         after the last slab: store the tile and its mirror image once
+//     for each group of slabs of chunks that fits the workspace (one slab when it can be)
+//       form the group's gradients for the block's samples                 parallel over samples
+//       for each slab of the group
+//         pack the block's rows into panels                                parallel over panels
+//         for each tile of the pair                                        parallel over tiles
+//           for each chunk: P, Q of the tile, then acc += P o Q in float64 the tile stays in cache
+//           after the last slab: store the tile and its mirror image once
 //
 // Multiply-adds are those of gram_methods.cpp. Bytes: each factor is packed once for every block it
 // meets, the output written once. Across layers the sum is float64, so layers of very different
@@ -50,11 +51,6 @@ class Gram {
  public:
   Gram(const Context& ctx, const GramShape& shape, const GramPlan& plan, int threads)
       : ctx_(ctx), shape_(shape), plan_(plan), threads_(threads), kernels_(tile_kernels<T>()) {
-    if (static_cast<std::int64_t>(ctx.workspace.size()) < plan_.bytes) {
-      throw Error(ErrorCode::memory, "gram", "workspace",
-                  "got " + std::to_string(ctx.workspace.size()) + " bytes, expected " +
-                      std::to_string(plan_.bytes) + " as gram_workspace says");
-    }
     const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
     auto* at = ctx.workspace.data() + (round_up(static_cast<std::int64_t>(start), 64) -
                                        static_cast<std::int64_t>(start));
@@ -114,38 +110,38 @@ class Gram {
 
   void block(std::int64_t i, std::int64_t j) {
     const TileGrid grid(plan_, shape_, i, j);
-    for (std::size_t slab = 0; slab < plan_.slabs.size(); ++slab) {
-      // With a single slab the left panels serve the whole row of blocks.
-      const bool left = !plan_.single_slab() || j == 0;
-      const bool together = left && shape_.symmetric && i == j;
-      if (left) form(i, true, slab);
-      if (!together) form(j, false, slab);
-      pack(i, j, slab, left, together);
-      parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
-        // From the bottom: when square the longest rows of tiles come first.
-        const std::int64_t at = grid.size() - 1 - index;
-        const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
-        const std::int64_t r = above - grid.before.begin(), q = at - *above;
-        tile(i, j, r * plan_.tile_rows, q * plan_.tile_cols, slab,
-             plan_.single_slab() ? worker : at);
-        if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(1);
-      });
+    // With a single slab the left panels serve the whole row of blocks.
+    const bool left = !plan_.single_slab() || j == 0;
+    const bool together = left && shape_.symmetric && i == j;
+    for (const GramGroup& group : plan_.groups) {
+      if (left) form(i, true, group);
+      if (!together) form(j, false, group);
+      for (std::size_t slab = group.first; slab < group.last; ++slab) {
+        pack(i, j, plan_.slabs[slab], group, left, together);
+        parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
+          // From the bottom: when square the longest rows of tiles come first.
+          const std::int64_t at = grid.size() - 1 - index;
+          const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
+          const std::int64_t r = above - grid.before.begin(), q = at - *above;
+          tile(i, j, r * plan_.tile_rows, q * plan_.tile_cols, slab,
+               plan_.single_slab() ? worker : at);
+          if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(1);
+        });
+      }
     }
   }
 
-  // Gradients of the slab's pieces for the samples of a block.
-  void form(std::int64_t block, bool left, std::size_t slab) {
-    const GramSlab& now = plan_.slabs[slab];
-    if (now.pieces.empty()) return;
+  // Gradients of a group's pieces for the samples of a block.
+  void form(std::int64_t block, bool left, const GramGroup& group) {
+    if (group.pieces.empty()) return;
     const std::int64_t outputs = left ? shape_.left_outputs : shape_.right_outputs;
     const std::int64_t all = left ? shape_.rows : shape_.cols;
-    const std::int64_t rows =
-        std::min(left ? plan_.block_rows : plan_.block_cols, all - block);
+    const std::int64_t rows = std::min(left ? plan_.block_rows : plan_.block_cols, all - block);
     const std::int64_t first = block / outputs, end = (block + rows - 1) / outputs + 1;
     T* base = left ? formed_left_ : formed_right_;
     parallel_for(ctx_, threads_, end - first, [&](std::int64_t index, int worker) {
       const FormScratch<S, T> scratch = scratch_of(worker);
-      for (const GramPiece& piece : now.pieces) {
+      for (const GramPiece& piece : group.pieces) {
         T* to = base + (left ? piece.left_at : piece.right_at) + index * piece.sample_entries;
         sides_->form(left, first + index, plane_, piece, plan_, to, scratch);
       }
@@ -162,7 +158,8 @@ class Gram {
 
   // Packs the slab's panels. A task takes a stretch of rows through all chunks: long reads of each
   // row, and where a block meets itself the rows come from memory once for both sides.
-  void pack(std::int64_t i, std::int64_t j, std::size_t slab, bool left, bool together) {
+  void pack(std::int64_t i, std::int64_t j, const GramSlab& slab, const GramGroup& group, bool left,
+            bool together) {
     struct Stretch {
       bool gradients, left, right;
       std::int64_t row;
@@ -187,28 +184,28 @@ class Gram {
     parallel_for(ctx_, threads_, static_cast<std::int64_t>(stretches.size()),
                  [&](std::int64_t index, int) {
                    const Stretch& stretch = stretches[static_cast<std::size_t>(index)];
-                   if (stretch.left) pack_side(true, stretch.gradients, i, stretch.row, slab, true);
+                   if (stretch.left)
+                     pack_side(true, stretch.gradients, i, stretch.row, slab, group, true);
                    if (stretch.right)
-                     pack_side(false, stretch.gradients, j, stretch.row, slab, together);
+                     pack_side(false, stretch.gradients, j, stretch.row, slab, group, together);
                  });
   }
 
   // Rows row .. row + kPackedRows of the block that starts at `block`, one side. Where a block meets
   // itself, the right finds what was formed at the left's.
-  void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row, std::size_t slab,
-                 bool formed_left) const {
+  void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row,
+                 const GramSlab& slab, const GramGroup& group, bool formed_left) const {
     const std::int64_t width = left ? kernels_.mr : kernels_.nr;
     const std::int64_t side_outputs = left ? shape_.left_outputs : shape_.right_outputs;
     const std::int64_t outputs = gradients ? 1 : side_outputs;
     const std::int64_t all = (left ? shape_.rows : shape_.cols) / outputs;
     const std::int64_t end = std::min(extent(gradients, left), row + kPackedRows);
-    const GramSlab& now = plan_.slabs[slab];
-    for (std::size_t c = now.first; c < now.last; ++c) {
+    for (std::size_t c = slab.first; c < slab.last; ++c) {
       const GramChunk& chunk = plan_.chunks[c];
       if (chunk.gradients != gradients) continue;
       T* to = left ? left_panels_ + chunk.left_at : right_panels_ + chunk.right_at;
       const GramPiece* piece =
-          chunk.piece < 0 ? nullptr : &now.pieces[static_cast<std::size_t>(chunk.piece)];
+          chunk.piece < 0 ? nullptr : &group.pieces[static_cast<std::size_t>(chunk.piece)];
       const T* formed = nullptr;
       if (piece != nullptr)
         formed = formed_left ? formed_left_ + piece->left_at : formed_right_ + piece->right_at;
@@ -402,20 +399,126 @@ decltype(auto) visit_types(DType dtype, GramPrecision precision, Function&& func
   });
 }
 
+// How a call runs: one Gram on all threads, or the networks of a batch side by side, each on one.
+struct Call {
+  GramShape shape;
+  GramPlan plan;
+  std::int64_t networks = 1;
+  int threads = 1;    // of one Gram
+  int abreast = 1;    // Grams at a time
+
+  [[nodiscard]] std::int64_t bytes() const { return abreast * round_up(plan.bytes, 64); }
+};
+
+std::vector<LayerFactors> network(std::span<const LayerFactors> batch, std::int64_t index) {
+  std::vector<LayerFactors> layers;
+  layers.reserve(batch.size());
+  for (const LayerFactors& layer : batch) layers.push_back(network_of(layer, index));
+  return layers;
+}
+
+template <class T>
+Call call_of(const Context& ctx, std::span<const LayerFactors> left,
+             std::span<const LayerFactors> right, const GramOptions& options) {
+  const TileKernels<T>& kernels = tile_kernels<T>();
+  Call call;
+  const auto plan = [&](std::int64_t limit) {
+    call.plan = gram_plan(call.shape, kernels.mr, kernels.nr, sizeof(T), call.threads, limit);
+  };
+  if (!options.batched) {
+    call.shape = gram_shape(left, right, options.outputs, kernels.nr);
+    call.threads = gram_threads(ctx, call.shape);
+    plan(options.memory_limit);
+    return call;
+  }
+  call.shape = gram_shape(network(left, 0), network(right, 0), options.outputs, kernels.nr);
+  call.networks = left.front().g.extent(0);
+  call.threads = gram_threads(ctx, call.shape);
+  const int all = thread_count(ctx);
+  // Small Grams do not fill the threads; many large ones do not need to share them.
+  if (call.threads > 1 && call.networks < 8 * all) {
+    plan(options.memory_limit);
+    return call;
+  }
+  double work = 0;
+  for (const GramChoice& choice : gram_choices(call.shape, sizeof(T), 1))
+    work += choice.multiply_adds;
+  call.threads = 1;
+  call.abreast = work * static_cast<double>(call.networks) < kSerialWork
+                     ? 1
+                     : static_cast<int>(std::clamp<std::int64_t>(call.networks, 1, all));
+  for (;; call.abreast /= 2) {
+    try {
+      plan(options.memory_limit / call.abreast - 64);
+      return call;
+    } catch (const Error&) {
+      if (call.abreast == 1) throw;
+    }
+  }
+}
+
+template <class S, class T, class R>
+GramReport run_batch(const Context& ctx, const Call& call, std::span<const LayerFactors> left,
+                     std::span<const LayerFactors> right, const ArrayRef& out) {
+  std::vector<GramReport> reports(static_cast<std::size_t>(call.abreast));
+  Context inner = ctx;
+  inner.progress = nullptr;
+  if (call.abreast > 1) inner.interrupted = nullptr;
+  if (ctx.progress != nullptr) std::atomic_ref(ctx.progress[1]).store(call.networks);
+  std::vector<std::optional<Gram<S, T, R>>> grams(static_cast<std::size_t>(call.abreast));
+  std::vector<Context> contexts(static_cast<std::size_t>(call.abreast), inner);
+  for (std::size_t k = 0; k < grams.size(); ++k) {
+    const auto each = static_cast<std::size_t>(round_up(call.plan.bytes, 64));
+    contexts[k].workspace = ctx.workspace.subspan(k * each, each);
+    grams[k].emplace(contexts[k], call.shape, call.plan, call.threads);
+  }
+  const auto one = [&](std::int64_t e, int worker) {
+    const auto k = static_cast<std::size_t>(worker);
+    const ArrayRef result = without_axis(out, e);
+    GramReport report = grams[k]->run(network(left, e), network(right, e), result);
+    report.network = e;
+    // The first bad network, whoever meets it.
+    if (report.kind != GramReport::Kind::ok &&
+        (reports[k].kind == GramReport::Kind::ok || e < reports[k].network))
+      reports[k] = report;
+    if (ctx.progress != nullptr) std::atomic_ref(ctx.progress[0]).fetch_add(1);
+  };
+  if (call.abreast > 1) {
+    parallel_for(ctx, call.abreast, call.networks, one);
+  } else {
+    for (std::int64_t e = 0; e < call.networks; ++e) one(e, 0);
+  }
+  GramReport found;
+  for (const GramReport& report : reports) {
+    if (report.kind != GramReport::Kind::ok &&
+        (found.kind == GramReport::Kind::ok || report.network < found.network))
+      found = report;
+  }
+  return found;
+}
+
+void expect_workspace(const Context& ctx, std::int64_t bytes) {
+  if (static_cast<std::int64_t>(ctx.workspace.size()) >= bytes) return;
+  throw Error(ErrorCode::memory, "gram", "workspace",
+              "got " + std::to_string(ctx.workspace.size()) + " bytes, expected " +
+                  std::to_string(bytes) + " as gram_workspace says");
+}
+
 }  // namespace
 
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options) {
   return visit_types(left.front().g.dtype, options.precision, [&](auto, auto compute, auto) {
     using T = typename decltype(compute)::type;
-    const TileKernels<T>& kernels = tile_kernels<T>();
-    const GramShape shape = gram_shape(left, right, options.outputs, kernels.nr);
-    const int threads = gram_threads(ctx, shape);
-    const GramPlan plan =
-        gram_plan(shape, kernels.mr, kernels.nr, sizeof(T), threads, options.memory_limit);
-    return GramEstimate{plan.bytes, plan.blocks(shape),
-                        static_cast<std::int64_t>(plan.slabs.size()),
-                        gram_choices(shape, sizeof(T), threads)};
+    const Call call = call_of<T>(ctx, left, right, options);
+    GramEstimate estimate{call.bytes(), call.plan.blocks(call.shape),
+                          static_cast<std::int64_t>(call.plan.slabs.size()),
+                          gram_choices(call.shape, sizeof(T), call.threads * call.abreast)};
+    for (GramChoice& choice : estimate.layers) {
+      choice.multiply_adds *= static_cast<double>(call.networks);
+      choice.seconds *= static_cast<double>(call.networks);
+    }
+    return estimate;
   });
 }
 
@@ -428,13 +531,11 @@ GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                        using S = typename decltype(storage)::type;
                        using T = typename decltype(compute)::type;
                        using R = typename decltype(result)::type;
-                       const TileKernels<T>& kernels = tile_kernels<T>();
-                       const GramShape shape =
-                           gram_shape(left, right, options.outputs, kernels.nr);
-                       const int threads = gram_threads(ctx, shape);
-                       const GramPlan plan = gram_plan(shape, kernels.mr, kernels.nr, sizeof(T),
-                                                       threads, options.memory_limit);
-                       return Gram<S, T, R>(ctx, shape, plan, threads).run(left, right, out);
+                       const Call call = call_of<T>(ctx, left, right, options);
+                       expect_workspace(ctx, call.bytes());
+                       if (options.batched) return run_batch<S, T, R>(ctx, call, left, right, out);
+                       Gram<S, T, R> one(ctx, call.shape, call.plan, call.threads);
+                       return one.run(left, right, out);
                      });
 }
 

@@ -19,7 +19,8 @@ constexpr std::int64_t kTilesAThread = 16;
 constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
 constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
-constexpr std::int64_t kSlabDepthBytes = 8192;
+constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 4096;
+constexpr std::int64_t kFewPanels = std::int64_t{1} << 20;
 constexpr std::int64_t kAlign = 64;
 
 // Tile edge near `wanted`, made of whole panels of samples where that is possible, so that the
@@ -133,91 +134,117 @@ struct Sizer {
     return round_up(samples * piece.sample_entries * item, kAlign) / item;
   }
 
-  // Adds the units of `chunk` to the slab: to its last piece where that goes on, else as a new one.
-  void form(const GramChunk& chunk, GramSlab& slab) const {
+  // Adds the units of `chunk` to the pieces: to the last one where that goes on, else as a new one.
+  void form(const GramChunk& chunk, std::vector<GramPiece>& pieces) const {
     const LayerShape& layer = shape.layers[static_cast<std::size_t>(chunk.layer)];
     const bool patches = chunk.source == GramChunk::Source::patches;
     const std::int64_t end = chunk.unit + chunk.units;
-    if (slab.pieces.empty() || slab.pieces.back().layer != chunk.layer ||
-        slab.pieces.back().group != chunk.group) {
-      slab.pieces.push_back({chunk.layer, chunk.group, chunk.unit, end, 0, 0, 0, 0});
+    if (pieces.empty() || pieces.back().layer != chunk.layer ||
+        pieces.back().group != chunk.group) {
+      pieces.push_back({chunk.layer, chunk.group, chunk.unit, end, 0, 0, 0, 0});
     }
-    GramPiece& piece = slab.pieces.back();
+    GramPiece& piece = pieces.back();
     piece.to = std::max(piece.to, end);
     const std::int64_t outputs = patches ? 1 : shape.formed_outputs(layer);
     piece.rows = round_up(outputs * (piece.to - piece.from), plan.mr);
     piece.sample_entries = piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0));
   }
 
-  // Fills slabs of at most `budget` bytes of panels and formed memory; false if what cannot be
-  // divided is larger.
-  bool cut(std::int64_t budget) {
+  [[nodiscard]] bool forms(std::size_t begin, std::size_t end) const {
+    return std::any_of(plan.chunks.begin() + static_cast<std::ptrdiff_t>(begin),
+                       plan.chunks.begin() + static_cast<std::ptrdiff_t>(end),
+                       [](const GramChunk& c) { return c.source != GramChunk::Source::input; });
+  }
+
+  // Fills slabs of at most `panels` bytes of panels, in groups that form at most `formed` bytes;
+  // false if what cannot be divided is larger.
+  bool cut(std::int64_t panels, std::int64_t formed) {
     plan.slabs.clear();
+    plan.groups.assign(1, {});
     plan.left_bytes = plan.right_bytes = plan.formed_left = plan.formed_right = 0;
-    std::size_t begin = 0;
     GramSlab slab;
-    std::int64_t left = 0, right = 0;
-    while (begin < plan.chunks.size()) {
-      std::size_t end = begin + 1;
-      while (end < plan.chunks.size() && !plan.chunks[end].atom) ++end;
-      for (int attempt = 0;; ++attempt) {
-        GramSlab wider = slab;
-        std::int64_t wider_left = left, wider_right = right;
-        for (std::size_t c = begin; c < end; ++c) {
-          wider_left += chunk_bytes(plan.chunks[c], true);
-          wider_right += chunk_bytes(plan.chunks[c], false);
-          if (plan.chunks[c].source != GramChunk::Source::input) form(plan.chunks[c], wider);
-        }
-        wider.last = end;
-        std::int64_t formed_left = 0, formed_right = 0;
-        for (GramPiece& piece : wider.pieces) {
-          piece.left_at = formed_left / item;
-          piece.right_at = formed_right / item;
-          formed_left += piece_entries(piece, true) * item;
-          if (two_sides()) formed_right += piece_entries(piece, false) * item;
-        }
-        if (wider_left + wider_right + formed_left + formed_right <= budget) {
-          slab = std::move(wider);
-          left = wider_left;
-          right = wider_right;
-          plan.left_bytes = std::max(plan.left_bytes, left);
-          plan.right_bytes = std::max(plan.right_bytes, right);
-          plan.formed_left = std::max(plan.formed_left, formed_left);
-          plan.formed_right = std::max(plan.formed_right, formed_right);
-          break;
-        }
-        if (attempt == 1 || slab.last == slab.first) return false;
-        plan.slabs.push_back(std::move(slab));
-        slab = {};
-        slab.first = slab.last = begin;
-        left = right = 0;
+    std::int64_t left = 0, right = 0, before_left = 0, before_right = 0;
+    const auto close = [&] {
+      if (slab.last > slab.first) plan.slabs.push_back(slab);
+      plan.left_bytes = std::max(plan.left_bytes, left);
+      plan.right_bytes = std::max(plan.right_bytes, right);
+      slab.first = slab.last;
+      left = right = 0;
+    };
+    for (std::size_t begin = 0, end = 0; begin < plan.chunks.size(); begin = end) {
+      for (end = begin + 1; end < plan.chunks.size() && !plan.chunks[end].atom;) ++end;
+      std::int64_t more_left = 0, more_right = 0;
+      for (std::size_t c = begin; c < end; ++c) {
+        more_left += chunk_bytes(plan.chunks[c], true);
+        more_right += chunk_bytes(plan.chunks[c], false);
       }
-      begin = end;
+      if (more_left + more_right > panels) return false;
+      if (left + right + more_left + more_right > panels) close();
+      if (forms(begin, end)) {
+        // Only the last piece grows, so the sums before it stay.
+        for (int attempt = 0;; ++attempt) {
+          GramGroup& group = plan.groups.back();
+          const std::size_t had = group.pieces.size();
+          const GramPiece last = had > 0 ? group.pieces.back() : GramPiece{};
+          for (std::size_t c = begin; c < end; ++c) {
+            if (plan.chunks[c].source != GramChunk::Source::input)
+              form(plan.chunks[c], group.pieces);
+          }
+          std::int64_t sum_left = had > 0 ? before_left : 0, sum_right = had > 0 ? before_right : 0;
+          for (std::size_t p = had > 0 ? had - 1 : 0; p < group.pieces.size(); ++p) {
+            GramPiece& piece = group.pieces[p];
+            piece.left_at = sum_left / item;
+            piece.right_at = sum_right / item;
+            before_left = sum_left;
+            before_right = sum_right;
+            sum_left += piece_entries(piece, true) * item;
+            sum_right += two_sides() ? piece_entries(piece, false) * item : 0;
+          }
+          if (sum_left + sum_right <= formed) {
+            plan.formed_left = std::max(plan.formed_left, sum_left);
+            plan.formed_right = std::max(plan.formed_right, sum_right);
+            break;
+          }
+          if (attempt == 1) return false;
+          group.pieces.resize(had);
+          if (had > 0) group.pieces.back() = last;
+          close();
+          group.last = plan.slabs.size();
+          plan.groups.push_back({plan.slabs.size(), 0, {}});
+        }
+      }
+      slab.last = end;
+      left += more_left;
+      right += more_right;
     }
-    plan.slabs.push_back(std::move(slab));
+    close();
+    plan.groups.back().last = plan.slabs.size();
     return true;
   }
 
   // Where each chunk finds its panels and its piece.
   void locate() {
     bool started = false;
-    for (GramSlab& slab : plan.slabs) {
-      slab.started = started;
-      std::int64_t left = 0, right = 0;
-      for (std::size_t c = slab.first; c < slab.last; ++c) {
-        GramChunk& chunk = plan.chunks[c];
-        chunk.left_at = left / item;
-        chunk.right_at = right / item;
-        left += chunk_bytes(chunk, true);
-        right += chunk_bytes(chunk, false);
-        chunk.piece = -1;
-        started = started || (chunk.gradients && chunk.last);
-        if (chunk.source == GramChunk::Source::input) continue;
-        for (std::size_t p = 0; p < slab.pieces.size(); ++p) {
-          const GramPiece& piece = slab.pieces[p];
-          if (piece.layer == chunk.layer && piece.group == chunk.group && piece.from <= chunk.unit &&
-              chunk.unit < piece.to)
-            chunk.piece = static_cast<int>(p);
+    for (const GramGroup& group : plan.groups) {
+      for (std::size_t k = group.first; k < group.last; ++k) {
+        GramSlab& slab = plan.slabs[k];
+        slab.started = started;
+        std::int64_t left = 0, right = 0;
+        for (std::size_t c = slab.first; c < slab.last; ++c) {
+          GramChunk& chunk = plan.chunks[c];
+          chunk.left_at = left / item;
+          chunk.right_at = right / item;
+          left += chunk_bytes(chunk, true);
+          right += chunk_bytes(chunk, false);
+          chunk.piece = -1;
+          started = started || (chunk.gradients && chunk.last);
+          if (chunk.source == GramChunk::Source::input) continue;
+          for (std::size_t p = 0; p < group.pieces.size(); ++p) {
+            const GramPiece& piece = group.pieces[p];
+            if (piece.layer == chunk.layer && piece.group == chunk.group &&
+                piece.from <= chunk.unit && chunk.unit < piece.to)
+              chunk.piece = static_cast<int>(p);
+          }
         }
       }
     }
@@ -231,8 +258,8 @@ struct Sizer {
   }
 
   bool try_single(std::int64_t limit) {
-    const std::int64_t states = threads * one_state();
-    if (!cut(limit - states - plan.form_bytes - kAlign) || !plan.single_slab()) return false;
+    const std::int64_t most = limit - threads * one_state() - plan.form_bytes - kAlign;
+    if (!cut(most, most) || !plan.single_slab()) return false;
     total();
     return plan.bytes <= limit;
   }
@@ -241,12 +268,20 @@ struct Sizer {
     const std::int64_t states = tiles() * one_state();
     if (states > limit / 2) return false;
     const std::int64_t most = limit - states - plan.form_bytes - kAlign;
-    // What is formed is formed again for no slab, but inputs are unfolded again: as few as can be.
+    const std::int64_t depth = any_formed() ? kFormedDepthBytes : kSlabDepthBytes;
     const std::int64_t wanted =
-        any_formed() ? most
-                     : std::max<std::int64_t>(std::int64_t{1} << 20,
-                                              (plan.block_rows + plan.block_cols) * kSlabDepthBytes);
-    if (!cut(std::min(wanted, most)) && !cut(most)) return false;
+        std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
+    // Patches are unfolded once a group: few groups. Other inputs cost nothing to read again.
+    const bool unfolds =
+        std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& layer) {
+          return layer.formed() && layer.form == LayerForm::conv;
+        });
+    if (any_formed() && !unfolds && cut(wanted, std::min(4 * wanted, most - wanted))) {
+      total();
+      if (plan.bytes <= limit) return true;
+    }
+    if (!cut(wanted, most - wanted) && !cut(most / 2, most - most / 2) && !cut(most, most))
+      return false;
     total();
     return plan.bytes <= limit;
   }

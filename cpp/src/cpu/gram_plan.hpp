@@ -84,12 +84,13 @@ struct GramChunk {
   std::int64_t units = 1;         ///< that it goes through, of what is formed
   std::int64_t group = 0;
   std::int64_t output = 0;  ///< c, where rows are samples and the depth runs over outputs (S1)
-  int piece = -1;           ///< of the slab that holds it
+  int piece = -1;           ///< of the group of slabs that holds it
 
   std::int64_t left_at = 0, right_at = 0;  ///< its panels, in entries from the slab's first
 };
 
-/// Units [from, to) of one group of a layer that a slab forms together, for every sample of a block.
+/// Units [from, to) of one group of channels of a layer that are formed together, for every sample
+/// of a block.
 struct GramPiece {
   int layer = 0;
   std::int64_t group = 0, from = 0, to = 0;
@@ -98,10 +99,17 @@ struct GramPiece {
   std::int64_t left_at = 0, right_at = 0;  ///< in entries from the formed memory of the side
 };
 
+/// What is packed together.
 struct GramSlab {
   std::size_t first = 0, last = 0;  ///< chunks [first, last)
-  std::vector<GramPiece> pieces;
   bool started = false;  ///< whether slabs before it folded something into the tiles
+};
+
+/// Slabs [first, last) whose gradients are formed together: forming likes long stretches, which
+/// unfold an input once, packing short ones, which stay in cache.
+struct GramGroup {
+  std::size_t first = 0, last = 0;
+  std::vector<GramPiece> pieces;
 };
 
 struct GramPlan {
@@ -111,6 +119,7 @@ struct GramPlan {
                block_cols = 0;  ///< of the Gram, packed together; multiples of the tile
   std::vector<GramChunk> chunks;
   std::vector<GramSlab> slabs;
+  std::vector<GramGroup> groups;
   std::int64_t form_rows = 0, form_cols = 0;  ///< what a thread forms at once
   std::int64_t form_left = 0;  ///< entries of its panels of rows
   // Bytes of the workspace, in this order: panels of the left, of the right; what is formed for the
