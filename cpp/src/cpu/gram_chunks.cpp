@@ -35,10 +35,12 @@ class Chunks {
       cut(true, 0, layer.out * outputs, true, true, Atoms::every);
     } else if (layer.form == LayerForm::jacobian) {
       cut(true, 0, layer.in * outputs, true, true, Atoms::every);
-    } else if (layer.empty() || layer.positions() == 0) {
+    } else if (layer.nothing()) {
       cut(true, 0, 0, true, true, Atoms::every);  // zero, but the tile must be set
     } else if (layer.method == GramMethod::s3) {
       position_pairs(layer, outputs);
+    } else if (layer.method == GramMethod::s2) {
+      half_formed(layer, outputs);
     } else if (layer.has_samples(shape_.kind)) {
       separable(layer);
     } else {
@@ -49,7 +51,7 @@ class Chunks {
   // S1, and S4 where outputs do not meet: one product over formed rows.
   void gradients(const LayerShape& layer, std::int64_t outputs) {
     const std::size_t begin = chunks_.size();
-    units(layer, [&](std::int64_t count) {
+    units(layer, kGramDepth / layer.padded, [&](std::int64_t count) {
       for (next_.output = 0; next_.output < outputs; ++next_.output) {
         next_.source = GramChunk::Source::weights;
         cut(true, 0, count * layer.padded, false, false, first_if(next_.output == 0));
@@ -64,7 +66,7 @@ class Chunks {
 
   // S4: each unit o is a dense layer with the formed a and the column w[:, o] for g.
   void separable(const LayerShape& layer) {
-    units(layer, [&](std::int64_t count) {
+    units(layer, kGramDepth / layer.padded, [&](std::int64_t count) {
       const std::int64_t from = next_.unit;
       next_.units = 1;
       for (std::int64_t o = from; o < from + count; ++o) {
@@ -96,10 +98,46 @@ class Chunks {
     next_.group = 0;
   }
 
-  // Stretches of units o of each group with about the depth of one chunk.
+  // S2: for each stretch of units the left's inputs at every position, the right's gradients, then
+  // the left's cotangents at every position.
+  void half_formed(const LayerShape& layer, std::int64_t outputs) {
+    const std::size_t begin = chunks_.size();
+    const bool conv = layer.form == LayerForm::conv;
+    units(layer, kHalfFormedUnits, [&](std::int64_t count) {
+      const std::int64_t from = next_.unit;
+      for (next_.output = 0; next_.output < outputs; ++next_.output) {
+        next_.side = GramChunk::Side::left;
+        next_.source = conv ? GramChunk::Source::patches : GramChunk::Source::input;
+        next_.units = 1;
+        for (next_.unit = 0; next_.unit < layer.left_positions; ++next_.unit)
+          cut(false, 0, layer.in, false, false, first_if(next_.unit == 0));
+        next_.side = GramChunk::Side::right;
+        next_.source = GramChunk::Source::weights;
+        for (next_.unit = from; next_.unit < from + count; ++next_.unit)
+          cut(true, 0, layer.in, false, false, Atoms::none);
+        if (layer.bias) {
+          next_.source = GramChunk::Source::ones;
+          next_.unit = from;
+          next_.units = count;
+          cut(true, 0, count, false, false, Atoms::none);
+        }
+        next_.side = GramChunk::Side::left;
+        next_.source = GramChunk::Source::input;
+        const std::int64_t first =
+            next_.output * layer.group_out() + from - next_.group * layer.group_out();
+        for (next_.unit = 0; next_.unit < layer.left_positions; ++next_.unit)
+          cut(true, first, count, false, false, Atoms::none);
+      }
+      next_.side = GramChunk::Side::both;
+    });
+    chunks_[begin].first = true;
+    chunks_.back().last = true;
+  }
+
+  // Stretches of about `wanted` units o of each group.
   template <class Function>
-  void units(const LayerShape& layer, const Function& each) {
-    const std::int64_t wanted = std::max<std::int64_t>(1, kGramDepth / layer.padded);
+  void units(const LayerShape& layer, std::int64_t wanted, const Function& each) {
+    wanted = std::max<std::int64_t>(1, wanted);
     for (next_.group = 0; next_.group < layer.groups; ++next_.group) {
       const std::int64_t end = (next_.group + 1) * layer.group_out();
       for (std::int64_t o = next_.group * layer.group_out(); o < end; o += wanted) {
@@ -108,7 +146,7 @@ class Chunks {
         each(next_.units);
       }
     }
-    next_.group = 0;
+    next_.group = next_.output = 0;
     next_.units = 1;
   }
 

@@ -80,8 +80,14 @@ Work work_of(const GramShape& shape, const LayerShape& layer, GramMethod method)
     work.unfolds = patches;
     break;
   default:
-    work.multiply_adds = pairs * s * t * (i * groups * planes + meets * o);
-    work.folds = pairs * s * t * entries * groups;
+    if (full && layer.contracts(shape)) {
+      const double d = number(shape.right_outputs);
+      work.multiply_adds = pairs * (s * t * (i * groups + d * o) + meets * s * o);
+      work.folds = pairs * (s * meets * groups + meets);
+    } else {
+      work.multiply_adds = pairs * s * t * (i * groups * planes + meets * o);
+      work.folds = pairs * s * t * entries * groups;
+    }
     work.packs = 2 * samples * positions * (i * groups + c * o);
     work.unfolds = patches;
     break;
@@ -96,7 +102,7 @@ bool has_method(const LayerShape& layer, GramMethod method) {
   case GramMethod::s1:
     return true;
   case GramMethod::s2:
-    return false;
+    return layer.form == LayerForm::shared || layer.form == LayerForm::conv;
   case GramMethod::s3:
     return layer.form != LayerForm::jacobian;
   case GramMethod::s4:

@@ -93,27 +93,47 @@ struct Sizer {
   }
 
   [[nodiscard]] std::int64_t chunk_bytes(const GramChunk& chunk, bool left) const {
+    if (chunk.side == (left ? GramChunk::Side::right : GramChunk::Side::left)) return 0;
     const std::int64_t extent =
         left ? panel_extent(chunk.gradients, plan.block_rows, shape.left_outputs, plan.mr)
              : panel_extent(chunk.gradients, plan.block_cols, shape.right_outputs, plan.nr);
     return round_up(extent * chunk.depth * item, kAlign);
   }
 
-  [[nodiscard]] std::int64_t one_state() const {
+  // Products of samples in a tile, and a thread's memory for pairs of positions.
+  void set_tile() {
     // Blocks start where tiles of rows do, when square also those of the right side: only if both
     // edges are whole panels of samples does every tile start on such a panel.
     const bool whole = plan.tile_rows % (plan.mr * shape.left_outputs) == 0 &&
                        plan.tile_cols % (plan.nr * shape.right_outputs) == 0;
-    const bool any = std::any_of(
-        shape.layers.begin(), shape.layers.end(),
-        [&](const LayerShape& layer) { return layer.has_samples(shape.kind); });
-    const std::int64_t p = !any ? 0
-                                : sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole) *
-                                      sample_extent(plan.tile_cols, shape.right_outputs, plan.nr,
-                                                    whole);
+    const std::int64_t n = sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole);
+    const std::int64_t m = sample_extent(plan.tile_cols, shape.right_outputs, plan.nr, whole);
+    plan.samples_entries = plan.pair_bytes = 0;
+    for (const LayerShape& layer : shape.layers) {
+      if (layer.has_samples(shape.kind)) plan.samples_entries = round_up(n * m * item, kAlign) / item;
+    }
+    for (const LayerShape& layer : shape.layers) {
+      std::int64_t bytes = 0;
+      if (layer.method == GramMethod::s3 && layer.contracts(shape)) {
+        bytes = (layer.right_positions * (plan.samples_entries + plan.nr) + kGramDepth * plan.nr) *
+                    item +
+                layer.right_positions * static_cast<std::int64_t>(sizeof(void*));
+      } else if (layer.method == GramMethod::s2) {
+        bytes = round_up(n, plan.mr) * kHalfFormedUnits * plan.nr * item;
+      }
+      plan.pair_bytes = std::max(plan.pair_bytes, round_up(bytes, kAlign));
+    }
+  }
+
+  [[nodiscard]] std::int64_t one_state() const {
     return round_up(plan.tile_rows * plan.tile_cols * 8, kAlign) +
-           round_up(plan.tile_rows * plan.tile_cols * item, kAlign) + round_up(p * item, kAlign) +
+           round_up(plan.tile_rows * plan.tile_cols * item, kAlign) + plan.samples_entries * item +
            round_up(plan.tile_cols * item, kAlign);
+  }
+
+  // What does not depend on how the parameters are cut.
+  [[nodiscard]] std::int64_t fixed_bytes() const {
+    return plan.form_bytes + threads * plan.pair_bytes + kAlign;
   }
 
   // A block on the diagonal of a symmetric Gram has the fewest tiles; others exist if there are
@@ -134,17 +154,17 @@ struct Sizer {
     return round_up(samples * piece.sample_entries * item, kAlign) / item;
   }
 
-  // Adds the units of `chunk` to the pieces: to the last one where that goes on, else as a new one.
+  // Adds the units of `chunk` to its piece.
   void form(const GramChunk& chunk, std::vector<GramPiece>& pieces) const {
     const LayerShape& layer = shape.layers[static_cast<std::size_t>(chunk.layer)];
     const bool patches = chunk.source == GramChunk::Source::patches;
-    const std::int64_t end = chunk.unit + chunk.units;
-    if (pieces.empty() || pieces.back().layer != chunk.layer ||
-        pieces.back().group != chunk.group) {
-      pieces.push_back({chunk.layer, chunk.group, chunk.unit, end, 0, 0, 0, 0});
-    }
-    GramPiece& piece = pieces.back();
-    piece.to = std::max(piece.to, end);
+    const auto same = std::find_if(pieces.rbegin(), pieces.rend(), [&](const GramPiece& piece) {
+      return piece.layer == chunk.layer && piece.group == chunk.group && piece.patches == patches;
+    });
+    const bool known = same != pieces.rend();
+    if (!known) pieces.push_back({chunk.layer, chunk.group, chunk.unit, 0, patches, 0, 0, 0, 0});
+    GramPiece& piece = known ? *same : pieces.back();
+    piece.to = std::max(piece.to, chunk.unit + chunk.units);
     const std::int64_t outputs = patches ? 1 : shape.formed_outputs(layer);
     piece.rows = round_up(outputs * (piece.to - piece.from), plan.mr);
     piece.sample_entries = piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0));
@@ -163,7 +183,7 @@ struct Sizer {
     plan.groups.assign(1, {});
     plan.left_bytes = plan.right_bytes = plan.formed_left = plan.formed_right = 0;
     GramSlab slab;
-    std::int64_t left = 0, right = 0, before_left = 0, before_right = 0;
+    std::int64_t left = 0, right = 0;
     const auto close = [&] {
       if (slab.last > slab.first) plan.slabs.push_back(slab);
       plan.left_bytes = std::max(plan.left_bytes, left);
@@ -181,35 +201,27 @@ struct Sizer {
       if (more_left + more_right > panels) return false;
       if (left + right + more_left + more_right > panels) close();
       if (forms(begin, end)) {
-        // Only the last piece grows, so the sums before it stay.
         for (int attempt = 0;; ++attempt) {
-          GramGroup& group = plan.groups.back();
-          const std::size_t had = group.pieces.size();
-          const GramPiece last = had > 0 ? group.pieces.back() : GramPiece{};
+          std::vector<GramPiece> pieces = plan.groups.back().pieces;
           for (std::size_t c = begin; c < end; ++c) {
-            if (plan.chunks[c].source != GramChunk::Source::input)
-              form(plan.chunks[c], group.pieces);
+            if (plan.chunks[c].source != GramChunk::Source::input) form(plan.chunks[c], pieces);
           }
-          std::int64_t sum_left = had > 0 ? before_left : 0, sum_right = had > 0 ? before_right : 0;
-          for (std::size_t p = had > 0 ? had - 1 : 0; p < group.pieces.size(); ++p) {
-            GramPiece& piece = group.pieces[p];
+          std::int64_t sum_left = 0, sum_right = 0;
+          for (GramPiece& piece : pieces) {
             piece.left_at = sum_left / item;
             piece.right_at = sum_right / item;
-            before_left = sum_left;
-            before_right = sum_right;
             sum_left += piece_entries(piece, true) * item;
             sum_right += two_sides() ? piece_entries(piece, false) * item : 0;
           }
           if (sum_left + sum_right <= formed) {
             plan.formed_left = std::max(plan.formed_left, sum_left);
             plan.formed_right = std::max(plan.formed_right, sum_right);
+            plan.groups.back().pieces = std::move(pieces);
             break;
           }
           if (attempt == 1) return false;
-          group.pieces.resize(had);
-          if (had > 0) group.pieces.back() = last;
           close();
-          group.last = plan.slabs.size();
+          plan.groups.back().last = plan.slabs.size();
           plan.groups.push_back({plan.slabs.size(), 0, {}});
         }
       }
@@ -242,6 +254,7 @@ struct Sizer {
           for (std::size_t p = 0; p < group.pieces.size(); ++p) {
             const GramPiece& piece = group.pieces[p];
             if (piece.layer == chunk.layer && piece.group == chunk.group &&
+                piece.patches == (chunk.source == GramChunk::Source::patches) &&
                 piece.from <= chunk.unit && chunk.unit < piece.to)
               chunk.piece = static_cast<int>(p);
           }
@@ -254,11 +267,11 @@ struct Sizer {
     plan.state_bytes = one_state();
     plan.states = plan.single_slab() ? threads : tiles();
     plan.bytes = plan.left_bytes + plan.right_bytes + plan.formed_left + plan.formed_right +
-                 plan.form_bytes + plan.states * plan.state_bytes + kAlign;
+                 plan.states * plan.state_bytes + fixed_bytes();
   }
 
   bool try_single(std::int64_t limit) {
-    const std::int64_t most = limit - threads * one_state() - plan.form_bytes - kAlign;
+    const std::int64_t most = limit - threads * one_state() - fixed_bytes();
     if (!cut(most, most) || !plan.single_slab()) return false;
     total();
     return plan.bytes <= limit;
@@ -267,7 +280,7 @@ struct Sizer {
   bool try_slabs(std::int64_t limit) {
     const std::int64_t states = tiles() * one_state();
     if (states > limit / 2) return false;
-    const std::int64_t most = limit - states - plan.form_bytes - kAlign;
+    const std::int64_t most = limit - states - fixed_bytes();
     const std::int64_t depth = any_formed() ? kFormedDepthBytes : kSlabDepthBytes;
     const std::int64_t wanted =
         std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
@@ -350,6 +363,7 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
              plan.block_cols >= std::min(shape.cols, kGoodBlock);
     };
     sizer.set_form(limit);
+    sizer.set_tile();
     // Each block forms what it needs anew: where something is formed, few blocks matter most.
     for (std::int64_t blocks = 1; blocks <= most && !formed; ++blocks) {
       sizer.set_blocks(blocks, blocks);

@@ -19,6 +19,8 @@ constexpr std::int64_t round_up(std::int64_t x, std::int64_t y) {
   return ceil_div(x, y) * y;
 }
 
+struct GramShape;
+
 /// One layer as the engine sees it.
 struct LayerShape {
   LayerForm form = LayerForm::dense;
@@ -43,12 +45,20 @@ struct LayerShape {
   /// them (S4), or the patches of a convolution (S3).
   [[nodiscard]] bool formed() const {
     if (method == GramMethod::s1) return form != LayerForm::jacobian;
-    return method == GramMethod::s4 ||
+    return method == GramMethod::s2 || method == GramMethod::s4 ||
            (method == GramMethod::s3 && form == LayerForm::conv);
   }
-  [[nodiscard]] bool empty() const {
-    return in * out == 0 && !(bias && out > 0);
+  /// Whether its Gram is zero for want of parameters or positions.
+  [[nodiscard]] bool nothing() const {
+    return positions() == 0 || (in * out == 0 && !(bias && out > 0));
   }
+  /// S3: whether P meets the cotangents of the right before those meet the left's; fewer
+  /// multiply-adds where outputs meet outputs.
+  [[nodiscard]] bool contracts(std::int64_t left_outputs, std::int64_t right_outputs) const {
+    return (right_positions + left_outputs) * right_outputs <
+           right_positions * left_outputs * right_outputs;
+  }
+  [[nodiscard]] bool contracts(const GramShape& shape) const;
 };
 
 struct GramShape {
@@ -66,10 +76,15 @@ struct GramShape {
   }
 };
 
+inline bool LayerShape::contracts(const GramShape& shape) const {
+  return contracts(shape.left_outputs, shape.right_outputs);
+}
+
 /// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
 /// shapes alone, so that memory and threads never change the order of a sum.
 struct GramChunk {
   enum class Source { input, weights, ones, patches };
+  enum class Side { both, left, right };
 
   int layer = 0;
   bool gradients = false;  ///< product of rows of outputs, else of rows of samples
@@ -80,7 +95,8 @@ struct GramChunk {
   bool atom = false;   ///< a slab may begin here
 
   Source source = Source::input;  ///< the caller's array, or what is formed: weights, bias, patches
-  std::int64_t unit = 0;          ///< first o (S1, S4); position within group (S3)
+  Side side = Side::both;         ///< that packs it
+  std::int64_t unit = 0;          ///< first o, or position
   std::int64_t units = 1;         ///< that it goes through, of what is formed
   std::int64_t group = 0;
   std::int64_t output = 0;  ///< c, where rows are samples and the depth runs over outputs (S1)
@@ -94,7 +110,8 @@ struct GramChunk {
 struct GramPiece {
   int layer = 0;
   std::int64_t group = 0, from = 0, to = 0;
-  std::int64_t rows = 0;          ///< of a sample: outputs times units (S3: positions), padded
+  bool patches = false;             ///< units are positions, nothing is multiplied
+  std::int64_t rows = 0;            ///< of a sample: outputs times units, padded
   std::int64_t sample_entries = 0;  ///< rows x padded, then a row of biases
   std::int64_t left_at = 0, right_at = 0;  ///< in entries from the formed memory of the side
 };
@@ -127,6 +144,8 @@ struct GramPlan {
   // tiles.
   std::int64_t left_bytes = 0, right_bytes = 0, formed_left = 0, formed_right = 0, form_bytes = 0,
                state_bytes = 0;
+  std::int64_t samples_entries = 0;  ///< of the product of samples in a tile
+  std::int64_t pair_bytes = 0;       ///< of a thread, for pairs of positions; behind the states
   std::int64_t states = 0;  ///< one a thread with a single slab, else one a tile of the block
   std::int64_t bytes = 0;
 
@@ -139,6 +158,9 @@ struct GramPlan {
 /// Stretch of the depth whose products are summed in registers: a right panel of this depth (16 KiB
 /// of floats) and a left one stay in the first cache level.
 inline constexpr std::int64_t kGramDepth = 256;
+
+/// Units of a layer whose half-formed products are in the first cache level together (S2).
+inline constexpr std::int64_t kHalfFormedUnits = 16;
 
 /// Shapes of the layers and the method of each: the forced one, else the cheapest in predicted
 /// time. ErrorCode::shape where a layer does not have the method that is forced.

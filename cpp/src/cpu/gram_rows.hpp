@@ -18,6 +18,11 @@
 
 namespace fastfisher::cpu {
 
+/// What fold multiplies the products of a layer with, and adds to those of samples.
+struct LayerScale {
+  double scale = 1, bias = 0;
+};
+
 /// Rows of a chunk, of the factors or of what was formed.
 struct ChunkRows {
   Rows rows;
@@ -51,13 +56,8 @@ class GramSides {
     }
   }
 
-  /// What fold multiplies the products of a layer with, and adds to those of samples.
-  [[nodiscard]] double fold_scale(int layer) const {
-    return fold_scale_[static_cast<std::size_t>(layer)];
-  }
-  [[nodiscard]] double fold_bias(int layer) const {
-    return fold_bias_[static_cast<std::size_t>(layer)];
-  }
+  /// By layer: what fold multiplies products with and adds to those of samples.
+  [[nodiscard]] const LayerScale* scales() const { return scales_.data(); }
 
   /// Forms a piece for sample n.
   void form(bool left, std::int64_t n, std::int64_t plane, const GramPiece& piece,
@@ -65,7 +65,7 @@ class GramSides {
     const auto index = static_cast<std::size_t>(piece.layer);
     const LayerShape& layer = shape_.layers[index];
     const Former<S, T>& former = *sides_[left ? 0 : 1].formers[index];
-    if (layer.method == GramMethod::s3) return former.patches(n, piece.group, to, scratch);
+    if (piece.patches) return former.patches(n, piece.group, to, scratch);
     const bool one = shape_.formed_outputs(layer) == 1;
     const bool separable = layer.method == GramMethod::s4;
     const std::int64_t c0 = one && !separable ? plane : 0;
@@ -93,7 +93,7 @@ class GramSides {
     if (layer.method == GramMethod::s4) {
       found.rows = column_of_w(factors, chunk.unit);
       found.rows.scale = side.scale_w[index];
-    } else if (layer.method == GramMethod::s3 && chunk.depth > 0) {
+    } else if (by_position(layer) && chunk.depth > 0) {
       position_rows(side, index, chunk, found);
     } else if (chunk.depth > 0) {
       found.rows = chunk.gradients ? rows_of_g(factors.g, shape_.kind) : rows_of_a(factors.a);
@@ -141,11 +141,18 @@ class GramSides {
     return sizes_of(sides_[1].layers[index]).outputs;
   }
 
+  // Whether chunks of the caller's arrays are those of one position.
+  static bool by_position(const LayerShape& layer) {
+    return layer.method == GramMethod::s3 || layer.method == GramMethod::s2;
+  }
+
   // A side with fewer positions than the other has no rows for the rest.
   [[nodiscard]] std::int64_t available(bool left, const GramChunk& chunk,
                                        std::int64_t count) const {
     const LayerShape& layer = shape_.layers[static_cast<std::size_t>(chunk.layer)];
-    if (layer.method != GramMethod::s3) return count;
+    const bool formed = chunk.source == GramChunk::Source::weights ||
+                        chunk.source == GramChunk::Source::ones;
+    if (!by_position(layer) || formed) return count;
     return chunk.unit < (left ? layer.left_positions : layer.right_positions) ? count : 0;
   }
 
@@ -242,9 +249,9 @@ class GramSides {
     Side& side = sides_[which];
     const LayerShape& layer = shape_.layers[index];
     side.formers.emplace_back();
-    if (!layer.formed() || layer.empty()) return;
+    if (!layer.formed() || layer.nothing()) return;
     std::vector<T> lanes;
-    if (layer.method == GramMethod::s1 && layer.separable) lanes = side.w[index];
+    if (layer.method != GramMethod::s4 && layer.separable) lanes = side.w[index];
     if (layer.method == GramMethod::s4 && shape_.kind != GramOutputs::full)
       lanes = weights_of_units(which, index);
     side.formers.back().emplace(side.layers[index], layer, kernels_, side.scale_a[index],
@@ -274,8 +281,7 @@ class GramSides {
   // Finds bad entries and the power of two that each factor is packed with.
   GramReport scan_all(const Context& ctx, int threads) {
     const std::size_t count = shape_.layers.size();
-    fold_scale_.assign(count, 1);
-    fold_bias_.assign(count, 0);
+    scales_.assign(count, {});
     for (auto& side : sides_) {
       side.scale_a.assign(count, 1);
       side.scale_g.assign(count, 1);
@@ -315,11 +321,16 @@ class GramSides {
         total += std::ilogb(side.scale_a[index]) + std::ilogb(side.scale_g[index]) +
                  std::ilogb(side.scale_w[index]);
       }
-      const bool in_product = layer.method == GramMethod::s0 || layer.method == GramMethod::s3;
-      fold_bias_[index] = layer.bias && in_product ? std::ldexp(1.0, exponents_a) : 0;
+      // The 1 that a bias adds to a has the scale of a: of both sides where samples meet, of the
+      // left where formed gradients meet its inputs.
+      if (layer.bias && (layer.method == GramMethod::s0 || layer.method == GramMethod::s3))
+        scales_[index].bias = std::ldexp(1.0, exponents_a);
+      if (layer.bias && layer.method == GramMethod::s2)
+        scales_[index].bias = sides_[0].scale_a[index];
       // Denormal or zero where every entry underflows; infinite, hence an overflow, beyond the
       // range.
-      fold_scale_[index] = std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
+      scales_[index].scale =
+          std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
     }
     return {};
   }
@@ -350,7 +361,7 @@ class GramSides {
   const TileKernels<T>& kernels_;
   bool square_;
   Side sides_[2];
-  std::vector<double> fold_scale_, fold_bias_;
+  std::vector<LayerScale> scales_;
   std::int64_t plane_ = 0;
   GramReport report_;
 };

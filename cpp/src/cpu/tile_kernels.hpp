@@ -38,6 +38,10 @@ struct TileKernels {
                   std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
                   T* c, std::int64_t ldc, bool accumulate) = nullptr;
 
+  /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
+  void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,
+                  T* x) = nullptr;
+
   /// acc[j] (+)= (p[j] + bias) * scale * q[j] in float64; without p, scale * q[j].
   void (*fold)(const T* p, const T* q, double bias, double scale, std::int64_t n, double* acc,
                bool accumulate) = nullptr;
