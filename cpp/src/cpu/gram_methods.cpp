@@ -118,6 +118,9 @@ GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {
   const Rates rates = rates_of(4);
   GramMethod best = GramMethod::s1;
   for (const GramMethod method : {GramMethod::s2, GramMethod::s3, GramMethod::s4}) {
+    // With T positions on both sides S2 is beaten by contracted S3 unless T > i C o / (i + C o), and
+    // then by S1, for which T > i C / (i + C) is enough.
+    if (method == GramMethod::s2 && layer.left_positions == layer.right_positions) continue;
     if (has_method(layer, method) && work_of(shape, layer, method).seconds(rates) <
                                          work_of(shape, layer, best).seconds(rates))
       best = method;

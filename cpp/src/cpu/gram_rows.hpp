@@ -183,7 +183,7 @@ class GramSides {
     const std::int64_t unit = ones ? 1 : layer.padded;
     Rows rows;
     rows.data = formed + (ones ? piece.rows * layer.padded : 0) +
-                (chunk.output * units + chunk.unit - piece.from) * unit;
+                ((piece.patches ? 0 : chunk.output * units) + chunk.unit - piece.from) * unit;
     rows.outer_stride = piece.sample_entries;
     rows.run = std::max<std::int64_t>(1, chunk.from + chunk.depth);
     rows.depth_stride = 1;
