@@ -16,12 +16,16 @@ def gram(
     """Gram of `left` with `right` (None: itself), outputs as those of ``fastfisher.gram``."""
     j = dense_jacobian(left)
     k = j if right is None else dense_jacobian(right)
-    if outputs == "sum":
-        return np.asarray(j.sum(axis=1) @ k.sum(axis=1).T)
-    if not isinstance(outputs, str):
-        return np.asarray(j[:, outputs] @ k[:, outputs].T)
-    full: Array = np.tensordot(j, k, axes=(2, 2))
+    return outputs_of(np.tensordot(j, k, axes=(2, 2)), outputs)
+
+
+def outputs_of(full: Array, outputs: str | int) -> Array:
+    """Compute the form `outputs` of the Gram (n, c, m, d)."""
     if outputs == "full":
         return full
+    if outputs == "sum":
+        return np.asarray(full.sum(axis=(1, 3)))
     diagonal: Array = np.einsum("ncmc->nmc", full)
-    return diagonal if outputs == "diagonal" else np.asarray(diagonal.sum(axis=2))
+    if isinstance(outputs, str):
+        return diagonal if outputs == "diagonal" else np.asarray(diagonal.sum(axis=2))
+    return diagonal[..., outputs]
