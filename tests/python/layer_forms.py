@@ -186,19 +186,18 @@ class LayerCase:
 
 
 def mapped(layer, convert):
-    """Layer of the reference with ``convert(array)`` for each of its arrays."""
+    """Layer of the reference with ``convert(array)`` for each of its arrays, in their order."""
     if isinstance(layer, tuple):
         return convert(layer[0]), convert(layer[1]), layer[2]
     if isinstance(layer, reference.Explicit):
         return reference.Explicit(convert(layer.j))
-    g = layer.g
+    name = "a" if isinstance(layer, reference.Shared) else "x"
+    first, g = convert(getattr(layer, name)), layer.g
     if isinstance(g, reference.Separable):
         g = reference.Separable(convert(g.m), convert(g.w))
     else:
         g = convert(g)
-    if isinstance(layer, reference.Shared):
-        return replace(layer, a=convert(layer.a), g=g)
-    return replace(layer, x=convert(layer.x), g=g)
+    return replace(layer, **{name: first, "g": g})
 
 
 def arrays(layer) -> dict:
