@@ -216,8 +216,13 @@ def _each(name: str, value: int | Sequence[int], rank: int, least: int) -> tuple
     """`value` for each spatial axis."""
     try:
         values = (value,) * rank if isinstance(value, (int, np.integer)) else tuple(value)
-        checked = tuple(int(k) for k in values if int(k) == k and k >= least)
-    except (TypeError, ValueError):
+        # Bounded, so that positions in the input are numbers of 64 bits.
+        checked = tuple(
+            int(k)
+            for k in values
+            if int(k) == k and least <= k < 2**31 and not isinstance(k, (bool, np.bool_))
+        )
+    except (TypeError, ValueError, OverflowError):
         checked = ()
     if len(checked) != rank:
         raise ValueError(
