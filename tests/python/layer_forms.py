@@ -14,9 +14,10 @@ import fastfisher as ff
 from fastfisher import reference
 
 
-def _shared_terms(s: int, i: int, o: int, summed: int) -> int:
-    """Longest chain of a method: S1 sums positions, then parameters; S3 inputs, t, then s and o."""
-    return summed * max(s + i * o, i + s + s * o)
+def _shared_terms(s: int, i: int, o: int, summed: int, method: str) -> int:
+    """Longest chain: gradients sum positions, then parameters meet; S3 sums pairs of positions."""
+    gradients, pairs = s + i * o, i + o + s * s
+    return summed * (max(gradients, pairs) if method in ("auto", "S3") else gradients)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class D:
 
     methods = ("S0", "S1", "S3")
 
-    def terms(self, summed: int) -> int:
+    def terms(self, summed: int, method: str = "auto") -> int:
         """Length of the reduction of one entry, over `summed` outputs."""
         return self.i + summed * self.o
 
@@ -52,9 +53,9 @@ class S:
     def methods(self):
         return ("S1", "S2", "S3", *(["S4"] if self.separable else []))
 
-    def terms(self, summed: int) -> int:
+    def terms(self, summed: int, method: str = "auto") -> int:
         s = max(self.s, self.t or 0)
-        return _shared_terms(s, self.i, self.o, summed)
+        return _shared_terms(s, self.i, self.o, summed, method)
 
     def draw(self, normal, n: int, c: int, right: bool = False):
         s = self.t if right and self.t is not None else self.s
@@ -120,10 +121,10 @@ class C:
         weight = self.o * (self.channels // self.groups) * math.prod(self.kernel)
         return weight + self.o * self.bias
 
-    def terms(self, summed: int) -> int:
+    def terms(self, summed: int, method: str = "auto") -> int:
         i = self.channels // self.groups * math.prod(self.kernel)
         s = max(math.prod(self.out_space(x)) for x in (self.space, self.space2 or self.space))
-        return _shared_terms(s, i, self.o, summed)
+        return _shared_terms(s, i, self.o, summed, method)
 
     def draw(self, normal, n: int, c: int, right: bool = False):
         space = self.space2 if right and self.space2 is not None else self.space
@@ -143,7 +144,7 @@ class E:
 
     methods = ("S1",)
 
-    def terms(self, summed: int) -> int:
+    def terms(self, summed: int, method: str = "auto") -> int:
         return self.p * summed
 
     def draw(self, normal, n: int, c: int, right: bool = False):
@@ -163,10 +164,10 @@ class LayerCase:
     def __str__(self) -> str:
         return self.id
 
-    def terms(self, outputs) -> int:
+    def terms(self, outputs, method: str = "auto") -> int:
         """Length of the reduction, over outputs too where these are summed."""
         summed = max(self.c, 1) if outputs in ("trace", "sum") else 1
-        return max(spec.terms(summed) for spec in self.layers)
+        return max(spec.terms(summed, method) for spec in self.layers)
 
     @property
     def methods(self) -> list[str]:
