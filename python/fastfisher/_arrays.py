@@ -116,6 +116,15 @@ def empty(shape: tuple[int, ...], like: Array, dtype: str | None = None) -> Arra
         return xp.empty(shape, dtype=name)
 
 
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros like `like` in library, device and dtype."""
+    owner = library(like)
+    xp = _module(owner)
+    if owner == "torch":
+        return xp.zeros(shape, dtype=like.dtype, device=like.device)
+    return xp.zeros(shape, dtype=like.dtype)
+
+
 def scratch(size: int, like: Array) -> Array:
     """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
     if isinstance(like, np.ndarray) or device_name(like) == "cpu":

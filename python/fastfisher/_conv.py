@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, dtype_name, from_numpy, namespace
-from fastfisher.factors import Layer, Native, Separable, _check_separable
+from fastfisher._arrays import Array, namespace, zeros
+from fastfisher.factors import Layer, Native, Separable
 
 _SPACE = {1: "w", 2: "h, w", 3: "d, h, w"}
 
@@ -90,7 +90,7 @@ class Conv(Layer):
         self.dilation = _each("dilation", dilation, rank, 1)
         (self.groups,) = _each("groups", groups, 1, 1)
         self._check_geometry()
-        _check_separable(w, self.out_features)
+        self._check_separable()
 
     @property
     def _rank(self) -> int:
@@ -121,9 +121,7 @@ class Conv(Layer):
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """``weight`` (o, i / groups, *kernel), ``bias`` (o,)."""
         channels = int(self.a.shape[-self._rank - 1]) // self.groups
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight": (self.out_features, channels, *self.kernel)
-        }
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, channels, *self.kernel)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
         return shapes
@@ -158,17 +156,17 @@ class Conv(Layer):
         x, xp = self.a, namespace(self.a)
         for axis, pad in enumerate(self.padding, 2):
             shape = (*x.shape[:axis], pad, *x.shape[axis + 1 :])
-            zeros = from_numpy(np.zeros(shape, dtype_name(x)), x)
-            x = xp.concatenate([zeros, x, zeros], axis)
+            border = zeros(shape, x)
+            x = xp.concatenate([border, x, border], axis)
         taps = []
         for tap in np.ndindex(*self.kernel):
             window = tuple(
-                slice(k * d, k * d + (extent - 1) * s + 1, s)
-                for k, d, s, extent in zip(
-                    tap, self.dilation, self.stride, self.space, strict=True
-                )
+                slice(k * d, k * d + extent * s, s)
+                for k, d, s, extent in zip(tap, self.dilation, self.stride, self.space, strict=True)
             )
-            taps.append(x[(slice(None), slice(None), *window)].reshape(*x.shape[:2], -1))
+            taps.append(
+                x[(slice(None), slice(None), *window)].reshape(*x.shape[:2], self.positions)
+            )
         unfolded = xp.stack(taps, 2)  # (n, i, taps, s)
         return unfolded.reshape(
             self.samples, self.groups, self.in_features, self.positions
@@ -218,8 +216,13 @@ def _each(name: str, value: int | Sequence[int], rank: int, least: int) -> tuple
     """`value` for each spatial axis."""
     try:
         values = (value,) * rank if isinstance(value, (int, np.integer)) else tuple(value)
-        checked = tuple(int(k) for k in values if int(k) == k and k >= least)
-    except (TypeError, ValueError):
+        # Bounded, so that positions in the input are numbers of 64 bits.
+        checked = tuple(
+            int(k)
+            for k in values
+            if int(k) == k and least <= k < 2**31 and not isinstance(k, (bool, np.bool_))
+        )
+    except (TypeError, ValueError, OverflowError):
         checked = ()
     if len(checked) != rank:
         raise ValueError(

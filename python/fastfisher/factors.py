@@ -77,16 +77,15 @@ class Layer:
         label: str | None,
         batch: bool,
     ) -> None:
-        prefix = f"layer {label!r}: " if label else ""
-        given = {"a": a, "g": g, "w": w}
-        present = [(text, given[key]) for key, text in self._names.items() if given[key] is not None]
+        prefix = _prefix(label)
+        self.a, self.g, self.w = a, g, w
+        present = list(self.arrays.items())
         for (name, array), (rank, expected) in zip(present, shapes.values(), strict=True):
             _check_array(array, prefix + name, rank + batch, _batched(expected, batch))
         for name, array in present[1:]:
             _check_alike(present[0][1], array, prefix + present[0][0], prefix + name)
         if not isinstance(bias, (bool, np.bool_)):
             raise TypeError(f"{prefix}bias: expected True or False, got {type(bias).__name__}")
-        self.a, self.g, self.w = a, g, w
         self.bias, self.label = bool(bias), label
         self._batch = batch
 
@@ -136,7 +135,8 @@ class Layer:
     def arrays(self) -> dict[str, Array]:
         """The arrays by the names that messages use, those that exist."""
         given = {"a": self.a, "g": self.g, "w": self.w}
-        return {text: given[key] for key, text in self._names.items() if given[key] is not None}
+        names = self._names if self.w is None else self._names | {"g": "m"}
+        return {text: given[key] for key, text in names.items() if given[key] is not None}
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -145,7 +145,7 @@ class Layer:
 
     def with_outputs(self, select: Callable[[Array, int], Array]) -> Layer:
         """Layer of the outputs that ``select(array, axis)`` makes of the axis c of g or w."""
-        g, w, axis = self.g, self.w, self._batch
+        g, w, axis = self.g, self.w, int(self._batch)
         if w is None:
             return self._replaced(select(g, 1 + axis), None)
         return self._replaced(g, select(w, axis))
@@ -174,12 +174,25 @@ class Layer:
         axis = int(self._batch)
         n, m = self.a.shape[: 1 + axis], self.g.shape[: 1 + axis]
         if tuple(n) != tuple(m):
-            prefix = f"layer {self.label!r}: " if self.label else ""
-            name = self._names["a"]
+            x, y = list(self.arrays)[:2]
+            got = f"{x} has {n[-1]} samples and {y} has {m[-1]}"
+            if axis:
+                got = f"{x} has (e, n) = {tuple(n)} and {y} has {tuple(m)}"
             raise ValueError(
-                f"{prefix}{name} has {n[-1]} samples and g has {m[-1]}; expected {name} "
-                f"{_batched(a, axis)} and g {_batched(g, axis)} with the same n"
-                + (" and e" if axis else "")
+                f"{_prefix(self.label)}{got}; expected {x} {_batched(a, axis)} and {y} "
+                f"{_batched(g, axis)} with the same n" + (" and e" if axis else "")
+            )
+
+    def _check_separable(self) -> None:
+        """Check that w agrees with m on o (and e)."""
+        if self.w is None:
+            return
+        axis, o = int(self._batch), self.out_features
+        if self.w.shape[-1] != o or tuple(self.w.shape[:axis]) != tuple(self.g.shape[:axis]):
+            expected = f"({self.g.shape[0]}, c, {o})" if axis else f"(c, {o})"
+            raise ValueError(
+                f"{_prefix(self.label)}w: expected shape {expected} as m has {o} units, got "
+                f"{tuple(self.w.shape)}"
             )
 
 
@@ -295,9 +308,10 @@ class Shared(Layer):
         self._check_samples(shapes["a"][1], shapes["g"][1])
         if a.shape[-2] != g.shape[-2]:
             raise ValueError(
-                f"g: expected {a.shape[-2]} positions as in a, got shape {tuple(g.shape)}"
+                f"{_prefix(label)}{list(self.arrays)[1]}: expected {a.shape[-2]} positions as in "
+                f"a, got shape {tuple(g.shape)}"
             )
-        _check_separable(w, g.shape[-1])
+        self._check_separable()
 
     @property
     def positions(self) -> int:
@@ -371,13 +385,12 @@ class Explicit(Layer):
         return Explicit(g, label=self.label, batch=self._batch)
 
 
+def _prefix(label: str | None) -> str:
+    return f"layer {label!r}: " if label else ""
+
+
 def _batched(shape: str, batch: bool | int) -> str:
     return shape.replace("(n", "(e, n").replace("(c", "(e, c") if batch else shape
-
-
-def _check_separable(w: Array, o: int) -> None:
-    if w is not None and w.shape[-1] != o:
-        raise ValueError(f"w: expected shape (c, {o}) as m has {o} units, got {tuple(w.shape)}")
 
 
 def _check_array(x: Array, name: str, rank: int, expected: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fastfisher.reference.gram import gram
+from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.matmul import matmul
 
-__all__ = ["gram", "matmul"]
+__all__ = ["Conv", "Explicit", "Separable", "Shared", "dense_jacobian", "gram", "matmul"]

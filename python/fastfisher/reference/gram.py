@@ -3,31 +3,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Factors = tuple[Array, Array, bool]
+from fastfisher.reference.layers import Array, Layer, dense_jacobian
 
 
-def dense_jacobian(layers: list[Factors]) -> Array:
-    """Jacobian (n, c, p) of `layers` (a, g, bias), parameters [W row-major, b] layer by layer."""
-    blocks = []
-    for a, g, bias in layers:
-        n, c, o = g.shape
-        blocks.append(np.einsum("nco,ni->ncoi", g, a).reshape(n, c, o * a.shape[1]))
-        if bias:
-            blocks.append(g)
-    return np.asarray(np.concatenate(blocks, axis=2), dtype=np.float64)
-
-
-def gram(left: list[Factors], right: list[Factors] | None = None, outputs: str = "full") -> Array:
+def gram(
+    left: Sequence[Layer], right: Sequence[Layer] | None = None, outputs: str | int = "full"
+) -> Array:
     """Gram of `left` with `right` (None: itself), outputs as those of ``fastfisher.gram``."""
     j = dense_jacobian(left)
     k = j if right is None else dense_jacobian(right)
-    full: Array = np.tensordot(j, k, axes=(2, 2))
+    return outputs_of(np.tensordot(j, k, axes=(2, 2)), outputs)
+
+
+def outputs_of(full: Array, outputs: str | int) -> Array:
+    """Compute the form `outputs` of the Gram (n, c, m, d)."""
     if outputs == "full":
         return full
+    if outputs == "sum":
+        return np.asarray(full.sum(axis=(1, 3)))
     diagonal: Array = np.einsum("ncmc->nmc", full)
-    return diagonal if outputs == "diagonal" else np.asarray(diagonal.sum(axis=2))
+    if isinstance(outputs, str):
+        return diagonal if outputs == "diagonal" else np.asarray(diagonal.sum(axis=2))
+    return diagonal[..., outputs]
