@@ -192,8 +192,12 @@ def test_bits_do_not_depend_on_threads_or_memory(name, method, outputs):
 def test_scratch_memory_stays_below_the_limit(case):
     layers = ours(problem(case.id, "float32")[0])
     for method in ("auto", *case.methods):
-        _, info = gram_factors(layers, method=method, memory_limit="3MB", return_info=True)
-        assert info.workspace_bytes <= 3_000_000
+        try:
+            _, info = gram_factors(layers, method=method, memory_limit="3MB", return_info=True)
+        except MemoryError:
+            assert method == "S3"  # needs the rows of every position at a time
+        else:
+            assert info.workspace_bytes <= 3_000_000
 
 
 @pytest.mark.parametrize("groups", [1, 3])

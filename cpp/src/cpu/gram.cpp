@@ -23,8 +23,8 @@
 // meets, the output written once. Across layers the sum is float64, so layers of very different
 // scale lose nothing. An entry's sums follow the chunks of GramPlan alone: tiles, blocks, slabs and
 // threads never change a bit. Products of float32 underflow or overflow only where entries leave
-// [2^-48, 2^48] (2^12 where products are multiplied again): such a factor is packed times a power
-// of two, which fold() takes out again in float64.
+// [2^-48, 2^48] (2^12 where what is formed is multiplied again): such a factor is packed times a
+// power of two, which fold() takes out again in float64.
 #include "backend.hpp"
 #include "gram_engine.hpp"
 

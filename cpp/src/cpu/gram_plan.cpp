@@ -136,11 +136,11 @@ struct Sizer {
     return plan.form_bytes + threads * plan.pair_bytes + kAlign;
   }
 
-  // A block on the diagonal of a symmetric Gram has the fewest tiles; others exist if there are
-  // several blocks.
+  // Tiles of the largest block: the only one may lie on the diagonal of a symmetric Gram.
   [[nodiscard]] std::int64_t tiles() const {
-    const bool one = plan.block_rows >= shape.rows && plan.block_cols >= shape.cols;
-    return TileGrid(plan, shape, one ? 0 : plan.block_rows, 0).size();
+    if (shape.symmetric && plan.block_rows >= shape.rows) return TileGrid(plan, shape, 0, 0).size();
+    return ceil_div(std::min(plan.block_rows, shape.rows), plan.tile_rows) *
+           ceil_div(std::min(plan.block_cols, shape.cols), plan.tile_cols);
   }
 
   // Whether left and right form different samples at some time.

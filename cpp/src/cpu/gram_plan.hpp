@@ -38,6 +38,8 @@ struct LayerShape {
   /// Whether its Gram is a sum of entrywise products, (samples) o (outputs), rather than one
   /// product of gradients.
   [[nodiscard]] bool has_samples(GramOutputs kind) const {
+    if (form == LayerForm::dense && method == GramMethod::s0) return true;
+    if (nothing()) return false;
     return method == GramMethod::s0 || method == GramMethod::s3 ||
            (method == GramMethod::s4 && kind == GramOutputs::full);
   }
@@ -48,9 +50,10 @@ struct LayerShape {
     return method == GramMethod::s2 || method == GramMethod::s4 ||
            (method == GramMethod::s3 && form == LayerForm::conv);
   }
-  /// Whether its Gram is zero for want of parameters or positions.
+  /// Whether its Gram is zero for want of outputs, positions or parameters.
   [[nodiscard]] bool nothing() const {
-    return positions() == 0 || (in * out == 0 && !(bias && out > 0));
+    return outputs == 0 || left_positions == 0 || right_positions == 0 ||
+           (in * out == 0 && !(bias && out > 0));
   }
   /// S3: whether P meets the cotangents of the right before those meet the left's; fewer
   /// multiply-adds where outputs meet outputs.

@@ -346,14 +346,14 @@ class GramSides {
   }
 
   // Magnitudes whose products, summed over any depth, stay in the range of T: of two factors, or of
-  // four where formed gradients meet.
+  // four where what is formed of two is multiplied again.
   static int exponent_of(double largest, const LayerShape& layer) {
     if (largest == 0) return 0;
-    const int e = std::ilogb(largest);
     constexpr bool narrow = std::is_same_v<T, float>;
-    const bool apart = layer.method == GramMethod::s0 || layer.form == LayerForm::jacobian;
-    const int safe = narrow ? (apart ? 48 : 12) : (apart ? 480 : 120);
+    const bool twice = layer.method == GramMethod::s0 || layer.form == LayerForm::jacobian;
+    const int safe = narrow ? (twice ? 48 : 12) : (twice ? 480 : 120);
     constexpr int most = narrow ? 126 : 1000;  // so that 2^-e is a normal T
+    const int e = std::ilogb(largest);
     return std::abs(e) <= safe ? 0 : std::clamp(e, -most, most);
   }
 
