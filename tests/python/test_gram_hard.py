@@ -341,8 +341,9 @@ def test_interrupt_stops_within_a_tile():
         timeout=120,
         check=False,
     )
-    assert run.stdout.startswith("interrupted"), run.stdout + run.stderr
-    assert float(run.stdout.split()[1]) < 2.0  # a whole call takes much longer on these cores
+    last = (run.stdout.splitlines() or [""])[-1]  # an editable installation reports its rebuild first
+    assert last.startswith("interrupted"), run.stdout + run.stderr
+    assert float(last.split()[1]) < 2.0  # a whole call takes much longer on these cores
 
 
 def test_memory_limit_bounds_the_scratch_memory(rng):
@@ -373,7 +374,7 @@ def test_small_calls_start_no_thread():
     idle = subprocess.run(
         [sys.executable, "-c", baseline], capture_output=True, text=True, env=env, check=True
     )
-    assert run.stdout == idle.stdout
+    assert run.stdout.splitlines()[-1] == idle.stdout.splitlines()[-1]
 
 
 def test_import_brings_in_no_other_library():
@@ -382,7 +383,7 @@ def test_import_brings_in_no_other_library():
         "print(sorted({'torch', 'jax', 'cupy', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_bridge_gives_arrays_back(rng):
@@ -471,4 +472,4 @@ def test_a_system_without_more_threads_neither_hangs_nor_fails():
     run = subprocess.run(
         [sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=60, check=False
     )
-    assert run.stdout.strip() == "alive", run.stderr
+    assert run.stdout.splitlines()[-1:] == ["alive"], run.stderr
