@@ -65,6 +65,8 @@ class GramSides {
     const auto index = static_cast<std::size_t>(piece.layer);
     const LayerShape& layer = shape_.layers[index];
     const Former<S, T>& former = *sides_[left ? 0 : 1].formers[index];
+    // S2 has the left's patches meet the right's gradients; a block that meets itself is both.
+    if (layer.method == GramMethod::s2 && !square_ && piece.patches != left) return;
     if (piece.patches) return former.patches(n, piece.group, to, scratch);
     const bool one = shape_.formed_outputs(layer) == 1;
     const bool separable = layer.method == GramMethod::s4;
@@ -220,8 +222,11 @@ class GramSides {
     }
     const CotangentAccess g = cotangents_of(factors);
     const std::int64_t first_unit = chunk.group * layer.group_out();
-    if (chunk.unit < positions_of(g))
-      rows.data = static_cast<const S*>(g.data) + offset_of(g, chunk.unit) + first_unit * g.unit;
+    const std::int64_t plane = shape_.kind == GramOutputs::diagonal ? plane_ : 0;
+    if (chunk.unit < positions_of(g)) {
+      rows.data = static_cast<const S*>(g.data) + offset_of(g, chunk.unit) + first_unit * g.unit +
+                  plane * g.output;
+    }
     rows.outer_stride = g.sample;
     rows.run = layer.group_out();
     rows.depth_stride = g.unit;
@@ -238,8 +243,7 @@ class GramSides {
       found.by_run = layer.out;
       break;
     case GramOutputs::diagonal:
-      rows.data = static_cast<const S*>(rows.data) + plane_ * g.output;
-      if (w != nullptr) w += plane_ * layer.out;
+      if (w != nullptr) w += plane * layer.out;
       break;
     }
     found.weights = w;
