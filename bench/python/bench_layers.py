@@ -130,7 +130,11 @@ def _rival(layers: list[ff.Shared | ff.Conv]) -> tuple[str, Callable[[], object]
         return "numpy, formed Jacobians", by_numpy
 
     tensors = [
-        (torch.from_numpy(x.a), torch.from_numpy(x.g), x.w if x.w is None else torch.from_numpy(x.w))
+        (
+            torch.from_numpy(x.a),
+            torch.from_numpy(x.g),
+            x.w if x.w is None else torch.from_numpy(x.w),
+        )
         for x in layers
     ]
 

@@ -127,7 +127,8 @@ void rejects() {
     }
     return ErrorCode::cuda;
   };
-  const std::vector<LayerFactors> fine = {{array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
+  const std::vector<LayerFactors> fine = {
+      {array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
   FF_CHECK(code_of({}, array_ref(out.data(), 4, 1, 4, 1)) == ErrorCode::shape);
   FF_CHECK(code_of(fine, array_ref(out.data(), 4, 4)) == ErrorCode::shape);
   FF_CHECK(code_of({{array_ref(a.data(), 3, 4), fine[0].g}}, array_ref(out.data(), 4, 1, 4, 1)) ==

@@ -133,8 +133,8 @@ struct Layer {
     for (std::size_t r = position.size(); r-- > 0; rest /= kind.conv.kernel[r])
       tap[r] = rest % kind.conv.kernel[r];
     for (std::size_t r = 0; r < position.size(); ++r) {
-      const std::int64_t x = position[r] * kind.conv.stride[r] - kind.conv.padding[r] +
-                             tap[r] * kind.conv.dilation[r];
+      const std::int64_t x =
+          position[r] * kind.conv.stride[r] - kind.conv.padding[r] + tap[r] * kind.conv.dilation[r];
       if (x < 0 || x >= extents[r]) return 0;
       at.push_back(x);
     }
@@ -176,7 +176,8 @@ struct Layer {
     for (std::int64_t k = 0; k < count; ++k) {
       Index position(extents.size());
       std::int64_t rest = k;
-      for (std::size_t r = extents.size(); r-- > 0; rest /= extents[r]) position[r] = rest % extents[r];
+      for (std::size_t r = extents.size(); r-- > 0; rest /= extents[r])
+        position[r] = rest % extents[r];
       each(position);
     }
   }
@@ -232,7 +233,10 @@ void one_problem() {
   ctx.progress = progress.data();
   const bool full = options.outputs == GramOutputs::full;
   const bool trace = options.outputs == GramOutputs::trace;
-  std::vector<T> out(static_cast<std::size_t>(n * m * (full ? c * c : trace ? 1 : c)),
+  std::vector<T> out(static_cast<std::size_t>(n * m *
+                                              (full    ? c * c
+                                               : trace ? 1
+                                                       : c)),
                      std::numeric_limits<T>::quiet_NaN());
   const ArrayRef target = full    ? array_ref(out.data(), n, c, m, c)
                           : trace ? array_ref(out.data(), n, m)
@@ -271,8 +275,8 @@ void batch() {
     const auto bytes = gram_workspace(ctx, {&layer, 1}, {}, options).bytes;
     std::vector<std::byte> workspace(static_cast<std::size_t>(bytes));
     ctx.workspace = workspace;
-    std::vector<float> out(static_cast<std::size_t>(networks * n * n)), one(
-        static_cast<std::size_t>(n * n));
+    std::vector<float> out(static_cast<std::size_t>(networks * n * n)),
+        one(static_cast<std::size_t>(n * n));
     options.outputs = GramOutputs::trace;
     FF_CHECK(gram(ctx, {&layer, 1}, {}, options, array_ref(out.data(), networks, n, n)).kind ==
              GramReport::Kind::ok);

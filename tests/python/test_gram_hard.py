@@ -341,7 +341,9 @@ def test_interrupt_stops_within_a_tile():
         timeout=120,
         check=False,
     )
-    last = (run.stdout.splitlines() or [""])[-1]  # an editable installation reports its rebuild first
+    last = (run.stdout.splitlines() or [""])[
+        -1
+    ]  # an editable installation reports its rebuild first
     assert last.startswith("interrupted"), run.stdout + run.stderr
     assert float(last.split()[1]) < 2.0  # a whole call takes much longer on these cores
 
