@@ -5,5 +5,6 @@ from __future__ import annotations
 
 from fastfisher.reference.gram import gram
 from fastfisher.reference.matmul import matmul
+from fastfisher.reference.products import jvp, vjp
 
-__all__ = ["gram", "matmul"]
+__all__ = ["gram", "jvp", "matmul", "vjp"]
