@@ -46,9 +46,7 @@ def cases(scale: int) -> Iterator[tuple[str, ff.Jacobian]]:
     layer = ff.Shared(draw(n, 64, 128), draw(n, 10, 64, 128), bias=True)
     yield f"shared T=64 128->128 C=10, N={n}", ff.Jacobian.from_factors([layer])
     n = 64 // scale
-    conv = ff.Conv(
-        draw(n, 64, 32, 32), draw(n, 10, 128, 32, 32), kernel=3, padding=1, bias=True
-    )
+    conv = ff.Conv(draw(n, 64, 32, 32), draw(n, 10, 128, 32, 32), kernel=3, padding=1, bias=True)
     yield f"conv 3x3 64->128 on 32x32 C=10, N={n}", ff.Jacobian.from_factors([conv])
 
 
@@ -112,9 +110,7 @@ def one_case(
         "case": f"{case}, k={columns}",
         "seconds": statistics.median(seconds),
         "floor_seconds": statistics.median(floors),
-        "ratio_to_floor": statistics.median(
-            s / f for s, f in zip(seconds, floors, strict=True)
-        ),
+        "ratio_to_floor": statistics.median(s / f for s, f in zip(seconds, floors, strict=True)),
         "rival": "torch, two products a layer" if harness.torch_or_none() else "numpy",
         "rival_ratio": statistics.median(rivals),
         "error": float(error),

@@ -39,18 +39,18 @@ py::tuple product(Product op, const py::list& layers, const py::handle& vector, 
 }  // namespace
 
 void register_products(py::module_& module) {
-  module.def("jvp_workspace", [](const py::list& layers, int dtype, bool cuda, std::int64_t columns,
-                                 int threads) {
-    return query(&jvp_workspace, layers, dtype, cuda, columns, threads);
-  });
+  module.def("jvp_workspace",
+             [](const py::list& layers, int dtype, bool cuda, std::int64_t columns, int threads) {
+               return query(&jvp_workspace, layers, dtype, cuda, columns, threads);
+             });
   module.def("jvp", [](const py::list& layers, const py::handle& v, const py::handle& out,
                        const py::handle& workspace, std::intptr_t stream, int threads) {
     return product(&jvp, layers, v, "v", out, workspace, stream, threads);
   });
-  module.def("vjp_workspace", [](const py::list& layers, int dtype, bool cuda, std::int64_t columns,
-                                 int threads) {
-    return query(&vjp_workspace, layers, dtype, cuda, columns, threads);
-  });
+  module.def("vjp_workspace",
+             [](const py::list& layers, int dtype, bool cuda, std::int64_t columns, int threads) {
+               return query(&vjp_workspace, layers, dtype, cuda, columns, threads);
+             });
   module.def("vjp", [](const py::list& layers, const py::handle& u, const py::handle& out,
                        const py::handle& workspace, std::intptr_t stream, int threads) {
     return product(&vjp, layers, u, "u", out, workspace, stream, threads);

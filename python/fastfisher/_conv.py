@@ -168,7 +168,7 @@ class Conv(Layer):
                     tap, self.dilation, self.stride, self.space, strict=True
                 )
             )
-            taps.append(x[(slice(None), slice(None), *window)].reshape(*x.shape[:2], -1))
+            taps.append(x[(slice(None), slice(None), *window)].reshape(*x.shape[:2], self.positions))
         unfolded = xp.stack(taps, 2)  # (n, i, taps, s)
         return unfolded.reshape(
             self.samples, self.groups, self.in_features, self.positions

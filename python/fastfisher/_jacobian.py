@@ -277,9 +277,7 @@ class Jacobian:
                 f"got dtype {dtype_name(v)}"
             )
         if is_negated(v):
-            raise TypeError(
-                f"{name}: has torch's negative bit set; pass {name}.resolve_neg()"
-            )
+            raise TypeError(f"{name}: has torch's negative bit set; pass {name}.resolve_neg()")
         if len(v.shape) not in (1, 2) or v.shape[0] != rows:
             raise ValueError(
                 f"{name}: expected shape ({rows},) or ({rows}, k), got {tuple(v.shape)}"

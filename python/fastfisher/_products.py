@@ -8,7 +8,6 @@ layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -52,9 +51,7 @@ def vjp(layers: Sequence[Layer], u: Array, given: Array) -> Array:
     return final(out, like)
 
 
-def _raise(
-    report: _native.ProductReport, layers: Sequence[Layer], given: Array, name: Literal["u", "v"]
-) -> None:
+def _raise(report: _native.ProductReport, layers: Sequence[Layer], given: Array, name: str) -> None:
     array, where = given, name
     if report.kind == _native.NON_FINITE and report.layer >= 0:
         layer = layers[report.layer]

@@ -96,7 +96,10 @@ class Case:
 
     def draw(self, rng, convert=lambda x: x) -> list[dict]:
         return [
-            {name: convert(rng.standard_normal(shape)) for name, shape in s.shapes(self.n, self.c).items()}
+            {
+                name: convert(rng.standard_normal(shape))
+                for name, shape in s.shapes(self.n, self.c).items()
+            }
             for s in self.specs
         ]
 
@@ -165,7 +168,9 @@ CASES = [
     Case("no-positions", (Spec("shared", t=0, bias=True), conv(2, kernel=3, bias=True))),
     Case("no-parameters", (Spec("explicit", 0),)),
 ]
-SMALL = [case for case in CASES if "conv3" in case.id or case.id in ("all-forms", "conv2-separable")]
+SMALL = [
+    case for case in CASES if "conv3" in case.id or case.id in ("all-forms", "conv2-separable")
+]
 
 
 def check(jacobian, plain, rng, columns, dtype, convert=lambda x: x) -> None:
@@ -219,20 +224,21 @@ def strided(x: np.ndarray, how: str) -> np.ndarray:
         wide[..., ::2] = x
         return wide[..., ::2]
     assert how == "last-first"
-    return np.ascontiguousarray(np.moveaxis(x, 0, -1)) if x.ndim == 1 else np.moveaxis(
-        np.ascontiguousarray(np.moveaxis(x, 0, -1)), -1, 0
+    return (
+        np.ascontiguousarray(np.moveaxis(x, 0, -1))
+        if x.ndim == 1
+        else np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 0, -1)), -1, 0)
     )
 
 
-@pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("how", ["fortran", "reversed", "slice", "last-first"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_strides(case, dtype, how, columns, rng):
+def test_any_strides(case, dtype, how, rng):
     arrays = case.draw(rng, lambda x: strided(x.astype(dtype), how))
     jacobian, plain = case.jacobian(arrays), case.plain(arrays)
     wide = "float32" if dtype == "float16" else dtype
-    check(jacobian, plain, rng, (columns,), wide, lambda x: strided(x, how))
+    check(jacobian, plain, rng, (3,), wide, lambda x: strided(x, how))
 
 
 def test_zero_strides(rng):
@@ -253,7 +259,10 @@ def test_outputs_of_any_strides(order, rng):
     layers = [layer.native() for layer in case.jacobian(arrays).layers]
     p = case.jacobian(arrays).shape[1]
     v, u = rng.standard_normal((p, 3)), rng.standard_normal((case.n, case.c, 3))
-    out, back = np.full((case.n, case.c, 6), np.nan, order=order), np.full((2 * p, 3), np.nan, order=order)
+    out, back = (
+        np.full((case.n, case.c, 6), np.nan, order=order),
+        np.full((2 * p, 3), np.nan, order=order),
+    )
     _native.jvp(layers, v, out[..., ::-2])
     _native.vjp(layers, u, back[::2])
     assert_close(out[..., ::-2], reference.jvp(case.plain(arrays), v), terms=p, dtype="float64")
@@ -346,7 +355,8 @@ def test_the_same_bits_for_any_number_of_threads(case, dtype, columns, rng):
 def test_the_environment_sets_the_threads_not_the_bits():
     code = (
         "import numpy as np, fastfisher as ff, hashlib; r = np.random.default_rng(0)\n"
-        "J = ff.Jacobian.from_factors([ff.Dense(r.standard_normal((90, 200)), r.standard_normal((90, 3, 150)))])\n"
+        "a, g = r.standard_normal((90, 200)), r.standard_normal((90, 3, 150))\n"
+        "J = ff.Jacobian.from_factors([ff.Dense(a, g)])\n"
         "u = J @ np.ones(J.shape[1]); v = J.T @ u\n"
         "print('hash', hashlib.sha256(u.tobytes() + v.tobytes()).hexdigest())"
     )
@@ -354,7 +364,11 @@ def test_the_environment_sets_the_threads_not_the_bits():
     for threads in ("1", "2", "5"):
         environment = os.environ | {"FASTFISHER_NUM_THREADS": threads}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.add(done.stdout.splitlines()[-1])
     assert len(found) == 1
@@ -374,7 +388,9 @@ def test_array_libraries(case, xp, rng):
 def jacobian(rng):
     layers = [
         ff.Dense(rng.standard_normal((4, 5)), rng.standard_normal((4, 3, 6)), bias=True),
-        ff.Conv(rng.standard_normal((4, 2, 5)), rng.standard_normal((4, 3, 3, 5)), kernel=3, padding=1),
+        ff.Conv(
+            rng.standard_normal((4, 2, 5)), rng.standard_normal((4, 3, 3, 5)), kernel=3, padding=1
+        ),
     ]
     return ff.Jacobian.from_factors(layers)
 
@@ -394,7 +410,7 @@ def test_mistakes_name_the_argument(jacobian):
         jacobian @ np.ones(parameters + 1)
     with pytest.raises(ValueError, match=rf"u: expected shape \({rows},\)"):
         jacobian.T @ np.ones((rows, 1, 1))
-    with pytest.raises(TypeError, match="v: expected dtype float64 .* got dtype float32"):
+    with pytest.raises(TypeError, match=r"v: expected dtype float64 .* got dtype float32"):
         jacobian @ np.ones(parameters, "float32")
     with pytest.raises(TypeError, match="u: expected a numpy"):
         jacobian.T @ [1.0] * rows
@@ -476,6 +492,6 @@ def test_native_checks(jacobian, rng):
         _native.vjp(layers, out, np.broadcast_to(0.0, (p, 2)))
     with pytest.raises(ValueError, match="jvp: out: has entries that share memory"):
         _native.jvp(layers, v, np.lib.stride_tricks.as_strided(out, out.shape, (24, 8, 8)))
+    both = np.ones(12 * 2 + p * 2)
     with pytest.raises(ValueError, match="vjp: out: overlaps the memory of an input"):
-        both = np.ones(12 * 2 + p * 2)
         _native.vjp(layers, both[:24].reshape(4, 3, 2), both[10 : 10 + 2 * p].reshape(p, 2))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Small contractions of rows that lie in memory as they are, each read once: the cotangents' part of
-// a product with a Jacobian. Compiled once for each instruction set and chosen at run time.
+// Small contractions of rows that lie in memory as they are, each read once: the cotangents' part
+// of a product with a Jacobian. Compiled once for each instruction set and chosen at run time.
 #pragma once
 
 #include <cstdint>

@@ -30,8 +30,7 @@ void dots_block(const T* const* x, const T* const* y, std::int64_t count, T* sum
     for (int u = 0; u < kUnroll; ++u) {
       V right[Ys];
 #pragma GCC unroll 4
-      for (int j = 0; j < Ys; ++j)
-        right[j] = *reinterpret_cast<const V*>(y[j] + k + u * kLanes<T>);
+      for (int j = 0; j < Ys; ++j) right[j] = *reinterpret_cast<const V*>(y[j] + k + u * kLanes<T>);
 #pragma GCC unroll 4
       for (int i = 0; i < Xs; ++i) {
         const V left = *reinterpret_cast<const V*>(x[i] + k + u * kLanes<T>);
@@ -112,8 +111,7 @@ template <class T>
 void combine(const T* const* x, std::int64_t xs, const T* weights, T* const* y, std::int64_t ys,
              std::int64_t count, bool accumulate) {
   std::int64_t j = 0;
-  for (; j + 4 <= ys; j += 4)
-    combine_rows<T, 4>(x, xs, weights + j * xs, y + j, count, accumulate);
+  for (; j + 4 <= ys; j += 4) combine_rows<T, 4>(x, xs, weights + j * xs, y + j, count, accumulate);
   for (; j < ys; ++j) combine_rows<T, 1>(x, xs, weights + j * xs, y + j, count, accumulate);
 }
 

@@ -24,6 +24,8 @@ namespace {
 
 // Cotangent rows that meet one z at a time.
 constexpr std::int64_t kOutputs = 4;
+// Entries that one sum takes without a break.
+constexpr std::int64_t kLongRow = 4096;
 // Rows of V in one block, all columns counted.
 constexpr std::int64_t kBlockRows = 512;
 // Parameters of an explicit Jacobian that one stretch takes: it stays in cache for all samples.
@@ -56,14 +58,16 @@ Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int
     plan.vector.rows = columns;
     plan.positions = 0;
   } else {
-    plan.units = std::min(piece.units, columns == 1 ? kBlockRows
-                                                    : std::max<std::int64_t>(
-                                                          16, kBlockRows / columns / 16 * 16));
+    plan.units = std::min(
+        piece.units,
+        columns == 1 ? kBlockRows : std::max<std::int64_t>(16, kBlockRows / columns / 16 * 16));
     plan.blocks = product_blocks(piece.units, plan.units);
     const bool inside = piece.positions_inside();
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =
-        std::clamp<std::int64_t>(kInputBytes / (piece.depth() * item), 48, 192) / width * width;
+        std::clamp<std::int64_t>((inside ? 4 : 1) * kInputBytes / (piece.depth() * item), 48,
+                                 inside ? 1024 : 192) /
+        width * width;
     if (piece.positions <= most) {
       plan.positions = piece.positions;
       plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions), share);
@@ -75,14 +79,13 @@ Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int
     plan.z = plan.inputs.rows * plan.vector.rows;
     plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);
   }
-  plan.chunk =
-      std::clamp<std::int64_t>(kChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
+  plan.chunk = std::clamp<std::int64_t>(kChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
   plan.chunk_items = plan.chunk * plan.vector.size();
   plan.rows = std::max(plan.units, plan.positions);
   plan.sums = columns * std::max(kOutputs, plan.units);
-  plan.thread_items = product_round(
-      plan.inputs.size() + plan.z + plan.lines + kOutputs * plan.rows + plan.sums,
-      ProductScratch::kAlignment);
+  plan.thread_items =
+      product_round(plan.inputs.size() + plan.z + plan.lines + kOutputs * plan.rows + plan.sums,
+                    ProductScratch::kAlignment);
   return plan;
 }
 
@@ -107,8 +110,7 @@ class Jvp {
     for (column_ = 0; column_ < out_.extent(2); column_ += kProductColumns) {
       const std::int64_t columns = std::min(kProductColumns, out_.extent(2) - column_);
       for (const Piece& piece : pieces_) {
-        const Plan plan =
-            plan_of(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
+        const Plan plan = plan_of(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
         if (piece.samples * piece.positions == 0) continue;
         const Inputs<S, T> inputs(piece);
         const Cotangents<S, T> cotangents(piece);
@@ -142,17 +144,15 @@ class Jvp {
   }
 
   static std::int64_t units_of(const Work& work, std::int64_t block) {
-    const std::int64_t all =
-        work.piece.explicit_form() ? work.piece.features : work.piece.units;
+    const std::int64_t all = work.piece.explicit_form() ? work.piece.features : work.piece.units;
     return std::min(work.plan.units, all - block * work.plan.units);
   }
 
   void chunk(const Work& work, std::int64_t block) {
     const Plan& plan = work.plan;
     const std::int64_t blocks = std::min(plan.chunk, plan.blocks - block);
-    const std::int64_t panels = work.piece.explicit_form()
-                                    ? plan.columns
-                                    : plan.vector.rows / plan.vector.width;
+    const std::int64_t panels =
+        work.piece.explicit_form() ? plan.columns : plan.vector.rows / plan.vector.width;
     parallel_for(ctx_, threads_, blocks * panels, [&](std::int64_t task, int) {
       T* to = scratch_ + task / panels * plan.vector.size();
       if (work.piece.explicit_form()) {
@@ -166,7 +166,8 @@ class Jvp {
                    const Desk d = desk(plan, worker);
                    const std::int64_t n = task * plan.samples;
                    const std::int64_t samples = std::min(plan.samples, work.piece.samples - n);
-                   if (work.piece.explicit_form()) return stretches(work, block, blocks, n, samples, d);
+                   if (work.piece.explicit_form())
+                     return stretches(work, block, blocks, n, samples, d);
                    for (std::int64_t s = 0; s < work.piece.positions; s += plan.positions) {
                      positions(work, block, blocks, n, samples, s,
                                std::min(plan.positions, work.piece.positions - s), d);
@@ -270,26 +271,30 @@ class Jvp {
 
   // out[n] += g[n] z for one block of units and positions of one sample.
   void contract(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-                std::int64_t s, std::int64_t count, const T* z, std::int64_t pitch,
-                const Desk& d) {
+                std::int64_t s, std::int64_t count, const T* z, std::int64_t pitch, const Desk& d) {
     const bool inside = work.piece.positions_inside();
     const std::int64_t outers = inside ? units : count, inner = inside ? count : units;
     const std::int64_t outer_from = inside ? first : s, inner_from = inside ? s : first;
     const std::int64_t plane = inside ? units * pitch : units;  // from one column of z to the next
+    // Rows that follow each other in memory on both sides are one long row.
+    const std::int64_t together = pitch == inner && work.cotangents.packed(inner)
+                                      ? std::max<std::int64_t>(1, kLongRow / inner)
+                                      : 1;
     std::array<const T*, kOutputs> x;
     std::array<const T*, kProductColumns> y;
     const std::int64_t columns = work.plan.columns;
     for (std::int64_t c = 0; c < work.piece.outputs; c += kOutputs) {
       const std::int64_t outputs = std::min(kOutputs, work.piece.outputs - c);
       std::fill_n(d.sums, outputs * columns, T{0});
-      for (std::int64_t outer = 0; outer < outers; ++outer) {
+      for (std::int64_t outer = 0; outer < outers; outer += together) {
+        const std::int64_t entries = std::min(together, outers - outer) * inner;
         for (std::int64_t k = 0; k < columns; ++k)
           y[static_cast<std::size_t>(k)] = z + k * plane + outer * pitch;
         for (std::int64_t q = 0; q < outputs; ++q) {
           x[static_cast<std::size_t>(q)] = work.cotangents.row(
               n, c + q, outer_from + outer, inner_from, inner, d.rows + q * work.plan.rows);
         }
-        contract_.dots(x.data(), outputs, y.data(), columns, inner, d.sums);
+        contract_.dots(x.data(), outputs, y.data(), columns, entries, d.sums);
       }
       add(n, c, outputs, columns, d.sums);
     }
@@ -342,7 +347,8 @@ class Jvp {
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t count = units_of(work, block + b), from = (block + b) * work.plan.units;
       for (std::int64_t k = 0; k < columns; ++k)
-        y[static_cast<std::size_t>(k)] = scratch_ + b * work.plan.vector.size() + k * work.plan.units;
+        y[static_cast<std::size_t>(k)] =
+            scratch_ + b * work.plan.vector.size() + k * work.plan.units;
       for (std::int64_t at = n; at < n + samples; ++at) {
         for (std::int64_t c = 0; c < work.piece.outputs; c += kOutputs) {
           const std::int64_t outputs = std::min(kOutputs, work.piece.outputs - c);
@@ -361,7 +367,8 @@ class Jvp {
   void add(std::int64_t n, std::int64_t c, std::int64_t outputs, std::int64_t columns,
            const T* sums) {
     for (std::int64_t q = 0; q < outputs; ++q) {
-      for (std::int64_t k = 0; k < columns; ++k) out_(n, c + q, column_ + k) += sums[q * columns + k];
+      for (std::int64_t k = 0; k < columns; ++k)
+        out_(n, c + q, column_ + k) += sums[q * columns + k];
     }
   }
 

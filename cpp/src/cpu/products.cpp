@@ -165,7 +165,8 @@ void Inputs<S, T>::positions(std::int64_t n, std::int64_t i, std::int64_t s, std
       const std::int64_t upto = std::clamp(end - w, from, run);
       std::fill(to, to + from, T{0});
       const std::int64_t pitch = step[2] * stride[2];
-      const S* line = plane + z * stride[0] + y * stride[1] + (w + from) * pitch + shift[2] * stride[2];
+      const S* line =
+          plane + z * stride[0] + y * stride[1] + (w + from) * pitch + shift[2] * stride[2];
       if (pitch == 1) {
         for (std::int64_t k = 0; k < upto - from; ++k) to[from + k] = widen(line[k]);
       } else {

@@ -47,7 +47,7 @@ struct Piece {
   std::int64_t first_feature = 0, features = 0;  ///< of the group's, without the bias
   std::int64_t first_channel = 0;                ///< of a convolution's input
   bool bias = false;
-  std::int64_t row_features = 0;             ///< features of a row of W
+  std::int64_t row_features = 0;              ///< features of a row of W
   std::int64_t weight = 0, bias_weights = 0;  ///< first parameters of the group's W and b
 
   [[nodiscard]] bool explicit_form() const { return layer->form == LayerForm::jacobian; }
@@ -128,7 +128,8 @@ struct Panels {
   }
 };
 
-/// Packs `count` rows as one panel at row `row`: depth `from` to `to`, which rows[.].data starts at.
+/// Packs `count` rows as one panel at row `row`: depth `from` to `to`, which rows[.].data starts
+/// at.
 template <class T>
 void pack_panel(const TileKernels<T>& kernels, const T* const* rows, std::int64_t count,
                 std::int64_t stride, const Panels& panels, std::int64_t row, std::int64_t from,
@@ -160,8 +161,8 @@ void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_d
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product(left_data + left.at(from, left_from), right_data + right.at(from, right_from),
                     depth, depth * left.width, depth * right.width,
-                    product_blocks(left_rows, left.width),
-                    product_blocks(right_rows, right.width), kNoSkew, c, ldc, from != 0);
+                    product_blocks(left_rows, left.width), product_blocks(right_rows, right.width),
+                    kNoSkew, c, ldc, from != 0);
   }
 }
 
@@ -194,6 +195,10 @@ class Cotangents {
   /// sample n. For separable ones this is m, whatever c.
   const T* row(std::int64_t n, std::int64_t c, std::int64_t outer, std::int64_t from,
                std::int64_t count, T* buffer) const;
+  /// Whether rows of `count` entries lie in memory one after the other.
+  [[nodiscard]] bool packed(std::int64_t count) const {
+    return std::is_same_v<S, T> && axes_ == 0 && inner_ == 1 && outer_ == count;
+  }
   /// Units from .. from + count of w for output c.
   const T* separable(std::int64_t c, std::int64_t from, std::int64_t count, T* buffer) const {
     return load_packed<S, T>(w_ + c * w_output_ + from * w_unit_, w_unit_, count, buffer);

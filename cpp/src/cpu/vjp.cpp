@@ -17,6 +17,8 @@
 #include "products.hpp"
 
 #include <array>
+#include <cstring>
+#include <type_traits>
 
 namespace fastfisher::cpu {
 namespace {
@@ -25,8 +27,16 @@ namespace {
 constexpr std::int64_t kOutputs = 16;
 // Rows that one task packs: long enough for the kernels, short enough to balance.
 constexpr std::int64_t kTaskRows = 32;
-constexpr std::int64_t kTaskPositions = 256;
-constexpr std::int64_t kSlabBytes = std::int64_t{24} << 20;
+constexpr std::int64_t kTaskRowsMost = 1024;
+// Rows that are packed together, and entries of theirs at most.
+constexpr std::int64_t kLines = 16;
+constexpr std::int64_t kLineEntries = 1 << 16;
+// Slabs stay in a cache, but are long enough to pay for adding to W, and bounded.
+constexpr std::int64_t kSlabBytes = std::int64_t{5} << 20;
+constexpr std::int64_t kSlabRows = 1024;
+constexpr std::int64_t kMostBytes = std::int64_t{24} << 20;
+// Rows of W in a range of units, all columns counted.
+constexpr std::int64_t kRangeRows = 2048;
 // Tiles of W, all columns counted.
 constexpr std::int64_t kTileRows = 192;
 constexpr std::int64_t kTileFeatures = 256;
@@ -38,7 +48,8 @@ struct Plan {
   std::int64_t units = 1;      ///< of a range
   std::int64_t slab = 0;       ///< rows (n,s) of one
   std::int64_t task_rows = 1;  ///< of the slab, packed by one task
-  std::int64_t tile_units = 1;
+  std::int64_t together = 1;   ///< of those, packed together
+  std::int64_t tile_units = 1, tile_features = 1;
   std::int64_t plane = 0;  ///< rows of the panels of h for one column
   Panels gradients, inputs;
   std::int64_t shared_items = 0;
@@ -47,7 +58,7 @@ struct Plan {
 };
 
 Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int64_t nr,
-             std::int64_t item) {
+             std::int64_t item, int threads) {
   Plan plan;
   plan.columns = columns;
   if (piece.explicit_form()) {
@@ -55,30 +66,46 @@ Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int
     plan.rows = kStretch;
   } else {
     const std::int64_t all = piece.samples * piece.positions;
-    const std::int64_t budget = kSlabBytes / item;
-    const std::int64_t features = product_round(piece.depth(), nr);
-    // All rows in one slab if then a range of units is wide enough to pay for packing the inputs.
-    const std::int64_t wide = std::min(piece.units, product_blocks(512, columns));
-    std::int64_t units = piece.units;
-    plan.slab = all;
-    if (all * (features + columns * product_round(wide, mr)) <= budget) {
-      if (all > 0) units = std::max(wide, (budget / all - features) / columns / mr * mr);
-    } else {
-      units = product_blocks(2048, columns);
-      plan.slab = budget / (features + columns * product_round(std::min(units, piece.units), mr)) /
-                  kProductDepth * kProductDepth;
+    plan.units = std::min(piece.units, product_blocks(kRangeRows, columns));
+    const std::int64_t row =
+        (product_round(piece.depth(), nr) + columns * product_round(plan.units, mr)) * item;
+    plan.slab = std::min(std::max((piece.positions_inside() ? 2 : 1) * kSlabBytes / row, kSlabRows),
+                         kMostBytes / row);
+    if (plan.slab >= all) {
+      plan.slab = all;
+    } else if (plan.slab >= piece.positions) {
+      plan.slab -= plan.slab % piece.positions;
     }
-    plan.units = std::min(units, piece.units);
     plan.plane = product_round(plan.units, mr);
     plan.gradients = Panels(plan.slab, mr, columns * plan.plane);
     plan.inputs = Panels(plan.slab, nr, piece.depth());
-    plan.task_rows = piece.positions == 1 ? kTaskRows : kTaskPositions;
+    plan.task_rows = std::clamp(plan.slab / (4 * threads), kTaskRows, kTaskRowsMost);
+    // Whole planes of a convolution lie together in memory.
+    if (piece.positions_inside() && piece.positions > 0)
+      plan.task_rows = std::min(product_round(plan.task_rows, piece.positions), kTaskRowsMost);
     plan.tile_units = std::min(plan.plane, std::max(mr, kTileRows / columns / mr * mr));
-    plan.tile = columns * plan.tile_units * std::min(plan.inputs.rows, kTileFeatures);
-    plan.lines = std::max({columns * plan.units,                      // h of a position
-                           columns * mr * kTaskPositions,             // h of a panel
-                           nr * kTaskPositions, piece.features});     // inputs
-    plan.rows = std::max(plan.units, kTaskPositions);
+    plan.tile_features = std::min(plan.inputs.rows, kTileFeatures);
+    // Smaller tiles where there would be too few for the threads.
+    const auto few = [&] {
+      return product_blocks(plan.units, plan.tile_units) *
+                 product_blocks(piece.depth(), plan.tile_features) <
+             3 * threads;
+    };
+    while (threads > 1 && few() && plan.tile_features > 2 * nr)
+      plan.tile_features = product_round(product_blocks(plan.tile_features, 2), nr);
+    while (threads > 1 && few() && plan.tile_units > 2 * mr)
+      plan.tile_units = product_round(product_blocks(plan.tile_units, 2), mr);
+    plan.tile = columns * plan.tile_units * plan.tile_features;
+    if (piece.positions_inside()) {
+      plan.lines = kTaskRowsMost * std::max(columns * mr, nr);
+      plan.rows = kTaskRowsMost;
+    } else {
+      const std::int64_t line = std::max(columns * plan.units, piece.features);
+      plan.together =
+          std::clamp<std::int64_t>(kLineEntries / std::max<std::int64_t>(1, line), 1, kLines);
+      plan.lines = plan.together * line;
+      plan.rows = plan.units;
+    }
   }
   plan.shared_items = product_round(plan.gradients.size(), ProductScratch::kAlignment) +
                       product_round(plan.inputs.size(), ProductScratch::kAlignment);
@@ -104,12 +131,13 @@ class Vjp {
     for (column_ = 0; column_ < out_.extent(1); column_ += kProductColumns) {
       const std::int64_t columns = std::min(kProductColumns, out_.extent(1) - column_);
       for (const Piece& piece : pieces_) {
-        const Plan plan = plan_of(piece, columns, kernels_.mr, kernels_.nr, sizeof(T));
+        const Plan plan = plan_of(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
         const Work work{piece, plan, Inputs<S, T>(piece), Cotangents<S, T>(piece)};
         const std::int64_t rows = piece.samples * piece.positions;
         if (piece.explicit_form()) {
-          parallel_for(ctx_, threads_, product_blocks(piece.features, kStretch),
-                       [&](std::int64_t task, int worker) { stretch(work, task, desk(plan, worker)); });
+          parallel_for(
+              ctx_, threads_, product_blocks(piece.features, kStretch),
+              [&](std::int64_t task, int worker) { stretch(work, task, desk(plan, worker)); });
           continue;
         }
         for (std::int64_t first = 0; first < piece.units; first += plan.units) {
@@ -160,24 +188,25 @@ class Vjp {
                    std::int64_t at = task * plan.task_rows;
                    const std::int64_t end = std::min(rows, at + plan.task_rows);
                    while (at < end) {
-                     // Positions of one sample that lie together.
-                     const std::int64_t n = (row + at) / piece.positions;
-                     const std::int64_t s = (row + at) % piece.positions;
-                     const std::int64_t count = std::min(end - at, piece.positions - s);
+                     std::int64_t count = end - at;
                      if (piece.positions_inside()) {
+                       // Those of one sample.
+                       const std::int64_t n = (row + at) / piece.positions;
+                       const std::int64_t s = (row + at) % piece.positions;
+                       count = std::min(count, piece.positions - s);
                        convolution(work, left, right, pack, first, units, n, s, count, at, d);
                      } else {
-                       for (std::int64_t t = 0; t < count; ++t)
-                         position(work, left, right, pack, first, units, n, s + t, at + t, d);
+                       count = std::min({count, plan.together, kProductDepth - at % kProductDepth});
+                       positions(work, left, right, pack, first, units, row + at, count, at, d);
                      }
                      at += count;
                    }
                  });
-    const std::int64_t across = product_blocks(piece.depth(), kTileFeatures);
+    const std::int64_t across = product_blocks(piece.depth(), plan.tile_features);
     const std::int64_t tiles = product_blocks(units, plan.tile_units) * across;
     parallel_for(ctx_, threads_, tiles, [&](std::int64_t task, int worker) {
       tile(work, left, right, first, units, task / across * plan.tile_units,
-           task % across * kTileFeatures, row == 0, desk(plan, worker).lines);
+           task % across * plan.tile_features, row == 0, desk(plan, worker).lines);
     });
   }
 
@@ -205,45 +234,72 @@ class Vjp {
     }
   }
 
-  // One row (n,s): units and features lie together.
-  void position(const Work& work, const Panels& left, const Panels& right, bool pack,
-                std::int64_t first, std::int64_t units, std::int64_t n, std::int64_t s,
-                std::int64_t at, const Desk& d) const {
+  // Rows (n,s) from `row` on, in one chunk of depth: units and features lie together.
+  void positions(const Work& work, const Panels& left, const Panels& right, bool pack,
+                 std::int64_t first, std::int64_t units, std::int64_t row, std::int64_t count,
+                 std::int64_t at, const Desk& d) const {
     const Plan& plan = work.plan;
-    const std::int64_t chunk = at / kProductDepth * kProductDepth, depth = at - chunk;
-    combine(work, n, s, first, units, d.lines, units, false, d);
-    if (work.piece.layer->separable()) {
-      const T* m = work.cotangents.row(n, 0, s, first, units, d.rows);
+    std::array<const T*, kLines> rows;
+    const auto sample = [&](std::int64_t r) { return (row + r) / work.piece.positions; };
+    const auto position = [&](std::int64_t r) { return (row + r) % work.piece.positions; };
+    for (std::int64_t r = 0; r < count; ++r) {
+      T* h = d.lines + r * plan.columns * units;
+      rows[static_cast<std::size_t>(r)] = h;
+      combine(work, sample(r), position(r), first, units, h, units, false, d);
+      if (!work.piece.layer->separable()) continue;
+      const T* m = work.cotangents.row(sample(r), 0, position(r), first, units, d.rows);
       for (std::int64_t k = 0; k < plan.columns; ++k) {
-        for (std::int64_t o = 0; o < units; ++o) d.lines[k * units + o] *= m[o];
+        for (std::int64_t o = 0; o < units; ++o) h[k * units + o] *= m[o];
       }
     }
     for (std::int64_t k = 0; k < plan.columns; ++k) {
-      scatter(d.lines + k * units, 1, units, left, k * plan.plane, chunk, depth, gradients(), T{0},
-              false);
+      scatter(rows.data(), count, 1, units, left, k * plan.plane, at, gradients(), false);
+      for (std::int64_t r = 0; r < count; ++r) rows[static_cast<std::size_t>(r)] += units;
     }
     if (!pack) return;
-    const Row<T> a = work.inputs.features(n, s, d.lines);
-    scatter(a.data, a.stride, work.piece.features, right, 0, chunk, depth, inputs(plan), T{1},
+    std::int64_t stride = 1;
+    for (std::int64_t r = 0; r < count; ++r) {
+      const Row<T> a =
+          work.inputs.features(sample(r), position(r), d.lines + r * work.piece.features);
+      rows[static_cast<std::size_t>(r)] = a.data;
+      stride = a.stride;
+    }
+    scatter(rows.data(), count, stride, work.piece.features, right, 0, at, inputs(plan),
             work.piece.bias);
   }
 
-  // Writes `count` numbers, then `last` if so `extended`, as one line of depth of the panels from
-  // row `row` on, and zeros to the end of the last panel.
-  static void scatter(const T* from, std::int64_t stride, std::int64_t count, const Panels& panels,
-                      std::int64_t row, std::int64_t chunk, std::int64_t depth, T* base, T last,
-                      bool extended) {
-    const std::int64_t width = panels.width;
-    T* to = base + panels.at(chunk, row) + depth * width;
+  // Writes `count` lines of `entries` numbers, then a 1 if so `extended`, as lines of depth from
+  // `at` on of the panels from row `row` on, and zeros to the end of the last panel. Panel by
+  // panel: the same line of many panels would fall on the same few places of the cache.
+  static void scatter(const T* const* lines, std::int64_t count, std::int64_t stride,
+                      std::int64_t entries, const Panels& panels, std::int64_t row, std::int64_t at,
+                      T* base, bool extended) {
+    const std::int64_t width = panels.width, chunk = at / kProductDepth * kProductDepth;
     const std::int64_t pitch = panels.chunk_depth(chunk) * width;
-    std::int64_t at = 0;
-    for (; at + width <= count; at += width, to += pitch) {
-      for (std::int64_t r = 0; r < width; ++r) to[r] = from[(at + r) * stride];
+    T* to = base + panels.at(chunk, row) + (at - chunk) * width;
+    std::int64_t from = 0;
+    const auto whole = [&](auto known) {
+      constexpr std::int64_t kWidth = decltype(known)::value;
+      if (kWidth != width || stride != 1) return;
+      for (; from + kWidth <= entries; from += kWidth, to += pitch) {
+        for (std::int64_t r = 0; r < count; ++r)
+          std::memcpy(to + r * kWidth, lines[r] + from, kWidth * sizeof(T));
+      }
+    };
+    // A width that the compiler knows makes a line a few moves.
+    whole(std::integral_constant<std::int64_t, 4>{});
+    whole(std::integral_constant<std::int64_t, 6>{});
+    whole(std::integral_constant<std::int64_t, 8>{});
+    whole(std::integral_constant<std::int64_t, 16>{});
+    for (; from < entries + (extended ? 1 : 0); from += width, to += pitch) {
+      for (std::int64_t r = 0; r < count; ++r) {
+        for (std::int64_t q = 0; q < width; ++q) {
+          to[r * width + q] = from + q < entries                ? lines[r][(from + q) * stride]
+                              : extended && from + q == entries ? T{1}
+                                                                : T{0};
+        }
+      }
     }
-    const std::int64_t all = count + (extended ? 1 : 0);
-    if (at == all) return;
-    for (std::int64_t r = 0; r < width; ++r)
-      to[r] = at + r < count ? from[(at + r) * stride] : at + r < all ? last : T{0};
   }
 
   // Positions s .. s + count of one sample: they lie together.
@@ -300,7 +356,7 @@ class Vjp {
             std::int64_t units, std::int64_t o, std::int64_t i, bool assign, T* w) {
     const Plan& plan = work.plan;
     const std::int64_t tall = std::min(plan.tile_units, units - o);
-    const std::int64_t wide = std::min(kTileFeatures, work.piece.depth() - i);
+    const std::int64_t wide = std::min(plan.tile_features, work.piece.depth() - i);
     const std::int64_t pitch = product_round(wide, right.width);
     const std::int64_t plane = product_round(tall, left.width) * pitch;
     for (std::int64_t k = 0; k < plan.columns; ++k) {
@@ -368,7 +424,7 @@ std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_
     std::int64_t most = 0;
     for (const std::int64_t at_once : column_counts(columns)) {
       for (const Piece& piece : pieces) {
-        const Plan plan = plan_of(piece, at_once, kernels.mr, kernels.nr, sizeof(T));
+        const Plan plan = plan_of(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
         most = std::max(most, plan.shared_items + threads * plan.thread_items);
       }
     }
