@@ -76,7 +76,7 @@ def layer_of(spec: Spec, arrays: dict, label: str | None = None):
 
 def plain_of(spec: Spec, arrays: dict) -> tuple:
     """The layer for the reference."""
-    host = {name: as_float64(x.float() if hasattr(x, "float") else x) for name, x in arrays.items()}
+    host = {name: as_float64(x.double() if hasattr(x, "double") else x) for name, x in arrays.items()}
     if spec.kind == "explicit":
         return "explicit", host["j"]
     g = (host["g"], host["w"]) if spec.separable else host["g"]
@@ -330,6 +330,7 @@ LARGE = [
     Case("shared", (Spec("shared", 64, 50, t=40, bias=True),), n=30, c=4),
     Case("shared-long", (Spec("shared", 64, 50, t=1000, bias=True),), n=3, c=4),
     Case("conv", (conv(16, 16, i=8, o=24, kernel=3, padding=1, bias=True),), n=12, c=4),
+    Case("conv-small-images", (conv(4, 4, i=8, o=24, kernel=3, padding=1),), n=90, c=4),
     Case("explicit", (Spec("explicit", 9000),), n=40, c=4),
 ]
 

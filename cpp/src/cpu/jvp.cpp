@@ -70,7 +70,10 @@ Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int
         width * width;
     if (piece.positions <= most) {
       plan.positions = piece.positions;
-      plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions), share);
+      // A convolution's sums depend on the samples of a group, see `together`: never on the
+      // threads.
+      plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions),
+                              inside ? std::max<std::int64_t>(1, piece.samples / 16) : share);
     } else {
       plan.positions = most;
     }
