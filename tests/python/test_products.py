@@ -76,7 +76,9 @@ def layer_of(spec: Spec, arrays: dict, label: str | None = None):
 
 def plain_of(spec: Spec, arrays: dict) -> tuple:
     """The layer for the reference."""
-    host = {name: as_float64(x.double() if hasattr(x, "double") else x) for name, x in arrays.items()}
+    host = {
+        name: as_float64(x.double() if hasattr(x, "double") else x) for name, x in arrays.items()
+    }
     if spec.kind == "explicit":
         return "explicit", host["j"]
     g = (host["g"], host["w"]) if spec.separable else host["g"]

@@ -14,6 +14,7 @@
 // summed block by block in order, so threads never change a bit.
 #include "backend.hpp"
 #include "contract_kernels.hpp"
+#include "jvp_plan.hpp"
 #include "parallel.hpp"
 #include "products.hpp"
 
@@ -21,76 +22,6 @@
 
 namespace fastfisher::cpu {
 namespace {
-
-// Cotangent rows that meet one z at a time.
-constexpr std::int64_t kOutputs = 4;
-// Entries that one sum takes without a break.
-constexpr std::int64_t kLongRow = 4096;
-// Rows of V in one block, all columns counted.
-constexpr std::int64_t kBlockRows = 512;
-// Parameters of an explicit Jacobian that one stretch takes: it stays in cache for all samples.
-constexpr std::int64_t kStretch = 2048;
-constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;
-constexpr std::int64_t kInputBytes = 640 << 10;
-
-struct Plan {
-  std::int64_t columns = 0;
-  std::int64_t units = 1, blocks = 1;  ///< units of a block; of an explicit Jacobian, parameters
-  std::int64_t chunk = 1;              ///< blocks that are packed together
-  std::int64_t samples = 1;            ///< of a group
-  std::int64_t positions = 1;          ///< of one sample in a block of positions
-  Panels vector, inputs;               ///< of a block of units, of positions
-  std::int64_t chunk_items = 0;
-  // Of one thread: panels of the inputs, z, lines on their way, cotangents, sums.
-  std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
-};
-
-Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int64_t nr,
-             std::int64_t item, int threads) {
-  Plan plan;
-  plan.columns = columns;
-  const std::int64_t share = std::max<std::int64_t>(1, piece.samples / (4 * threads));
-  if (piece.explicit_form()) {
-    plan.units = std::min(piece.features, kStretch);
-    plan.blocks = product_blocks(piece.features, plan.units);
-    plan.samples = share;
-    plan.vector.depth = plan.units;
-    plan.vector.rows = columns;
-    plan.positions = 0;
-  } else {
-    plan.units = std::min(
-        piece.units,
-        columns == 1 ? kBlockRows : std::max<std::int64_t>(16, kBlockRows / columns / 16 * 16));
-    plan.blocks = product_blocks(piece.units, plan.units);
-    const bool inside = piece.positions_inside();
-    const std::int64_t width = inside ? nr : mr;
-    const std::int64_t most =
-        std::clamp<std::int64_t>((inside ? 4 : 1) * kInputBytes / (piece.depth() * item), 48,
-                                 inside ? 1024 : 192) /
-        width * width;
-    if (piece.positions <= most) {
-      plan.positions = piece.positions;
-      // A convolution's sums depend on the samples of a group, see `together`: never on the
-      // threads.
-      plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions),
-                              inside ? std::max<std::int64_t>(1, piece.samples / 16) : share);
-    } else {
-      plan.positions = most;
-    }
-    plan.vector = Panels(piece.depth(), inside ? mr : nr, plan.units * columns);
-    plan.inputs = Panels(piece.depth(), width, plan.samples * plan.positions);
-    plan.z = plan.inputs.rows * plan.vector.rows;
-    plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);
-  }
-  plan.chunk = std::clamp<std::int64_t>(kChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
-  plan.chunk_items = plan.chunk * plan.vector.size();
-  plan.rows = std::max(plan.units, plan.positions);
-  plan.sums = columns * std::max(kOutputs, plan.units);
-  plan.thread_items =
-      product_round(plan.inputs.size() + plan.z + plan.lines + kOutputs * plan.rows + plan.sums,
-                    ProductScratch::kAlignment);
-  return plan;
-}
 
 template <class S, class T>
 class Jvp {
@@ -113,7 +44,8 @@ class Jvp {
     for (column_ = 0; column_ < out_.extent(2); column_ += kProductColumns) {
       const std::int64_t columns = std::min(kProductColumns, out_.extent(2) - column_);
       for (const Piece& piece : pieces_) {
-        const Plan plan = plan_of(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
+        const JvpPlan plan =
+            jvp_plan(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
         if (piece.samples * piece.positions == 0) continue;
         const Inputs<S, T> inputs(piece);
         const Cotangents<S, T> cotangents(piece);
@@ -126,7 +58,7 @@ class Jvp {
  private:
   struct Work {
     const Piece& piece;
-    const Plan& plan;
+    const JvpPlan& plan;
     const Inputs<S, T>& inputs;
     const Cotangents<S, T>& cotangents;
   };
@@ -135,14 +67,14 @@ class Jvp {
     T *inputs, *z, *lines, *rows, *sums;
   };
 
-  Desk desk(const Plan& plan, int worker) const {
+  Desk desk(const JvpPlan& plan, int worker) const {
     Desk d;
     d.inputs = scratch_ + product_round(plan.chunk_items, ProductScratch::kAlignment) +
                worker * plan.thread_items;
     d.z = d.inputs + plan.inputs.size();
     d.lines = d.z + plan.z;
     d.rows = d.lines + plan.lines;
-    d.sums = d.rows + kOutputs * plan.rows;
+    d.sums = d.rows + kJvpOutputs * plan.rows;
     return d;
   }
 
@@ -152,7 +84,7 @@ class Jvp {
   }
 
   void chunk(const Work& work, std::int64_t block) {
-    const Plan& plan = work.plan;
+    const JvpPlan& plan = work.plan;
     const std::int64_t blocks = std::min(plan.chunk, plan.blocks - block);
     const std::int64_t panels =
         work.piece.explicit_form() ? plan.columns : plan.vector.rows / plan.vector.width;
@@ -281,13 +213,13 @@ class Jvp {
     const std::int64_t plane = inside ? units * pitch : units;  // from one column of z to the next
     // Rows that follow each other in memory on both sides are one long row.
     const std::int64_t together = pitch == inner && work.cotangents.packed(inner)
-                                      ? std::max<std::int64_t>(1, kLongRow / inner)
+                                      ? std::max<std::int64_t>(1, kJvpLongRow / inner)
                                       : 1;
-    std::array<const T*, kOutputs> x;
+    std::array<const T*, kJvpOutputs> x;
     std::array<const T*, kProductColumns> y;
     const std::int64_t columns = work.plan.columns;
-    for (std::int64_t c = 0; c < work.piece.outputs; c += kOutputs) {
-      const std::int64_t outputs = std::min(kOutputs, work.piece.outputs - c);
+    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
+      const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
       std::fill_n(d.sums, outputs * columns, T{0});
       for (std::int64_t outer = 0; outer < outers; outer += together) {
         const std::int64_t entries = std::min(together, outers - outer) * inner;
@@ -344,7 +276,7 @@ class Jvp {
   // Explicit Jacobian: the blocks' stretches of parameters, each for all samples of the group.
   void stretches(const Work& work, std::int64_t block, std::int64_t blocks, std::int64_t n,
                  std::int64_t samples, const Desk& d) {
-    std::array<const T*, kOutputs> x;
+    std::array<const T*, kJvpOutputs> x;
     std::array<const T*, kProductColumns> y;
     const std::int64_t columns = work.plan.columns;
     for (std::int64_t b = 0; b < blocks; ++b) {
@@ -353,8 +285,8 @@ class Jvp {
         y[static_cast<std::size_t>(k)] =
             scratch_ + b * work.plan.vector.size() + k * work.plan.units;
       for (std::int64_t at = n; at < n + samples; ++at) {
-        for (std::int64_t c = 0; c < work.piece.outputs; c += kOutputs) {
-          const std::int64_t outputs = std::min(kOutputs, work.piece.outputs - c);
+        for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
+          const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
           for (std::int64_t q = 0; q < outputs; ++q) {
             x[static_cast<std::size_t>(q)] =
                 work.cotangents.row(at, c + q, 0, from, count, d.rows + q * work.plan.rows);
@@ -394,7 +326,7 @@ std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_
     std::int64_t most = 0;
     for (const std::int64_t at_once : column_counts(columns)) {
       for (const Piece& piece : pieces) {
-        const Plan plan = plan_of(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
+        const JvpPlan plan = jvp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
         most = std::max(most, product_round(plan.chunk_items, ProductScratch::kAlignment) +
                                   threads * plan.thread_items);
       }

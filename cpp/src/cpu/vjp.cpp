@@ -15,6 +15,7 @@
 #include "contract_kernels.hpp"
 #include "parallel.hpp"
 #include "products.hpp"
+#include "vjp_plan.hpp"
 
 #include <array>
 #include <cstring>
@@ -22,98 +23,6 @@
 
 namespace fastfisher::cpu {
 namespace {
-
-// Cotangent rows that are summed at a time.
-constexpr std::int64_t kOutputs = 16;
-// Rows that one task packs: long enough for the kernels, short enough to balance.
-constexpr std::int64_t kTaskRows = 32;
-constexpr std::int64_t kTaskRowsMost = 1024;
-// Rows that are packed together, and entries of theirs at most.
-constexpr std::int64_t kLines = 16;
-constexpr std::int64_t kLineEntries = 1 << 16;
-// Slabs stay in a cache, but are long enough to pay for adding to W, and bounded.
-constexpr std::int64_t kSlabBytes = std::int64_t{5} << 20;
-constexpr std::int64_t kSlabRows = 1024;
-constexpr std::int64_t kMostBytes = std::int64_t{24} << 20;
-// Rows of W in a range of units, all columns counted.
-constexpr std::int64_t kRangeRows = 2048;
-// Tiles of W, all columns counted.
-constexpr std::int64_t kTileRows = 192;
-constexpr std::int64_t kTileFeatures = 256;
-// Parameters of an explicit Jacobian that one task sums.
-constexpr std::int64_t kStretch = 1024;
-
-struct Plan {
-  std::int64_t columns = 0;
-  std::int64_t units = 1;      ///< of a range
-  std::int64_t slab = 0;       ///< rows (n,s) of one
-  std::int64_t task_rows = 1;  ///< of the slab, packed by one task
-  std::int64_t together = 1;   ///< of those, packed together
-  std::int64_t tile_units = 1, tile_features = 1;
-  std::int64_t plane = 0;  ///< rows of the panels of h for one column
-  Panels gradients, inputs;
-  std::int64_t shared_items = 0;
-  // Of one thread: h and unfolded inputs on their way or a tile of W, cotangents, weights.
-  std::int64_t tile = 0, lines = 0, rows = 0, thread_items = 0;
-};
-
-Plan plan_of(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int64_t nr,
-             std::int64_t item, int threads) {
-  Plan plan;
-  plan.columns = columns;
-  if (piece.explicit_form()) {
-    plan.lines = columns * kStretch;
-    plan.rows = kStretch;
-  } else {
-    const std::int64_t all = piece.samples * piece.positions;
-    plan.units = std::min(piece.units, product_blocks(kRangeRows, columns));
-    const std::int64_t row =
-        (product_round(piece.depth(), nr) + columns * product_round(plan.units, mr)) * item;
-    plan.slab = std::min(std::max((piece.positions_inside() ? 2 : 1) * kSlabBytes / row, kSlabRows),
-                         kMostBytes / row);
-    if (plan.slab >= all) {
-      plan.slab = all;
-    } else if (plan.slab >= piece.positions) {
-      plan.slab -= plan.slab % piece.positions;
-    }
-    plan.plane = product_round(plan.units, mr);
-    plan.gradients = Panels(plan.slab, mr, columns * plan.plane);
-    plan.inputs = Panels(plan.slab, nr, piece.depth());
-    plan.task_rows = std::clamp(plan.slab / (4 * threads), kTaskRows, kTaskRowsMost);
-    // Whole planes of a convolution lie together in memory.
-    if (piece.positions_inside() && piece.positions > 0)
-      plan.task_rows = std::min(product_round(plan.task_rows, piece.positions), kTaskRowsMost);
-    plan.tile_units = std::min(plan.plane, std::max(mr, kTileRows / columns / mr * mr));
-    plan.tile_features = std::min(plan.inputs.rows, kTileFeatures);
-    // Smaller tiles where there would be too few for the threads.
-    const auto few = [&] {
-      return product_blocks(plan.units, plan.tile_units) *
-                 product_blocks(piece.depth(), plan.tile_features) <
-             3 * threads;
-    };
-    while (threads > 1 && few() && plan.tile_features > 2 * nr)
-      plan.tile_features = product_round(product_blocks(plan.tile_features, 2), nr);
-    while (threads > 1 && few() && plan.tile_units > 2 * mr)
-      plan.tile_units = product_round(product_blocks(plan.tile_units, 2), mr);
-    plan.tile = columns * plan.tile_units * plan.tile_features;
-    if (piece.positions_inside()) {
-      plan.lines = kTaskRowsMost * std::max(columns * mr, nr);
-      plan.rows = kTaskRowsMost;
-    } else {
-      const std::int64_t line = std::max(columns * plan.units, piece.features);
-      plan.together =
-          std::clamp<std::int64_t>(kLineEntries / std::max<std::int64_t>(1, line), 1, kLines);
-      plan.lines = plan.together * line;
-      plan.rows = plan.units;
-    }
-  }
-  plan.shared_items = product_round(plan.gradients.size(), ProductScratch::kAlignment) +
-                      product_round(plan.inputs.size(), ProductScratch::kAlignment);
-  plan.thread_items =
-      product_round(std::max(plan.tile, plan.lines + kOutputs * (plan.rows + columns)),
-                    ProductScratch::kAlignment);
-  return plan;
-}
 
 template <class S, class T>
 class Vjp {
@@ -131,12 +40,13 @@ class Vjp {
     for (column_ = 0; column_ < out_.extent(1); column_ += kProductColumns) {
       const std::int64_t columns = std::min(kProductColumns, out_.extent(1) - column_);
       for (const Piece& piece : pieces_) {
-        const Plan plan = plan_of(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
+        const VjpPlan plan =
+            vjp_plan(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
         const Work work{piece, plan, Inputs<S, T>(piece), Cotangents<S, T>(piece)};
         const std::int64_t rows = piece.samples * piece.positions;
         if (piece.explicit_form()) {
           parallel_for(
-              ctx_, threads_, product_blocks(piece.features, kStretch),
+              ctx_, threads_, product_blocks(piece.features, kVjpStretch),
               [&](std::int64_t task, int worker) { stretch(work, task, desk(plan, worker)); });
           continue;
         }
@@ -151,7 +61,7 @@ class Vjp {
  private:
   struct Work {
     const Piece& piece;
-    const Plan& plan;
+    const VjpPlan& plan;
     Inputs<S, T> inputs;
     Cotangents<S, T> cotangents;
   };
@@ -160,22 +70,22 @@ class Vjp {
     T *lines, *rows, *weights;
   };
 
-  Desk desk(const Plan& plan, int worker) const {
+  Desk desk(const VjpPlan& plan, int worker) const {
     Desk d;
     d.lines = scratch_ + plan.shared_items + worker * plan.thread_items;
     d.rows = d.lines + plan.lines;
-    d.weights = d.rows + kOutputs * plan.rows;
+    d.weights = d.rows + kVjpOutputs * plan.rows;
     return d;
   }
   T* gradients() const { return scratch_; }
-  T* inputs(const Plan& plan) const {
+  T* inputs(const VjpPlan& plan) const {
     return scratch_ + product_round(plan.gradients.size(), ProductScratch::kAlignment);
   }
 
   // Rows row .. of the piece for its units first .. .
   void slab(const Work& work, std::int64_t first, std::int64_t row) {
     const Piece& piece = work.piece;
-    const Plan& plan = work.plan;
+    const VjpPlan& plan = work.plan;
     const std::int64_t rows = std::min(plan.slab, piece.samples * piece.positions - row);
     const std::int64_t units = std::min(plan.units, piece.units - first);
     const Panels left(rows, kernels_.mr, plan.columns * plan.plane);
@@ -213,15 +123,15 @@ class Vjp {
   // y[k][..] = sum_c u[n,c,k] g[n,c,outer,from ..], one row for each column, `pitch` apart.
   void combine(const Work& work, std::int64_t n, std::int64_t outer, std::int64_t from,
                std::int64_t count, T* to, std::int64_t pitch, bool add, const Desk& d) const {
-    std::array<const T*, kOutputs> x;
+    std::array<const T*, kVjpOutputs> x;
     std::array<T*, kProductColumns> y;
     const std::int64_t columns = work.plan.columns, all = work.piece.outputs;
     for (std::int64_t k = 0; k < columns; ++k) y[static_cast<std::size_t>(k)] = to + k * pitch;
     if (all == 0 && !add) {
       for (std::int64_t k = 0; k < columns; ++k) std::fill_n(to + k * pitch, count, T{0});
     }
-    for (std::int64_t c = 0; c < all; c += kOutputs) {
-      const std::int64_t outputs = std::min(kOutputs, all - c);
+    for (std::int64_t c = 0; c < all; c += kVjpOutputs) {
+      const std::int64_t outputs = std::min(kVjpOutputs, all - c);
       for (std::int64_t q = 0; q < outputs; ++q) {
         x[static_cast<std::size_t>(q)] =
             work.piece.layer->separable()
@@ -238,8 +148,8 @@ class Vjp {
   void positions(const Work& work, const Panels& left, const Panels& right, bool pack,
                  std::int64_t first, std::int64_t units, std::int64_t row, std::int64_t count,
                  std::int64_t at, const Desk& d) const {
-    const Plan& plan = work.plan;
-    std::array<const T*, kLines> rows;
+    const VjpPlan& plan = work.plan;
+    std::array<const T*, kVjpLines> rows;
     const auto sample = [&](std::int64_t r) { return (row + r) / work.piece.positions; };
     const auto position = [&](std::int64_t r) { return (row + r) % work.piece.positions; };
     for (std::int64_t r = 0; r < count; ++r) {
@@ -306,7 +216,7 @@ class Vjp {
   void convolution(const Work& work, const Panels& left, const Panels& right, bool pack,
                    std::int64_t first, std::int64_t units, std::int64_t n, std::int64_t s,
                    std::int64_t count, std::int64_t at, const Desk& d) const {
-    const Plan& plan = work.plan;
+    const VjpPlan& plan = work.plan;
     const std::int64_t width = left.width;
     std::array<const T*, 64> rows;
     for (std::int64_t o = 0; o < units; o += width) {
@@ -354,7 +264,7 @@ class Vjp {
   // Tile of W at unit o and feature i of the slab.
   void tile(const Work& work, const Panels& left, const Panels& right, std::int64_t first,
             std::int64_t units, std::int64_t o, std::int64_t i, bool assign, T* w) {
-    const Plan& plan = work.plan;
+    const VjpPlan& plan = work.plan;
     const std::int64_t tall = std::min(plan.tile_units, units - o);
     const std::int64_t wide = std::min(plan.tile_features, work.piece.depth() - i);
     const std::int64_t pitch = product_round(wide, right.width);
@@ -397,8 +307,8 @@ class Vjp {
 
   // Explicit Jacobian: a stretch of parameters, all samples.
   void stretch(const Work& work, std::int64_t task, const Desk& d) {
-    const std::int64_t from = task * kStretch;
-    const std::int64_t count = std::min(kStretch, work.piece.features - from);
+    const std::int64_t from = task * kVjpStretch;
+    const std::int64_t count = std::min(kVjpStretch, work.piece.features - from);
     std::fill_n(d.lines, work.plan.columns * count, T{0});
     for (std::int64_t n = 0; n < work.piece.samples; ++n)
       combine(work, n, 0, from, count, d.lines, count, true, d);
@@ -424,7 +334,7 @@ std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_
     std::int64_t most = 0;
     for (const std::int64_t at_once : column_counts(columns)) {
       for (const Piece& piece : pieces) {
-        const Plan plan = plan_of(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
+        const VjpPlan plan = vjp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
         most = std::max(most, plan.shared_items + threads * plan.thread_items);
       }
     }
