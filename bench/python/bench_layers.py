@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Gram of shared weights, convolutions and batches: floor, formed Jacobians in torch, memory.
 
-Floor: the counted multiply-adds of the best method, halved by symmetry, with what is formed once a
-sample, factors in hand, at the rate of a 2048^3 product. Rival: per-sample gradients of a layer
+Floor: the counted multiply-adds of the best of S1, S3 and S4, halved by symmetry, with what is formed
+once a sample, factors in hand, at the rate of a 2048^3 product. Pairs of positions count as
+T^2 (i + C^2 o), which contracting one side first undercuts. Rival: per-sample gradients of a layer
 formed in torch (numpy where torch is not installed), then one product with their transpose.
 """
 
@@ -57,14 +58,13 @@ def _conv(n: int, i: int, o: int, *, separable: bool) -> ff.Conv:
 
 
 def floor_flops(layer: ff.Shared | ff.Conv) -> float:
-    """2 a multiply-add of the cheapest of S1, S3 and S4 as the algorithms define them."""
+    """Count 2 for a multiply-add of the cheapest of S1, S3 and S4."""
     n, c, t = layer.samples, layer.n_outputs, layer.positions
     i, o = layer.in_features, layer.out_features
     pairs = n * n / 2
     methods = [
         pairs * c * c * i * o + n * t * c * i * o,  # S1
         pairs * t * t * (i + c * c * o),  # S3
-        pairs * (t * t * (i + c * o) + c * c * t * o),  # S3, contracted with one side first
     ]
     if layer.w is not None:
         methods.append(pairs * o * (i + c * c) + n * t * i * o)  # S4

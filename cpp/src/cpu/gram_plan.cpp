@@ -288,7 +288,7 @@ struct Sizer {
         std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& layer) {
           return layer.formed() && layer.form == LayerForm::conv;
         });
-    if (any_formed() && !unfolds && cut(wanted, std::min(4 * wanted, most - wanted))) {
+    if (any_formed() && !unfolds && cut(wanted, std::min(2 * wanted, most - wanted))) {
       total();
       if (plan.bytes <= limit) return true;
     }
