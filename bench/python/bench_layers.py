@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Gram of shared weights, convolutions and batches: floor, formed Jacobians in torch, memory.
 
-Floor: the counted multiply-adds of the best of S1, S3 and S4, halved by symmetry, with what is formed
-once a sample, factors in hand, at the rate of a 2048^3 product. Pairs of positions count as
+Floor: the counted multiply-adds of the best of S1, S3 and S4, halved by symmetry, with what is
+formed once a sample, factors in hand, at the rate of a 2048^3 product. Pairs of positions count as
 T^2 (i + C^2 o), which contracting one side first undercuts. Rival: per-sample gradients of a layer
 formed in torch (numpy where torch is not installed), then one product with their transpose.
 """
