@@ -125,6 +125,20 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
     return xp.zeros(shape, dtype=like.dtype)
 
 
+def total(x: Array, axis: int) -> Array:
+    """Sum of `x` over `axis`, which stays with extent one."""
+    if library(x) == "torch":
+        return x.sum(axis, keepdim=True)
+    return x.sum(axis, keepdims=True)
+
+
+def widened(x: Array) -> Array:
+    """`x` in float32 if its dtype is a 16-bit float, else `x`."""
+    if result_dtype(x) == dtype_name(x):
+        return x
+    return x.float() if library(x) == "torch" else x.astype("float32")
+
+
 def scratch(size: int, like: Array) -> Array:
     """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
     if isinstance(like, np.ndarray) or device_name(like) == "cpu":
@@ -179,6 +193,11 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if owner == "cupy":
         return x.get()  # type: ignore[no-any-return]
     return np.asarray(x)
+
+
+def requires_grad(x: Array) -> bool:
+    """Whether `x` is a torch tensor that records gradients, which DLPack refuses."""
+    return not isinstance(x, np.ndarray) and library(x) == "torch" and bool(x.requires_grad)
 
 
 def is_negated(x: Array) -> bool:

@@ -21,9 +21,9 @@ from fastfisher._arrays import (
     empty,
     final,
     library,
-    namespace,
     result_dtype,
     to_numpy,
+    total,
 )
 from fastfisher._info import GramInfo, LayerInfo
 from fastfisher._progress import progress_numbers
@@ -143,8 +143,8 @@ def gram(
     ====== ================================================== ==================================
 
     Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
-    2^48 (float64: 2^480; where gradients are formed 2^12 and 2^120) or below its inverse are scaled
-    by one power of two a layer: errors are relative to the layer's largest samples, and samples
+    2^48 (float64: 2^480; other methods than S0: 2^12 and 2^120) or below its inverse are scaled by
+    one power of two a layer: errors are relative to the layer's largest samples, and samples
     smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
     within a tile and leaves `out` unspecified.
 
@@ -320,11 +320,11 @@ def check_outputs(outputs: Outputs, n_outputs: int) -> str:
 def _select(layers: Sequence[Layer], outputs: Outputs) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
 
+    if outputs == "sum":
+        # 16-bit floats are widened before they are added.
+        return [layer.widened().with_outputs(total) for layer in layers]
+
     def one(x: Array, axis: int) -> Array:
-        if outputs == "sum":
-            return namespace(x).expand_dims(x.sum(axis), axis) if library(x) != "torch" else x.sum(
-                axis, keepdim=True
-            )
         c = int(outputs) % x.shape[axis]
         return x[(slice(None),) * axis + (slice(c, c + 1),)]
 

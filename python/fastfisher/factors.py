@@ -8,13 +8,23 @@ patches of its input, `Explicit` is the Jacobian itself.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, device_name, dtype_name, is_negated, library, namespace
+from fastfisher._arrays import (
+    Array,
+    device_name,
+    dtype_name,
+    is_negated,
+    library,
+    namespace,
+    requires_grad,
+    widened,
+)
 
 FLOATS = ("float32", "float64")
 STORED = (*FLOATS, "bfloat16", "float16")
@@ -149,6 +159,16 @@ class Layer:
         if w is None:
             return self._replaced(select(g, 1 + axis), None)
         return self._replaced(g, select(w, axis))
+
+    def widened(self) -> Layer:
+        """This layer in float32 if it is stored in 16-bit floats, else itself."""
+        if widened(self.g) is self.g:
+            return self
+        layer = copy.copy(self)
+        for name in ("a", "g", "w"):
+            array = getattr(self, name)
+            setattr(layer, name, None if array is None else widened(array))
+        return layer
 
     def native(self) -> Native:
         """This layer for the native waist."""
@@ -397,6 +417,8 @@ def _check_array(x: Array, name: str, rank: int, expected: str) -> None:
     library(x, name)
     if len(x.shape) != rank:
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+    if requires_grad(x):
+        raise TypeError(f"{name}: cannot be borrowed: it requires grad (pass x.detach())")
     if is_negated(x):
         raise TypeError(f"{name}: has torch's negative bit set; pass x.resolve_neg()")
     dtype = dtype_name(x)

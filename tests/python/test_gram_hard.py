@@ -29,7 +29,7 @@ MISTAKES = {
     "g of rank 2": (lambda a, g: ff.gram(a, g[0]), ValueError, r"g: expected shape \(n, c, o\)"),
     "samples differ": (lambda a, g: ff.gram(a[:4], g), ValueError, "a has 4 samples and g has 6"),
     "integers": (lambda a, g: ff.gram(a.astype(int), g), TypeError, "a: expected dtype"),
-    "half": (lambda a, g: ff.gram(a.astype("float16"), g.astype("float16")), TypeError, "dtype"),
+    "booleans": (lambda a, g: ff.gram(a > 0, g > 0), TypeError, "a: expected dtype"),
     "complex": (lambda a, g: ff.gram(a + 0j, g + 0j), TypeError, "a: expected dtype"),
     "byte order": (lambda a, g: ff.gram(a.astype(">f8"), g.astype(">f8")), TypeError, "dtype >f8"),
     "mixed dtypes": (lambda a, g: ff.gram(a, g.astype("float32")), TypeError, "same dtype"),
@@ -341,8 +341,11 @@ def test_interrupt_stops_within_a_tile():
         timeout=120,
         check=False,
     )
-    assert run.stdout.startswith("interrupted"), run.stdout + run.stderr
-    assert float(run.stdout.split()[1]) < 2.0  # a whole call takes much longer on these cores
+    last = (run.stdout.splitlines() or [""])[
+        -1
+    ]  # an editable installation reports its rebuild first
+    assert last.startswith("interrupted"), run.stdout + run.stderr
+    assert float(last.split()[1]) < 2.0  # a whole call takes much longer on these cores
 
 
 def test_memory_limit_bounds_the_scratch_memory(rng):
@@ -373,7 +376,7 @@ def test_small_calls_start_no_thread():
     idle = subprocess.run(
         [sys.executable, "-c", baseline], capture_output=True, text=True, env=env, check=True
     )
-    assert run.stdout == idle.stdout
+    assert run.stdout.splitlines()[-1] == idle.stdout.splitlines()[-1]
 
 
 def test_import_brings_in_no_other_library():
@@ -382,7 +385,7 @@ def test_import_brings_in_no_other_library():
         "print(sorted({'torch', 'jax', 'cupy', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_bridge_gives_arrays_back(rng):
@@ -471,4 +474,4 @@ def test_a_system_without_more_threads_neither_hangs_nor_fails():
     run = subprocess.run(
         [sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=60, check=False
     )
-    assert run.stdout.strip() == "alive", run.stderr
+    assert run.stdout.splitlines()[-1:] == ["alive"], run.stderr

@@ -296,8 +296,8 @@ def test_16_bit_factors_of_the_whole_range(rng):
     expected = reference.gram([(a, g, True)])
     assert_close(ff.gram(a, g, bias=True), expected, terms=5, dtype="float32")
     torch = pytest.importorskip("torch")
-    x = torch.tensor([[1e30, 1.0], [1e-30, -3.0]], dtype=torch.bfloat16)
-    y = torch.tensor([[[1e-30]], [[3e-26]]], dtype=torch.bfloat16)
+    x = torch.tensor([[1e18, 1.0], [1e-18, -3.0]], dtype=torch.bfloat16)
+    y = torch.tensor([[[1e-17]], [[1e-12]]], dtype=torch.bfloat16)
     expected = reference.gram([(x.double().numpy(), y.double().numpy(), False)])
     assert_close(ff.gram(x, y).numpy(), expected, terms=3, dtype="float32")
 

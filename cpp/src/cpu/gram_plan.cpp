@@ -8,9 +8,6 @@
 namespace fastfisher::cpu {
 namespace {
 
-// A right panel of this depth (nr floats wide: 16 KiB) and a left one stay in the first cache
-// level.
-constexpr std::int64_t kDepth = 256;
 // A tile's left panels and state stay in the second level (512 KiB here).
 constexpr std::int64_t kTileRows = 96;
 constexpr std::int64_t kTileCols = 256;
@@ -18,8 +15,12 @@ constexpr std::int64_t kTileCols = 256;
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
 constexpr std::int64_t kTilesAThread = 16;
+// What a thread forms at once: rows of gradients and columns of inputs, whole panels of every kernel.
+constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
+constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
-constexpr std::int64_t kSlabDepthBytes = 8192;
+constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 4096;
+constexpr std::int64_t kFewPanels = std::int64_t{1} << 20;
 constexpr std::int64_t kAlign = 64;
 
 // Tile edge near `wanted`, made of whole panels of samples where that is possible, so that the
@@ -31,22 +32,6 @@ std::int64_t tile_edge(std::int64_t wanted, std::int64_t width, std::int64_t out
   const std::int64_t step = whole ? unit : width;
   const std::int64_t edge = std::max<std::int64_t>(1, (wanted + step / 2) / step) * step;
   return std::min(edge, round_up(std::max<std::int64_t>(extent, 1), width));
-}
-
-std::vector<GramChunk> chunks_of(const GramShape& shape) {
-  std::vector<GramChunk> chunks;
-  for (std::size_t layer = 0; layer < shape.depth_a.size(); ++layer) {
-    for (const bool gradients : {false, true}) {
-      const std::int64_t depth = gradients ? shape.depth_g[layer] : shape.depth_a[layer];
-      const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, kDepth));
-      for (std::int64_t k = 0; k < count; ++k) {
-        const std::int64_t from = depth * k / count;
-        chunks.push_back({static_cast<int>(layer), gradients, from, depth * (k + 1) / count - from,
-                          k == 0, k == count - 1});
-      }
-    }
-  }
-  return chunks;
 }
 
 // Entries of the product of samples along a tile edge of `rows` rows.
@@ -64,6 +49,11 @@ struct Sizer {
   int threads;
   GramPlan plan;
 
+  [[nodiscard]] bool any_formed() const {
+    return std::any_of(shape.layers.begin(), shape.layers.end(),
+                       [](const LayerShape& layer) { return layer.formed(); });
+  }
+
   void set_blocks(std::int64_t row_blocks, std::int64_t col_blocks) {
     const auto edge = [](std::int64_t extent, std::int64_t blocks, std::int64_t tile) {
       return round_up(std::max<std::int64_t>(1, ceil_div(extent, blocks)), tile);
@@ -78,61 +68,211 @@ struct Sizer {
     }
   }
 
+  // Memory in which a thread forms gradients: panels of both factors and rows of padded input.
+  void set_form(std::int64_t limit) {
+    const auto set = [&](std::int64_t rows, std::int64_t cols) {
+      plan.form_rows = rows;
+      plan.form_cols = cols;
+      std::int64_t left = 0, right = 0;
+      for (const LayerShape& layer : shape.layers) {
+        if (!layer.formed()) continue;
+        const std::int64_t depth =
+            std::min(kGramDepth, std::max<std::int64_t>(1, layer.positions()));
+        const std::int64_t all =
+            round_up(shape.formed_outputs(layer) * layer.group_out(), plan.mr);
+        left = std::max(left, std::min(rows, all) * depth);
+        right = std::max(right, std::min(cols, layer.padded) * depth);
+      }
+      plan.form_left = round_up(left * item, kAlign) / item;
+      plan.form_bytes = threads * (plan.form_left * item + round_up(right * item, kAlign) +
+                                   round_up((plan.nr + 1) * kGramDepth * std::int64_t{8}, kAlign));
+    };
+    if (!any_formed()) return;
+    set(kFormRows, kFormCols);
+    if (plan.form_bytes > limit / 4) set(kFewFormRows, kFewFormCols);
+  }
+
   [[nodiscard]] std::int64_t chunk_bytes(const GramChunk& chunk, bool left) const {
+    if (chunk.side == (left ? GramChunk::Side::right : GramChunk::Side::left)) return 0;
     const std::int64_t extent =
         left ? panel_extent(chunk.gradients, plan.block_rows, shape.left_outputs, plan.mr)
              : panel_extent(chunk.gradients, plan.block_cols, shape.right_outputs, plan.nr);
     return round_up(extent * chunk.depth * item, kAlign);
   }
 
-  [[nodiscard]] std::int64_t one_state() const {
+  // Products of samples in a tile, and a thread's memory for pairs of positions.
+  void set_tile() {
     // Blocks start where tiles of rows do, when square also those of the right side: only if both
     // edges are whole panels of samples does every tile start on such a panel.
     const bool whole = plan.tile_rows % (plan.mr * shape.left_outputs) == 0 &&
                        plan.tile_cols % (plan.nr * shape.right_outputs) == 0;
-    const std::int64_t p = sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole) *
-                           sample_extent(plan.tile_cols, shape.right_outputs, plan.nr, whole);
+    const std::int64_t n = sample_extent(plan.tile_rows, shape.left_outputs, plan.mr, whole);
+    const std::int64_t m = sample_extent(plan.tile_cols, shape.right_outputs, plan.nr, whole);
+    plan.samples_entries = plan.pair_bytes = 0;
+    for (const LayerShape& layer : shape.layers) {
+      if (layer.has_samples(shape.kind)) plan.samples_entries = round_up(n * m * item, kAlign) / item;
+    }
+    for (const LayerShape& layer : shape.layers) {
+      std::int64_t bytes = 0;
+      if (layer.method == GramMethod::s3 && layer.contracts(shape)) {
+        bytes = (layer.right_positions * (plan.samples_entries + plan.nr) + kGramDepth * plan.nr) *
+                    item +
+                layer.right_positions * static_cast<std::int64_t>(sizeof(void*));
+      } else if (layer.method == GramMethod::s2) {
+        bytes = round_up(n, plan.mr) * kHalfFormedUnits * plan.nr * item;
+      }
+      plan.pair_bytes = std::max(plan.pair_bytes, round_up(bytes, kAlign));
+    }
+  }
+
+  [[nodiscard]] std::int64_t one_state() const {
     return round_up(plan.tile_rows * plan.tile_cols * 8, kAlign) +
-           round_up(plan.tile_rows * plan.tile_cols * item, kAlign) + round_up(p * item, kAlign) +
+           round_up(plan.tile_rows * plan.tile_cols * item, kAlign) + plan.samples_entries * item +
            round_up(plan.tile_cols * item, kAlign);
   }
 
+  // What does not depend on how the parameters are cut.
+  [[nodiscard]] std::int64_t fixed_bytes() const {
+    return plan.form_bytes + threads * plan.pair_bytes + kAlign;
+  }
+
+  // Tiles of the largest block: the only one may lie on the diagonal of a symmetric Gram.
   [[nodiscard]] std::int64_t tiles() const {
+    if (shape.symmetric && plan.block_rows >= shape.rows) return TileGrid(plan, shape, 0, 0).size();
     return ceil_div(std::min(plan.block_rows, shape.rows), plan.tile_rows) *
            ceil_div(std::min(plan.block_cols, shape.cols), plan.tile_cols);
   }
 
-  // Fill slabs of at most `budget` bytes of panels; false if a single chunk is larger.
-  bool cut(std::int64_t budget) {
-    plan.slabs.assign(1, 0);
-    plan.left_bytes = plan.right_bytes = 0;
+  // Whether left and right form different samples at some time.
+  [[nodiscard]] bool two_sides() const {
+    return !shape.symmetric || plan.block_rows < shape.rows;
+  }
+
+  [[nodiscard]] std::int64_t piece_entries(const GramPiece& piece, bool left) const {
+    const std::int64_t samples = left ? block_samples(plan.block_rows, shape.left_outputs)
+                                      : block_samples(plan.block_cols, shape.right_outputs);
+    return round_up(samples * piece.sample_entries * item, kAlign) / item;
+  }
+
+  // Adds the units of `chunk` to its piece.
+  void form(const GramChunk& chunk, std::vector<GramPiece>& pieces) const {
+    const LayerShape& layer = shape.layers[static_cast<std::size_t>(chunk.layer)];
+    const bool patches = chunk.source == GramChunk::Source::patches;
+    const auto same = std::find_if(pieces.rbegin(), pieces.rend(), [&](const GramPiece& piece) {
+      return piece.layer == chunk.layer && piece.group == chunk.group && piece.patches == patches;
+    });
+    const bool known = same != pieces.rend();
+    if (!known) pieces.push_back({chunk.layer, chunk.group, chunk.unit, 0, patches, 0, 0, 0, 0});
+    GramPiece& piece = known ? *same : pieces.back();
+    piece.to = std::max(piece.to, chunk.unit + chunk.units);
+    const std::int64_t outputs = patches ? 1 : shape.formed_outputs(layer);
+    piece.rows = round_up(outputs * (piece.to - piece.from), plan.mr);
+    piece.sample_entries = piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0));
+  }
+
+  [[nodiscard]] bool forms(std::size_t begin, std::size_t end) const {
+    return std::any_of(plan.chunks.begin() + static_cast<std::ptrdiff_t>(begin),
+                       plan.chunks.begin() + static_cast<std::ptrdiff_t>(end),
+                       [](const GramChunk& c) { return c.source != GramChunk::Source::input; });
+  }
+
+  // Fills slabs of at most `panels` bytes of panels, in groups that form at most `formed` bytes;
+  // false if what cannot be divided is larger.
+  bool cut(std::int64_t panels, std::int64_t formed) {
+    plan.slabs.clear();
+    plan.groups.assign(1, {});
+    plan.left_bytes = plan.right_bytes = plan.formed_left = plan.formed_right = 0;
+    GramSlab slab;
     std::int64_t left = 0, right = 0;
-    for (std::size_t index = 0; index < plan.chunks.size(); ++index) {
-      const std::int64_t more_left = chunk_bytes(plan.chunks[index], true);
-      const std::int64_t more_right = chunk_bytes(plan.chunks[index], false);
-      if (more_left + more_right > budget) return false;
-      if (left + right + more_left + more_right > budget) {
-        plan.slabs.push_back(index);
-        left = right = 0;
-      }
-      left += more_left;
-      right += more_right;
+    const auto close = [&] {
+      if (slab.last > slab.first) plan.slabs.push_back(slab);
       plan.left_bytes = std::max(plan.left_bytes, left);
       plan.right_bytes = std::max(plan.right_bytes, right);
+      slab.first = slab.last;
+      left = right = 0;
+    };
+    for (std::size_t begin = 0, end = 0; begin < plan.chunks.size(); begin = end) {
+      for (end = begin + 1; end < plan.chunks.size() && !plan.chunks[end].atom;) ++end;
+      std::int64_t more_left = 0, more_right = 0;
+      for (std::size_t c = begin; c < end; ++c) {
+        more_left += chunk_bytes(plan.chunks[c], true);
+        more_right += chunk_bytes(plan.chunks[c], false);
+      }
+      if (more_left + more_right > panels) return false;
+      if (left + right + more_left + more_right > panels) close();
+      if (forms(begin, end)) {
+        for (int attempt = 0;; ++attempt) {
+          std::vector<GramPiece> pieces = plan.groups.back().pieces;
+          for (std::size_t c = begin; c < end; ++c) {
+            if (plan.chunks[c].source != GramChunk::Source::input) form(plan.chunks[c], pieces);
+          }
+          std::int64_t sum_left = 0, sum_right = 0;
+          for (GramPiece& piece : pieces) {
+            piece.left_at = sum_left / item;
+            piece.right_at = sum_right / item;
+            sum_left += piece_entries(piece, true) * item;
+            sum_right += two_sides() ? piece_entries(piece, false) * item : 0;
+          }
+          if (sum_left + sum_right <= formed) {
+            plan.formed_left = std::max(plan.formed_left, sum_left);
+            plan.formed_right = std::max(plan.formed_right, sum_right);
+            plan.groups.back().pieces = std::move(pieces);
+            break;
+          }
+          if (attempt == 1) return false;
+          close();
+          plan.groups.back().last = plan.slabs.size();
+          plan.groups.push_back({plan.slabs.size(), 0, {}});
+        }
+      }
+      slab.last = end;
+      left += more_left;
+      right += more_right;
     }
-    plan.slabs.push_back(plan.chunks.size());
+    close();
+    plan.groups.back().last = plan.slabs.size();
     return true;
+  }
+
+  // Where each chunk finds its panels and its piece.
+  void locate() {
+    bool started = false;
+    for (const GramGroup& group : plan.groups) {
+      for (std::size_t k = group.first; k < group.last; ++k) {
+        GramSlab& slab = plan.slabs[k];
+        slab.started = started;
+        std::int64_t left = 0, right = 0;
+        for (std::size_t c = slab.first; c < slab.last; ++c) {
+          GramChunk& chunk = plan.chunks[c];
+          chunk.left_at = left / item;
+          chunk.right_at = right / item;
+          left += chunk_bytes(chunk, true);
+          right += chunk_bytes(chunk, false);
+          chunk.piece = -1;
+          started = started || (chunk.gradients && chunk.last);
+          if (chunk.source == GramChunk::Source::input) continue;
+          for (std::size_t p = 0; p < group.pieces.size(); ++p) {
+            const GramPiece& piece = group.pieces[p];
+            if (piece.layer == chunk.layer && piece.group == chunk.group &&
+                piece.patches == (chunk.source == GramChunk::Source::patches) &&
+                piece.from <= chunk.unit && chunk.unit < piece.to)
+              chunk.piece = static_cast<int>(p);
+          }
+        }
+      }
+    }
   }
 
   void total() {
     plan.state_bytes = one_state();
     plan.states = plan.single_slab() ? threads : tiles();
-    plan.bytes = plan.left_bytes + plan.right_bytes + plan.states * plan.state_bytes + kAlign;
+    plan.bytes = plan.left_bytes + plan.right_bytes + plan.formed_left + plan.formed_right +
+                 plan.states * plan.state_bytes + fixed_bytes();
   }
 
   bool try_single(std::int64_t limit) {
-    const std::int64_t states = threads * one_state();
-    if (!cut(limit - states - kAlign) || !plan.single_slab()) return false;
+    const std::int64_t most = limit - threads * one_state() - fixed_bytes();
+    if (!cut(most, most) || !plan.single_slab()) return false;
     total();
     return plan.bytes <= limit;
   }
@@ -140,9 +280,20 @@ struct Sizer {
   bool try_slabs(std::int64_t limit) {
     const std::int64_t states = tiles() * one_state();
     if (states > limit / 2) return false;
-    const std::int64_t wanted = std::max<std::int64_t>(
-        std::int64_t{1} << 20, (plan.block_rows + plan.block_cols) * kSlabDepthBytes);
-    if (!cut(std::min(wanted, limit - states - kAlign)) && !cut(limit - states - kAlign))
+    const std::int64_t most = limit - states - fixed_bytes();
+    const std::int64_t depth = any_formed() ? kFormedDepthBytes : kSlabDepthBytes;
+    const std::int64_t wanted =
+        std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
+    // Patches are unfolded once a group: few groups. Other inputs cost nothing to read again.
+    const bool unfolds =
+        std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& layer) {
+          return layer.formed() && layer.form == LayerForm::conv;
+        });
+    if (any_formed() && !unfolds && cut(wanted, std::min(4 * wanted, most - wanted))) {
+      total();
+      if (plan.bytes <= limit) return true;
+    }
+    if (!cut(wanted, most - wanted) && !cut(most / 2, most - most / 2) && !cut(most, most))
       return false;
     total();
     return plan.bytes <= limit;
@@ -165,26 +316,16 @@ SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t c
   return {first, last - first + 1};
 }
 
-GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs) {
-  GramShape shape;
-  shape.symmetric = right.empty();
-  const LayerFactors& one = left.front();
-  const LayerFactors& other = right.empty() ? one : right.front();
-  const std::int64_t c = one.g.extent(1);
-  const std::int64_t d = other.g.extent(1);
-  if (outputs == GramOutputs::full) {
-    shape.left_outputs = std::max<std::int64_t>(c, 1);
-    shape.right_outputs = std::max<std::int64_t>(d, 1);
+TileGrid::TileGrid(const GramPlan& plan, const GramShape& shape, std::int64_t i, std::int64_t j)
+    : down(ceil_div(std::min(plan.block_rows, shape.rows - i), plan.tile_rows)),
+      across(ceil_div(std::min(plan.block_cols, shape.cols - j), plan.tile_cols)) {
+  before.assign(1, 0);
+  for (std::int64_t r = 0; r < down; ++r) {
+    const std::int64_t last_row = std::min(shape.rows, i + (r + 1) * plan.tile_rows) - 1;
+    const std::int64_t used =
+        shape.symmetric ? std::min(across, (last_row - j) / plan.tile_cols + 1) : across;
+    before.push_back(before.back() + used);
   }
-  shape.rows = one.g.extent(0) * (outputs == GramOutputs::full ? c : 1);
-  shape.cols = other.g.extent(0) * (outputs == GramOutputs::full ? d : 1);
-  shape.planes = outputs == GramOutputs::diagonal ? c : 1;
-  for (const LayerFactors& layer : left) {
-    shape.depth_a.push_back(layer.a.extent(1));
-    shape.depth_g.push_back(layer.g.extent(2) * (outputs == GramOutputs::trace ? c : 1));
-  }
-  return shape;
 }
 
 namespace {
@@ -196,13 +337,18 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
   plan.nr = nr;
-  plan.chunks = chunks_of(shape);
+  plan.chunks = gram_chunks(shape);
+  const bool formed = sizer.any_formed();
   std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
   // Small problems: smaller tiles, so that every thread has several.
   const auto few = [&] {
     const std::int64_t tiles =
         ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
     return tiles < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
+  };
+  const auto done = [](Sizer& found) {
+    found.locate();
+    return found.plan;
   };
   while (threads > 1 && few() && (wanted_rows > 2 * mr || wanted_cols > 2 * nr)) {
     (wanted_cols > wanted_rows ? wanted_cols : wanted_rows) /= 2;
@@ -216,14 +362,18 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
       return plan.block_rows >= std::min(shape.rows, kGoodBlock) &&
              plan.block_cols >= std::min(shape.cols, kGoodBlock);
     };
-    for (std::int64_t blocks = 1; blocks <= most; ++blocks) {
+    sizer.set_form(limit);
+    sizer.set_tile();
+    // Each block forms what it needs anew: where something is formed, few blocks matter most.
+    for (std::int64_t blocks = 1; blocks <= most && !formed; ++blocks) {
       sizer.set_blocks(blocks, blocks);
       if (!enough()) break;
-      if (sizer.try_single(limit)) return plan;
+      if (sizer.try_single(limit)) return done(sizer);
     }
-    for (std::int64_t blocks = 1; blocks <= most; ++blocks) {
+    for (std::int64_t blocks = 1; blocks <= most; blocks += std::max<std::int64_t>(1, blocks / 8)) {
       sizer.set_blocks(blocks, blocks);
-      if (sizer.try_slabs(limit) || sizer.try_single(limit)) return plan;
+      if (formed && sizer.try_single(limit)) return done(sizer);
+      if (sizer.try_slabs(limit) || sizer.try_single(limit)) return done(sizer);
     }
     if (plan.tile_rows == mr && plan.tile_cols == nr) break;
     wanted_rows = std::max(mr, wanted_rows / 2);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sizes of a dense Gram: what is packed together, which tiles, how many bytes. See gram.cpp for the
-// algorithm.
+// Sizes of a Gram: which method, what is packed together, which tiles, how many bytes. See gram.cpp
+// for the algorithm.
 #pragma once
 
 #include "fastfisher/ops.hpp"
@@ -12,24 +12,124 @@
 
 namespace fastfisher::cpu {
 
-/// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
-/// depth alone, so that memory and threads never change the order of a sum.
-struct GramChunk {
-  int layer = 0;
-  bool gradients = false;  ///< product of the rows of g, else of the rows of a
-  std::int64_t from = 0;
-  std::int64_t depth = 0;
-  bool first = false;
-  bool last = false;
+constexpr std::int64_t ceil_div(std::int64_t x, std::int64_t y) {
+  return (x + y - 1) / y;
+}
+constexpr std::int64_t round_up(std::int64_t x, std::int64_t y) {
+  return ceil_div(x, y) * y;
+}
+
+struct GramShape;
+
+/// One layer as the engine sees it.
+struct LayerShape {
+  LayerForm form = LayerForm::dense;
+  GramMethod method = GramMethod::s0;
+  bool separable = false, bias = false;
+  std::int64_t outputs = 1;                              ///< c
+  std::int64_t left_positions = 1, right_positions = 1;  ///< s of either side
+  std::int64_t in = 0, out = 1, groups = 1;              ///< i of one group, o of all
+  std::int64_t padded = 0;                               ///< i in whole vectors, where formed
+
+  [[nodiscard]] std::int64_t group_out() const { return out / groups; }
+  [[nodiscard]] std::int64_t positions() const {
+    return left_positions > right_positions ? left_positions : right_positions;
+  }
+  /// Whether its Gram is a sum of entrywise products, (samples) o (outputs), rather than one
+  /// product of gradients.
+  [[nodiscard]] bool has_samples(GramOutputs kind) const {
+    if (form == LayerForm::dense && method == GramMethod::s0) return true;
+    if (nothing()) return false;
+    return method == GramMethod::s0 || method == GramMethod::s3 ||
+           (method == GramMethod::s4 && kind == GramOutputs::full);
+  }
+  /// Whether something of it is formed a slab at a time: gradients (S1), what all outputs share of
+  /// them (S4), or the patches of a convolution (S3).
+  [[nodiscard]] bool formed() const {
+    if (method == GramMethod::s1) return form != LayerForm::jacobian;
+    return method == GramMethod::s2 || method == GramMethod::s4 ||
+           (method == GramMethod::s3 && form == LayerForm::conv);
+  }
+  /// Whether its Gram is zero for want of outputs, positions or parameters.
+  [[nodiscard]] bool nothing() const {
+    return outputs == 0 || left_positions == 0 || right_positions == 0 ||
+           (in * out == 0 && !(bias && out > 0));
+  }
+  /// S3: whether P meets the cotangents of the right before those meet the left's; fewer
+  /// multiply-adds where outputs meet outputs.
+  [[nodiscard]] bool contracts(std::int64_t left_outputs, std::int64_t right_outputs) const {
+    return (right_positions + left_outputs) * right_outputs <
+           right_positions * left_outputs * right_outputs;
+  }
+  [[nodiscard]] bool contracts(const GramShape& shape) const;
 };
 
 struct GramShape {
+  GramOutputs kind = GramOutputs::full;
   std::int64_t rows = 0, cols = 0;  ///< of one plane of the Gram
   std::int64_t left_outputs = 1,
                right_outputs = 1;  ///< rows of one sample (1 unless outputs = full)
   std::int64_t planes = 1;         ///< c for outputs = diagonal
   bool symmetric = false;
-  std::vector<std::int64_t> depth_a, depth_g;  ///< by layer
+  std::vector<LayerShape> layers;
+
+  /// Outputs of one sample that a row of formed gradients goes through.
+  [[nodiscard]] std::int64_t formed_outputs(const LayerShape& layer) const {
+    return kind == GramOutputs::diagonal || layer.method == GramMethod::s4 ? 1 : layer.outputs;
+  }
+};
+
+inline bool LayerShape::contracts(const GramShape& shape) const {
+  return contracts(shape.left_outputs, shape.right_outputs);
+}
+
+/// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
+/// shapes alone, so that memory and threads never change the order of a sum.
+struct GramChunk {
+  enum class Source { input, weights, ones, patches };
+  enum class Side { both, left, right };
+
+  int layer = 0;
+  bool gradients = false;  ///< product of rows of outputs, else of rows of samples
+  std::int64_t from = 0;   ///< first entry of the depth, within the source's rows
+  std::int64_t depth = 0;
+  bool first = false;  ///< starts its product
+  bool last = false;   ///< ends it; a product of gradients is folded then
+  bool atom = false;   ///< a slab may begin here
+
+  Source source = Source::input;  ///< the caller's array, or what is formed: weights, bias, patches
+  Side side = Side::both;         ///< that packs it
+  std::int64_t unit = 0;          ///< first o, or position
+  std::int64_t units = 1;         ///< that it goes through, of what is formed
+  std::int64_t group = 0;
+  std::int64_t output = 0;  ///< c, where rows are samples and the depth runs over outputs (S1)
+  int piece = -1;           ///< of the group of slabs that holds it
+
+  std::int64_t left_at = 0, right_at = 0;  ///< its panels, in entries from the slab's first
+};
+
+/// Units [from, to) of one group of channels of a layer that are formed together, for every sample
+/// of a block.
+struct GramPiece {
+  int layer = 0;
+  std::int64_t group = 0, from = 0, to = 0;
+  bool patches = false;             ///< units are positions, nothing is multiplied
+  std::int64_t rows = 0;            ///< of a sample: outputs times units, padded
+  std::int64_t sample_entries = 0;  ///< rows x padded, then a row of biases
+  std::int64_t left_at = 0, right_at = 0;  ///< in entries from the formed memory of the side
+};
+
+/// What is packed together.
+struct GramSlab {
+  std::size_t first = 0, last = 0;  ///< chunks [first, last)
+  bool started = false;  ///< whether slabs before it folded something into the tiles
+};
+
+/// Slabs [first, last) whose gradients are formed together: forming likes long stretches, which
+/// unfold an input once, packing short ones, which stay in cache.
+struct GramGroup {
+  std::size_t first = 0, last = 0;
+  std::vector<GramPiece> pieces;
 };
 
 struct GramPlan {
@@ -38,18 +138,43 @@ struct GramPlan {
   std::int64_t block_rows = 0,
                block_cols = 0;  ///< of the Gram, packed together; multiples of the tile
   std::vector<GramChunk> chunks;
-  std::vector<std::size_t> slabs;  ///< slab s packs chunks slabs[s] .. slabs[s+1]-1
-  // Bytes of the workspace, in this order: panels of the left, of the right, then the states of
+  std::vector<GramSlab> slabs;
+  std::vector<GramGroup> groups;
+  std::int64_t form_rows = 0, form_cols = 0;  ///< what a thread forms at once
+  std::int64_t form_left = 0;  ///< entries of its panels of rows
+  // Bytes of the workspace, in this order: panels of the left, of the right; what is formed for the
+  // left, for the right (none where they are the same); a thread's memory to form in; the states of
   // tiles.
-  std::int64_t left_bytes = 0, right_bytes = 0, state_bytes = 0;
+  std::int64_t left_bytes = 0, right_bytes = 0, formed_left = 0, formed_right = 0, form_bytes = 0,
+               state_bytes = 0;
+  std::int64_t samples_entries = 0;  ///< of the product of samples in a tile
+  std::int64_t pair_bytes = 0;       ///< of a thread, for pairs of positions; behind the states
   std::int64_t states = 0;  ///< one a thread with a single slab, else one a tile of the block
   std::int64_t bytes = 0;
 
-  [[nodiscard]] bool single_slab() const { return slabs.size() == 2; }
+  [[nodiscard]] bool single_slab() const { return slabs.size() == 1; }
+  [[nodiscard]] std::int64_t blocks(const GramShape& shape) const {
+    return ceil_div(shape.rows, block_rows);
+  }
 };
 
+/// Stretch of the depth whose products are summed in registers: a right panel of this depth (16 KiB
+/// of floats) and a left one stay in the first cache level.
+inline constexpr std::int64_t kGramDepth = 256;
+
+/// Units of a layer whose half-formed products are in the first cache level together (S2).
+inline constexpr std::int64_t kHalfFormedUnits = 16;
+
+/// Shapes of the layers and the method of each: the forced one, else the cheapest in predicted
+/// time. ErrorCode::shape where a layer does not have the method that is forced.
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs);
+                     GramOutputs outputs, std::int64_t nr);
+
+/// Multiply-adds and predicted seconds of each layer.
+std::vector<GramChoice> gram_choices(const GramShape& shape, std::int64_t item_bytes, int threads);
+
+/// The chunks of all layers in order.
+std::vector<GramChunk> gram_chunks(const GramShape& shape);
 
 /// The plan with the fewest passes over the factors within `limit` bytes; ErrorCode::memory if none
 /// fits.
@@ -65,16 +190,24 @@ struct SamplePanels {
 SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t count,
                            std::int64_t outputs, std::int64_t width);
 
-constexpr std::int64_t ceil_div(std::int64_t x, std::int64_t y) {
-  return (x + y - 1) / y;
-}
-constexpr std::int64_t round_up(std::int64_t x, std::int64_t y) {
-  return ceil_div(x, y) * y;
-}
-
-/// Rows of chunk panels in a block of `block` rows: its own rows for g, its samples for a. In
+/// Rows of chunk panels in a block of `block` rows: its own rows for gradients, its samples else. In
 /// entries, padded.
 std::int64_t panel_extent(bool gradients, std::int64_t block, std::int64_t outputs,
                           std::int64_t width);
+
+/// Samples that a block of `block` rows may touch.
+constexpr std::int64_t block_samples(std::int64_t block, std::int64_t outputs) {
+  return outputs == 1 ? block : ceil_div(block, outputs) + 1;
+}
+
+/// Tiles of a block, and which of them hold something to compute: all, or when the block lies on
+/// the diagonal of a symmetric Gram those that reach below it.
+struct TileGrid {
+  std::int64_t down = 0, across = 0;
+  std::vector<std::int64_t> before;  ///< before[r]: tiles in rows of tiles above r; last: all
+
+  TileGrid(const GramPlan& plan, const GramShape& shape, std::int64_t i, std::int64_t j);
+  [[nodiscard]] std::int64_t size() const { return before.back(); }
+};
 
 }  // namespace fastfisher::cpu

@@ -43,6 +43,11 @@ bool store_tile(const Target& target, bool symmetric, std::int64_t row, std::int
     }
   }
   if (!symmetric) return !bad;
+  // A squared norm, which only rounding can make negative.
+  for (std::int64_t r = std::max<std::int64_t>(0, col - row); r < rows && row + r < col + cols; ++r) {
+    S& entry = out[target.row(row + r) + target.col(row + r)];
+    if (entry < 0) entry = 0;
+  }
   // Row q of the mirror image is column q of the tile; square pieces keep both sides in cache.
   constexpr std::int64_t kPiece = 16;
   for (std::int64_t r0 = 0; r0 < rows; r0 += kPiece) {

@@ -4,6 +4,7 @@
 #include "parallel.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -16,33 +17,66 @@ namespace {
 constexpr std::int64_t kTaskEntries = std::int64_t{1} << 17;
 
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+using Bits =
+    std::conditional_t<sizeof(T) == 2, std::uint16_t,
+                       std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>>;
+
+// The number behind the bits of a magnitude.
+template <class T>
+double value_of(Bits<T> bits) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  } else if constexpr (std::is_same_v<T, Float16>) {
+    if (bits >= 0x7c00) return std::numeric_limits<double>::infinity();
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 13) * 0x1p112F;
+  } else {
+    return static_cast<double>(std::bit_cast<T>(bits));
+  }
+}
+
+template <class T>
+Bits<T> magnitude_of(T x) {
+  constexpr Bits<T> mask = std::numeric_limits<Bits<T>>::max() >> 1;
+  return static_cast<Bits<T>>(std::bit_cast<Bits<T>>(x) & mask);
+}
 
 // Magnitudes of floats order like their bits read as unsigned integers, NaN above infinity above
 // all numbers: an integer maximum needs no special case and vectorises.
 template <class T>
 Bits<T> largest_bits(const T* data, std::int64_t stride, std::int64_t count) {
-  constexpr Bits<T> magnitude = std::numeric_limits<Bits<T>>::max() >> 1;
   Bits<T> largest = 0;
   if (stride == 1) {
     for (std::int64_t k = 0; k < count; ++k) {
-      largest =
-          std::max(largest, static_cast<Bits<T>>(std::bit_cast<Bits<T>>(data[k]) & magnitude));
+      largest = std::max(largest, magnitude_of(data[k]));
     }
   } else {
     for (std::int64_t k = 0; k < count; ++k) {
-      largest = std::max(
-          largest, static_cast<Bits<T>>(std::bit_cast<Bits<T>>(data[k * stride]) & magnitude));
+      largest = std::max(largest, magnitude_of(data[k * stride]));
     }
   }
   return largest;
 }
 
-// Rank 3, axes sorted so that the innermost has the smallest stride, zero strides and packed axes
+// Axes sorted so that the innermost has the smallest stride, zero strides and packed axes
 // folded.
 struct Walk {
-  std::int64_t extents[3] = {1, 1, 1};
-  std::int64_t strides[3] = {0, 0, 0};
+  std::array<std::int64_t, kMaxRank> extents, strides;
+
+  Walk() {
+    extents.fill(1);
+    strides.fill(0);
+  }
+  [[nodiscard]] std::int64_t inner() const { return extents.back(); }
+  [[nodiscard]] std::int64_t rows() const {
+    std::int64_t count = 1;
+    for (std::size_t r = 0; r + 1 < kMaxRank; ++r) count *= extents[r];
+    return count;
+  }
+  [[nodiscard]] std::int64_t offset(std::int64_t row) const {
+    std::int64_t at = 0;
+    for (std::size_t r = kMaxRank - 1; r-- > 0; row /= extents[r]) at += row % extents[r] * strides[r];
+    return at;
+  }
 };
 
 Walk walk_of(const ArrayRef& array) {
@@ -64,10 +98,10 @@ Walk walk_of(const ArrayRef& array) {
     }
   }
   Walk walk;
-  const int first = 3 - static_cast<int>(axes.size());
+  const std::size_t first = kMaxRank - axes.size();
   for (std::size_t r = 0; r < axes.size(); ++r) {
-    walk.extents[first + static_cast<int>(r)] = axes[r].extent;
-    walk.strides[first + static_cast<int>(r)] = axes[r].stride;
+    walk.extents[first + r] = axes[r].extent;
+    walk.strides[first + r] = axes[r].stride;
   }
   return walk;
 }
@@ -79,7 +113,7 @@ std::int64_t first_bad_index(const ArrayRef& array) {
   for (std::int64_t index = 0;; ++index) {
     std::int64_t offset = 0;
     for (int r = 0; r < array.rank; ++r) offset += at[r] * array.strides[r];
-    if (!std::isfinite(data[offset])) return index;
+    if (!std::isfinite(value_of<T>(magnitude_of(data[offset])))) return index;
     int r = array.rank - 1;
     while (r >= 0 && ++at[r] == array.extents[r]) at[r--] = 0;
     if (r < 0) return -1;
@@ -90,8 +124,7 @@ template <class T>
 ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
   const Walk walk = walk_of(array);
   const auto* data = static_cast<const T*>(array.data);
-  const std::int64_t inner = walk.extents[2];
-  const std::int64_t rows = walk.extents[0] * walk.extents[1];
+  const std::int64_t inner = walk.inner(), rows = walk.rows();
   // A task is a stretch of whole rows, or of one long row.
   const std::int64_t parts = inner > kTaskEntries ? (inner + kTaskEntries - 1) / kTaskEntries : 1;
   const std::int64_t part = (inner + parts - 1) / parts;
@@ -105,17 +138,14 @@ ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
     Bits<T> largest = 0;
     for (std::int64_t row = task / parts * group; row < std::min(rows, (task / parts + 1) * group);
          ++row) {
-      const std::int64_t offset =
-          row / walk.extents[1] * walk.strides[0] + row % walk.extents[1] * walk.strides[1];
-      largest = std::max(
-          largest, largest_bits(data + offset + from * walk.strides[2], walk.strides[2], count));
+      largest = std::max(largest, largest_bits(data + walk.offset(row) + from * walk.strides.back(),
+                                               walk.strides.back(), count));
     }
     auto& mine = found[static_cast<std::size_t>(worker)];
     mine = std::max(mine, largest);
   });
   ScanResult result;
-  result.largest =
-      static_cast<double>(std::bit_cast<T>(*std::max_element(found.begin(), found.end())));
+  result.largest = value_of<T>(*std::max_element(found.begin(), found.end()));
   if (!std::isfinite(result.largest)) result.first_bad = first_bad_index<T>(array);
   return result;
 }
@@ -124,7 +154,7 @@ ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
 
 ScanResult scan(const Context& ctx, int threads, const ArrayRef& array) {
   if (array.size() == 0) return {};
-  return visit_dtype(array.dtype, [&](auto tag) {
+  return visit_storage(array.dtype, [&](auto tag) {
     return scan_typed<typename decltype(tag)::type>(ctx, threads, array);
   });
 }

@@ -3,7 +3,10 @@
 // The arithmetic of one tile, compiled once for each instruction set and chosen at run time.
 #pragma once
 
+#include "fastfisher/dtype.hpp"
+
 #include <cstdint>
+#include <type_traits>
 
 namespace fastfisher::cpu {
 
@@ -23,6 +26,11 @@ struct TileKernels {
   void (*pack_f64)(const double* const* rows, std::int64_t count, std::int64_t width,
                    std::int64_t stride, std::int64_t k, double scale, T* dst) = nullptr;
 
+  void (*pack_bf16)(const BFloat16* const* rows, std::int64_t count, std::int64_t width,
+                    std::int64_t stride, std::int64_t k, double scale, T* dst) = nullptr;
+  void (*pack_f16)(const Float16* const* rows, std::int64_t count, std::int64_t width,
+                   std::int64_t stride, std::int64_t k, double scale, T* dst) = nullptr;
+
   /// c[i,j] (+)= sum_k left[k,i] right[k,j] for `rows` x `cols` panels; panels of depth k lie at
   /// the given pitch. Micro tiles wholly above the diagonal are skipped: those with i + mr - 1 +
   /// skew < j.
@@ -30,10 +38,28 @@ struct TileKernels {
                   std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
                   T* c, std::int64_t ldc, bool accumulate) = nullptr;
 
-  /// acc[j] (+)= (p[j] + bias) * scale * q[j] in float64.
+  /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
+  void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,
+                  T* x) = nullptr;
+
+  /// acc[j] (+)= (p[j] + bias) * scale * q[j] in float64; without p, scale * q[j].
   void (*fold)(const T* p, const T* q, double bias, double scale, std::int64_t n, double* acc,
                bool accumulate) = nullptr;
 };
+
+/// The packing for factors of type S.
+template <class S, class T>
+auto pack_of(const TileKernels<T>& kernels) {
+  if constexpr (std::is_same_v<S, float>) {
+    return kernels.pack_f32;
+  } else if constexpr (std::is_same_v<S, double>) {
+    return kernels.pack_f64;
+  } else if constexpr (std::is_same_v<S, BFloat16>) {
+    return kernels.pack_bf16;
+  } else {
+    return kernels.pack_f16;
+  }
+}
 
 template <class T>
 const TileKernels<T>& tile_kernels_base();

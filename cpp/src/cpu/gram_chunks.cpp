@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gram_plan.hpp"
+
+#include <algorithm>
+
+namespace fastfisher::cpu {
+namespace {
+
+// Where a slab may begin: nowhere in a stretch, at its first chunk, at every one.
+enum class Atoms { none, first, every };
+
+constexpr Atoms first_if(bool condition) {
+  return condition ? Atoms::first : Atoms::none;
+}
+
+class Chunks {
+ public:
+  explicit Chunks(const GramShape& shape) : shape_(shape) {}
+
+  std::vector<GramChunk> all() {
+    for (std::size_t index = 0; index < shape_.layers.size(); ++index) {
+      next_ = {};
+      next_.layer = static_cast<int>(index);
+      layer(shape_.layers[index]);
+    }
+    return std::move(chunks_);
+  }
+
+ private:
+  void layer(const LayerShape& layer) {
+    const bool trace = shape_.kind == GramOutputs::trace;
+    const std::int64_t outputs = trace ? layer.outputs : 1;
+    if (layer.form == LayerForm::dense && layer.method == GramMethod::s0) {
+      cut(false, 0, layer.in, true, true, Atoms::every);
+      cut(true, 0, layer.out * outputs, true, true, Atoms::every);
+    } else if (layer.form == LayerForm::jacobian) {
+      cut(true, 0, layer.in * outputs, true, true, Atoms::every);
+    } else if (layer.nothing()) {
+      cut(true, 0, 0, true, true, Atoms::every);  // zero, but the tile must be set
+    } else if (layer.method == GramMethod::s3) {
+      position_pairs(layer, outputs);
+    } else if (layer.method == GramMethod::s2) {
+      half_formed(layer, outputs);
+    } else if (layer.has_samples(shape_.kind)) {
+      separable(layer);
+    } else {
+      gradients(layer, layer.method == GramMethod::s4 ? 1 : outputs);
+    }
+  }
+
+  // S1, and S4 where outputs do not meet: one product over formed rows.
+  void gradients(const LayerShape& layer, std::int64_t outputs) {
+    const std::size_t begin = chunks_.size();
+    units(layer, kGramDepth / layer.padded, [&](std::int64_t count) {
+      for (next_.output = 0; next_.output < outputs; ++next_.output) {
+        next_.source = GramChunk::Source::weights;
+        cut(true, 0, count * layer.padded, false, false, first_if(next_.output == 0));
+        if (!layer.bias) continue;
+        next_.source = GramChunk::Source::ones;
+        cut(true, 0, count, false, false, Atoms::none);
+      }
+    });
+    chunks_[begin].first = true;
+    chunks_.back().last = true;
+  }
+
+  // S4: each unit o is a dense layer with the formed a and the column w[:, o] for g.
+  void separable(const LayerShape& layer) {
+    units(layer, kGramDepth / layer.padded, [&](std::int64_t count) {
+      const std::int64_t from = next_.unit;
+      next_.units = 1;
+      for (std::int64_t o = from; o < from + count; ++o) {
+        next_.unit = o;
+        next_.source = GramChunk::Source::weights;
+        cut(false, 0, layer.padded, true, !layer.bias, first_if(o == from));
+        if (layer.bias) {
+          next_.source = GramChunk::Source::ones;
+          cut(false, 0, 1, false, true, Atoms::none);
+        }
+        next_.source = GramChunk::Source::input;
+        cut(true, 0, 1, true, true, Atoms::none);
+      }
+    });
+  }
+
+  // S3: rows of each position; which meet which is the tile's business.
+  void position_pairs(const LayerShape& layer, std::int64_t outputs) {
+    const bool conv = layer.form == LayerForm::conv;
+    for (next_.group = 0; next_.group < layer.groups; ++next_.group) {
+      for (next_.unit = 0; next_.unit < layer.positions(); ++next_.unit) {
+        const bool begins = next_.group == 0 && next_.unit == 0;
+        next_.source = conv ? GramChunk::Source::patches : GramChunk::Source::input;
+        cut(false, 0, conv ? layer.padded : layer.in, true, true, first_if(begins));
+        next_.source = GramChunk::Source::input;
+        cut(true, 0, layer.group_out() * outputs, true, true, Atoms::none);
+      }
+    }
+    next_.group = 0;
+  }
+
+  // S2: for each stretch of units the left's inputs at every position, the right's gradients, then
+  // the left's cotangents at every position.
+  void half_formed(const LayerShape& layer, std::int64_t outputs) {
+    const std::size_t begin = chunks_.size();
+    const bool conv = layer.form == LayerForm::conv;
+    units(layer, kHalfFormedUnits, [&](std::int64_t count) {
+      const std::int64_t from = next_.unit;
+      for (next_.output = 0; next_.output < outputs; ++next_.output) {
+        next_.side = GramChunk::Side::left;
+        next_.source = conv ? GramChunk::Source::patches : GramChunk::Source::input;
+        next_.units = 1;
+        for (next_.unit = 0; next_.unit < layer.left_positions; ++next_.unit)
+          cut(false, 0, layer.in, false, false, first_if(next_.unit == 0));
+        next_.side = GramChunk::Side::right;
+        next_.source = GramChunk::Source::weights;
+        for (next_.unit = from; next_.unit < from + count; ++next_.unit)
+          cut(true, 0, layer.in, false, false, Atoms::none);
+        if (layer.bias) {
+          next_.source = GramChunk::Source::ones;
+          next_.unit = from;
+          next_.units = count;
+          cut(true, 0, count, false, false, Atoms::none);
+        }
+        next_.side = GramChunk::Side::left;
+        next_.source = GramChunk::Source::input;
+        const std::int64_t first =
+            next_.output * layer.group_out() + from - next_.group * layer.group_out();
+        for (next_.unit = 0; next_.unit < layer.left_positions; ++next_.unit)
+          cut(true, first, count, false, false, Atoms::none);
+      }
+      next_.side = GramChunk::Side::both;
+    });
+    chunks_[begin].first = true;
+    chunks_.back().last = true;
+  }
+
+  // Stretches of about `wanted` units o of each group.
+  template <class Function>
+  void units(const LayerShape& layer, std::int64_t wanted, const Function& each) {
+    wanted = std::max<std::int64_t>(1, wanted);
+    for (next_.group = 0; next_.group < layer.groups; ++next_.group) {
+      const std::int64_t end = (next_.group + 1) * layer.group_out();
+      for (std::int64_t o = next_.group * layer.group_out(); o < end; o += wanted) {
+        next_.unit = o;
+        next_.units = std::min(wanted, end - o);
+        each(next_.units);
+      }
+    }
+    next_.group = next_.output = 0;
+    next_.units = 1;
+  }
+
+  // Depth [from, from + depth) in equal chunks.
+  void cut(bool gradients, std::int64_t from, std::int64_t depth, bool first, bool last,
+           Atoms atoms) {
+    const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, kGramDepth));
+    for (std::int64_t k = 0; k < count; ++k) {
+      GramChunk chunk = next_;
+      chunk.gradients = gradients;
+      chunk.from = from + depth * k / count;
+      chunk.depth = depth * (k + 1) / count - depth * k / count;
+      chunk.first = first && k == 0;
+      chunk.last = last && k == count - 1;
+      chunk.atom = atoms == Atoms::every || (atoms == Atoms::first && k == 0);
+      chunks_.push_back(chunk);
+    }
+  }
+
+  const GramShape& shape_;
+  GramChunk next_;
+  std::vector<GramChunk> chunks_;
+};
+
+}  // namespace
+
+std::vector<GramChunk> gram_chunks(const GramShape& shape) {
+  return Chunks(shape).all();
+}
+
+}  // namespace fastfisher::cpu

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One Gram from its plan: blocks of rows, groups of slabs, forming, packing, tiles. See gram.cpp.
+#pragma once
+
+#include "gram_rows.hpp"
+#include "gram_tile.hpp"
+#include "parallel.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <vector>
+
+namespace fastfisher::cpu {
+
+// Rows that one task packs: whole panels of every kernel, both left and right.
+inline constexpr std::int64_t kPackedRows = 48;
+
+// S: type of the factors. T: type of the products. R: type of the output.
+template <class S, class T, class R>
+class Gram {
+ public:
+  Gram(const Context& ctx, const GramShape& shape, const GramPlan& plan, int threads)
+      : ctx_(ctx), shape_(shape), plan_(plan), threads_(threads), kernels_(tile_kernels<T>()) {
+    const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
+    auto* at = ctx.workspace.data() + (round_up(static_cast<std::int64_t>(start), 64) -
+                                       static_cast<std::int64_t>(start));
+    const auto take = [&at](std::int64_t bytes) {
+      std::byte* taken = at;
+      at += bytes;
+      return taken;
+    };
+    left_panels_ = reinterpret_cast<T*>(take(plan_.left_bytes));
+    right_panels_ = reinterpret_cast<T*>(take(plan_.right_bytes));
+    formed_left_ = reinterpret_cast<T*>(take(plan_.formed_left));
+    formed_right_ = reinterpret_cast<T*>(take(plan_.formed_right));
+    form_ = take(plan_.form_bytes);
+    states_ = take(plan_.states * plan_.state_bytes);
+    pairs_ = take(0);
+  }
+
+  GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
+                 const ArrayRef& out) {
+    out_ = &out;
+    overflow_.store(false, std::memory_order_relaxed);
+    sides_.emplace(ctx_, threads_, left, right, shape_, kernels_);
+    GramReport report = sides_->report();
+    if (report.kind != GramReport::Kind::ok || shape_.rows == 0 || shape_.cols == 0) return report;
+    expect_progress();
+    for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
+      use_plane(plane);
+      for (std::int64_t i = 0; i < shape_.rows; i += plan_.block_rows) {
+        const std::int64_t cols = shape_.symmetric ? i + 1 : shape_.cols;
+        for (std::int64_t j = 0; j < cols; j += plan_.block_cols) block(i, j);
+      }
+    }
+    if (overflow_.load()) report.kind = GramReport::Kind::overflow;
+    return report;
+  }
+
+ private:
+  // Outputs = diagonal: plane c takes output c of the factors and writes out[:, :, c].
+  void use_plane(std::int64_t plane) {
+    target_ = target_of(*out_, shape_.kind);
+    if (shape_.kind == GramOutputs::diagonal)
+      target_.data = static_cast<R*>(out_->data) + plane * out_->stride(2);
+    plane_ = plane;
+    sides_->use_plane(plane);
+  }
+
+  void expect_progress() {
+    if (ctx_.progress == nullptr) return;
+    std::int64_t tiles = 0;
+    for (std::int64_t i = 0; i < shape_.rows; i += plan_.block_rows) {
+      const std::int64_t cols = shape_.symmetric ? i + 1 : shape_.cols;
+      for (std::int64_t j = 0; j < cols; j += plan_.block_cols)
+        tiles += TileGrid(plan_, shape_, i, j).size();
+    }
+    const auto slabs = static_cast<std::int64_t>(plan_.slabs.size());
+    std::atomic_ref(ctx_.progress[1]).store(tiles * slabs * shape_.planes);
+  }
+
+  void block(std::int64_t i, std::int64_t j) {
+    const TileGrid grid(plan_, shape_, i, j);
+    // With a single slab the left panels serve the whole row of blocks.
+    const bool left = !plan_.single_slab() || j == 0;
+    const bool together = left && shape_.symmetric && i == j;
+    for (const GramGroup& group : plan_.groups) {
+      if (left) form(i, true, group);
+      if (!together) form(j, false, group);
+      for (std::size_t slab = group.first; slab < group.last; ++slab) {
+        pack(i, j, plan_.slabs[slab], group, left, together);
+        parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
+          // From the bottom: when square the longest rows of tiles come first.
+          const std::int64_t at = grid.size() - 1 - index;
+          const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
+          const std::int64_t r = above - grid.before.begin(), q = at - *above;
+          GramTile<T, R> tile(shape_, plan_, kernels_, sides_->scales(), left_panels_,
+                              right_panels_);
+          const std::int64_t state = plan_.single_slab() ? worker : at;
+          if (!tile.run(i, j, r * plan_.tile_rows, q * plan_.tile_cols, slab,
+                        states_ + state * plan_.state_bytes, pairs_ + worker * plan_.pair_bytes,
+                        target_))
+            overflow_.store(true, std::memory_order_relaxed);
+          if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(1);
+        });
+      }
+    }
+  }
+
+  // Gradients of a group's pieces for the samples of a block.
+  void form(std::int64_t block, bool left, const GramGroup& group) {
+    if (group.pieces.empty()) return;
+    const std::int64_t outputs = left ? shape_.left_outputs : shape_.right_outputs;
+    const std::int64_t all = left ? shape_.rows : shape_.cols;
+    const std::int64_t rows = std::min(left ? plan_.block_rows : plan_.block_cols, all - block);
+    const std::int64_t first = block / outputs, end = (block + rows - 1) / outputs + 1;
+    T* base = left ? formed_left_ : formed_right_;
+    parallel_for(ctx_, threads_, end - first, [&](std::int64_t index, int worker) {
+      const FormScratch<S, T> scratch = scratch_of(worker);
+      for (const GramPiece& piece : group.pieces) {
+        T* to = base + (left ? piece.left_at : piece.right_at) + index * piece.sample_entries;
+        sides_->form(left, first + index, plane_, piece, plan_, to, scratch);
+      }
+    });
+  }
+
+  [[nodiscard]] FormScratch<S, T> scratch_of(int worker) const {
+    std::byte* mine = form_ + worker * (plan_.form_bytes / threads_);
+    auto* rows = reinterpret_cast<S*>(mine);
+    auto* panels =
+        reinterpret_cast<T*>(mine + round_up((plan_.nr + 1) * kGramDepth * std::int64_t{8}, 64));
+    return {panels, panels + plan_.form_left, rows};
+  }
+
+  // Packs the slab's panels. A task takes a stretch of rows through all chunks: long reads of each
+  // row, and where a block meets itself the rows come from memory once for both sides.
+  void pack(std::int64_t i, std::int64_t j, const GramSlab& slab, const GramGroup& group, bool left,
+            bool together) {
+    struct Stretch {
+      bool gradients, left, right;
+      std::int64_t row;
+    };
+    std::vector<Stretch> stretches;
+    for (const bool gradients : {false, true}) {
+      const std::int64_t left_rows = left ? extent(gradients, true) : 0;
+      const std::int64_t right_rows = extent(gradients, false);
+      if (together) {
+        for (std::int64_t row = 0; row < std::max(left_rows, right_rows); row += kPackedRows) {
+          stretches.push_back({gradients, true, true, row});
+        }
+        continue;
+      }
+      for (std::int64_t row = 0; row < left_rows; row += kPackedRows) {
+        stretches.push_back({gradients, true, false, row});
+      }
+      for (std::int64_t row = 0; row < right_rows; row += kPackedRows) {
+        stretches.push_back({gradients, false, true, row});
+      }
+    }
+    parallel_for(ctx_, threads_, static_cast<std::int64_t>(stretches.size()),
+                 [&](std::int64_t index, int) {
+                   const Stretch& stretch = stretches[static_cast<std::size_t>(index)];
+                   if (stretch.left)
+                     pack_side(true, stretch.gradients, i, stretch.row, slab, group, true);
+                   if (stretch.right)
+                     pack_side(false, stretch.gradients, j, stretch.row, slab, group, together);
+                 });
+  }
+
+  // Rows row .. row + kPackedRows of the block that starts at `block`, one side. Where a block meets
+  // itself, the right finds what was formed at the left's.
+  void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row,
+                 const GramSlab& slab, const GramGroup& group, bool formed_left) const {
+    const std::int64_t width = left ? kernels_.mr : kernels_.nr;
+    const std::int64_t side_outputs = left ? shape_.left_outputs : shape_.right_outputs;
+    const std::int64_t outputs = gradients ? 1 : side_outputs;
+    const std::int64_t all = (left ? shape_.rows : shape_.cols) / outputs;
+    const std::int64_t end = std::min(extent(gradients, left), row + kPackedRows);
+    for (std::size_t c = slab.first; c < slab.last; ++c) {
+      const GramChunk& chunk = plan_.chunks[c];
+      if (chunk.gradients != gradients) continue;
+      if (chunk.side == (left ? GramChunk::Side::right : GramChunk::Side::left)) continue;
+      T* to = left ? left_panels_ + chunk.left_at : right_panels_ + chunk.right_at;
+      const GramPiece* piece =
+          chunk.piece < 0 ? nullptr : &group.pieces[static_cast<std::size_t>(chunk.piece)];
+      const T* formed = nullptr;
+      if (piece != nullptr)
+        formed = formed_left ? formed_left_ + piece->left_at : formed_right_ + piece->right_at;
+      const auto source = sides_->rows(left, chunk, piece, block / side_outputs, formed);
+      for (std::int64_t r = row; r < end; r += width) {
+        const std::int64_t first = block / outputs + r;
+        const std::int64_t count = std::clamp<std::int64_t>(all - first, 0, width);
+        sides_->pack_panel(left, source, chunk, first, count, width, to + r * chunk.depth);
+      }
+    }
+  }
+
+  [[nodiscard]] std::int64_t extent(bool gradients, bool left) const {
+    return left ? panel_extent(gradients, plan_.block_rows, shape_.left_outputs, kernels_.mr)
+                : panel_extent(gradients, plan_.block_cols, shape_.right_outputs, kernels_.nr);
+  }
+
+  const Context& ctx_;
+  const GramShape& shape_;
+  const GramPlan& plan_;
+  int threads_;
+  const TileKernels<T>& kernels_;
+  std::optional<GramSides<S, T>> sides_;
+  const ArrayRef* out_ = nullptr;
+  std::int64_t plane_ = 0;
+  T *left_panels_ = nullptr, *right_panels_ = nullptr, *formed_left_ = nullptr,
+    *formed_right_ = nullptr;
+  std::byte* form_ = nullptr;
+  std::byte* states_ = nullptr;
+  std::byte* pairs_ = nullptr;
+  Target target_;
+  std::atomic<bool> overflow_{false};
+};
+
+}  // namespace fastfisher::cpu
