@@ -95,7 +95,7 @@ void run(const Case& item, int threads, int runs) {
   GramOptions options;
   options.outputs = item.outputs;
   std::vector<std::byte> workspace(
-      static_cast<std::size_t>(gram_workspace(ctx, p.layers, {}, options)));
+      static_cast<std::size_t>(gram_workspace(ctx, p.layers, {}, options).bytes));
   ctx.workspace = workspace;
   const auto call = [&] { gram(ctx, p.layers, {}, options, p.out_ref); };
   call();

@@ -10,7 +10,8 @@
 namespace fastfisher::cuda {
 
 GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
-                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out);
+                std::span<const LayerFactors> right, const GramOptions& options,
+                const ArrayRef& out);
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options);
 

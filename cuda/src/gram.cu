@@ -62,7 +62,8 @@ void launch_scan(const ArrayRef& array, ScanFound* found, cudaStream_t stream) {
 
 template <class S, class T>
 GramReport run(const Context& ctx, std::span<const LayerFactors> left,
-               std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out) {
+               std::span<const LayerFactors> right, const GramOptions& options,
+               const ArrayRef& out) {
   const GramMemory memory(left.size(), right.empty());
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());

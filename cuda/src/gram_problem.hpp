@@ -160,8 +160,9 @@ inline GramReport report_of(std::span<const ScanFound> found, std::size_t layers
 
 /// The layers as the kernel reads them, with the scales that follow from the scans.
 template <class S, class T>
-std::vector<Layer> layers_of(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                             GramOutputs outputs, std::span<const ScanFound> found) {
+std::vector<Layer> layers_of(std::span<const LayerFactors> left,
+                             std::span<const LayerFactors> right, GramOutputs outputs,
+                             std::span<const ScanFound> found) {
   const auto exponent = [&](std::size_t k, bool bias) {
     using Bits = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
     const double largest = std::bit_cast<S>(static_cast<Bits>(found[k].largest));

@@ -39,26 +39,26 @@ void register_gram(py::module_& module) {
     }
     return py::make_tuple(estimate.bytes, estimate.blocks, estimate.slabs, choices);
   });
-  module.def("gram", [](const py::list& left, const py::list& right, const py::handle& out,
-                        const py::handle& workspace, const py::handle& progress, int outputs,
-                        bool exact, bool batched, std::int64_t memory_limit, std::intptr_t stream,
-                        int threads) {
-    const Layers in_left(left, "left", stream), in_right(right, "right", stream);
-    const Borrowed result = borrow(out, "out", Access::write, stream);
-    const Workspace scratch(workspace, result.ref().device, stream);
-    const Progress counter(progress);
-    Context context = context_for(result, stream, threads);
-    context.workspace = scratch.bytes();
-    context.progress = counter.numbers();
-    GramReport report;
-    {
-      const py::gil_scoped_release without_gil;
-      report = gram(context, in_left.layers, in_right.layers,
-                    options_of(outputs, exact, batched, memory_limit), result.ref());
-    }
-    return py::make_tuple(static_cast<int>(report.kind), report.side, report.layer, report.argument,
-                          report.index, report.network);
-  });
+  module.def("gram",
+             [](const py::list& left, const py::list& right, const py::handle& out,
+                const py::handle& workspace, const py::handle& progress, int outputs, bool exact,
+                bool batched, std::int64_t memory_limit, std::intptr_t stream, int threads) {
+               const Layers in_left(left, "left", stream), in_right(right, "right", stream);
+               const Borrowed result = borrow(out, "out", Access::write, stream);
+               const Workspace scratch(workspace, result.ref().device, stream);
+               const Progress counter(progress);
+               Context context = context_for(result, stream, threads);
+               context.workspace = scratch.bytes();
+               context.progress = counter.numbers();
+               GramReport report;
+               {
+                 const py::gil_scoped_release without_gil;
+                 report = gram(context, in_left.layers, in_right.layers,
+                               options_of(outputs, exact, batched, memory_limit), result.ref());
+               }
+               return py::make_tuple(static_cast<int>(report.kind), report.side, report.layer,
+                                     report.argument, report.index, report.network);
+             });
 }
 
 }  // namespace fastfisher::python

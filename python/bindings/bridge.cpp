@@ -90,7 +90,9 @@ ArrayRef ref_of(const dlpack::Tensor& tensor, Elements elements, const std::stri
     fail(ErrorCode::dtype, name, "expected dtype float32, float64, bfloat16 or float16");
   }
   if (tensor.rank > kMaxRank) {
-    fail(ErrorCode::shape, name, "expected at most " + std::to_string(kMaxRank) + " axes, got " + std::to_string(tensor.rank));
+    fail(ErrorCode::shape, name,
+         "expected at most " + std::to_string(kMaxRank) + " axes, got " +
+             std::to_string(tensor.rank));
   }
   array.rank = tensor.rank;
   std::int64_t stride = 1;

@@ -53,9 +53,9 @@ Layers::Layers(const py::list& list, const char* side, std::intptr_t stream) {
       const py::handle object = item[index];
       if (object.is_none()) return {};
       // The name is for messages only: most calls have none.
-      owners.push_back(
-          borrow(object, std::string(side) + "[" + std::to_string(layers.size()) + "]." + name,
-                 Access::read, stream));
+      owners.push_back(borrow(object,
+                              std::string(side) + "[" + std::to_string(layers.size()) + "]." + name,
+                              Access::read, stream));
       return owners.back().ref();
     };
     LayerFactors layer = plain(item);

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Conv(Layer):
 
     __slots__ = ("dilation", "groups", "kernel", "padding", "stride")
     form = 3
-    _names = {"a": "x", "g": "g", "w": "w"}
+    _names: ClassVar[dict[str, str]] = {"a": "x", "g": "g", "w": "w"}
 
     def __init__(
         self,
@@ -137,11 +137,11 @@ class Conv(Layer):
         return "Conv", *self.parameter_shapes["weight"], self.groups, self.bias
 
     def native(self) -> Native:
-        """This layer for the native waist."""
+        """Tuple of the native waist."""
         return self.form, self.a, self.g, self.w, self.bias, self.geometry
 
     def block(self) -> Array:
-        """The Jacobian of this layer written out, (n, c, p); for small layers and tests."""
+        """Write out the Jacobian, (n, c, p); for small layers and tests."""
         patches, g = self.patches(), self.g
         n, c, q, o = self.samples, self.n_outputs, self.groups, self.out_features
         xp = namespace(g)

@@ -136,10 +136,10 @@ def gram(
 
     ====== ================================================== ==================================
     S0     dense: (A A^T) entrywise (G G^T)                   ``i + C D o``
-    S1     per-sample gradients of a slice of parameters      ``C D i o``, once a sample ``T C i o``
+    S1     per-sample gradients of a slice of parameters      ``C D i o``, a sample ``T C i o``
     S2     one side's gradients applied to the other's inputs ``C T i o + C D T o``
     S3     position pairs, contracted with one side first     ``T^2 (i + C o) + C D T o``
-    S4     separable cotangents                               ``o (i + C D)``, once a sample ``T i o``
+    S4     separable cotangents                               ``o (i + C D)``, a sample ``T i o``
     ====== ================================================== ==================================
 
     Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
@@ -273,9 +273,7 @@ def _info_of(left: Sequence[Layer], estimate: _native.GramEstimate, seconds: flo
             zip(left, estimate.choices, strict=True)
         )
     )
-    return GramInfo(
-        layers, estimate.workspace_bytes, estimate.blocks, estimate.slabs, seconds
-    )
+    return GramInfo(layers, estimate.workspace_bytes, estimate.blocks, estimate.slabs, seconds)
 
 
 def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -288,7 +286,7 @@ def _memory(limit: int | str | None, left: Sequence[Layer], right: Sequence[Laye
     given = memory_bytes(limit)
     if limit is not None or all(type(layer) is Dense for layer in left):
         return given
-    factors = sum(
+    factors: int = sum(
         math.prod(array.shape) * _BYTES[dtype_name(array)]
         for layer in (*left, *(right or ()))
         for array in layer.arrays.values()
@@ -319,7 +317,6 @@ def check_outputs(outputs: Outputs, n_outputs: int) -> str:
 
 def _select(layers: Sequence[Layer], outputs: Outputs) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
-
     if outputs == "sum":
         # 16-bit floats are widened before they are added.
         return [layer.widened().with_outputs(total) for layer in layers]

@@ -269,7 +269,7 @@ class TransposedJacobian:
         return namespace(u).concatenate([_vjp(layer, u) for layer in j.layers], 0).reshape(shape)
 
 
-def _jvp(layer: Dense, v: Array) -> Array:
+def _jvp(layer: Layer, v: Array) -> Array:
     """``J_l v``, (n, c, k), for v (p, k): the change of the pre-activations first, then g."""
     (n, i), o, k = layer.a.shape, layer.g.shape[2], v.shape[1]
     weight = namespace(v).moveaxis(v[: o * i].reshape(o, i, k), 1, 0).reshape(i, o * k)
@@ -277,7 +277,7 @@ def _jvp(layer: Dense, v: Array) -> Array:
     return layer.g @ (change + v[o * i :] if layer.bias else change)
 
 
-def _vjp(layer: Dense, u: Array) -> Array:
+def _vjp(layer: Layer, u: Array) -> Array:
     """``J_l^T u``, (p, k), for u (n, c, k): the gradient of the pre-activations first, then a."""
     (n, i), o, k = layer.a.shape, layer.g.shape[2], u.shape[2]
     gradient = layer.g.swapaxes(1, 2) @ u

@@ -100,8 +100,10 @@ def mapped_gram(
     k = _sandwich(raw, left, right, form)
     if form != outputs:
         k = k.sum(-1) if outputs == "trace" else k.sum(-1).sum(1)
-    target = empty(tuple(k.shape), raw) if out is None else check_out(
-        out, tuple(k.shape), raw, dtype_name(raw)
+    target = (
+        empty(tuple(k.shape), raw)
+        if out is None
+        else check_out(out, tuple(k.shape), raw, dtype_name(raw))
     )
     _store(k, target, square=square, form=outputs)
     return final(target, raw) if out is None else out

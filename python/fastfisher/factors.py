@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class Layer:
         self.bias, self.label = bool(bias), label
         self._batch = batch
 
-    _names = {"a": "a", "g": "g", "w": "w"}
+    _names: ClassVar[dict[str, str]] = {"a": "a", "g": "g", "w": "w"}
 
     @property
     def batch(self) -> int | None:
@@ -161,7 +161,7 @@ class Layer:
         return self._replaced(g, select(w, axis))
 
     def widened(self) -> Layer:
-        """This layer in float32 if it is stored in 16-bit floats, else itself."""
+        """Widen factors that are stored in 16-bit floats to float32."""
         if widened(self.g) is self.g:
             return self
         layer = copy.copy(self)
@@ -171,11 +171,11 @@ class Layer:
         return layer
 
     def native(self) -> Native:
-        """This layer for the native waist."""
+        """Tuple of the native waist."""
         return self.form, self.a, self.g, self.w, self.bias, None
 
     def block(self) -> Array:
-        """The Jacobian of this layer written out, (n, c, p); for small layers and tests."""
+        """Write out the Jacobian, (n, c, p); for small layers and tests."""
         a, g = self._positions()
         xp = namespace(g)
         weight = xp.einsum("ncso,nsi->ncoi", g, a)
@@ -371,7 +371,7 @@ class Explicit(Layer):
 
     __slots__ = ()
     form = 2
-    _names = {"g": "j"}
+    _names: ClassVar[dict[str, str]] = {"g": "j"}
 
     def __init__(self, j: Array, *, label: str | None = None, batch: bool = False) -> None:
         shapes = {"g": (3, "(n, c, p)")}
@@ -398,7 +398,7 @@ class Explicit(Layer):
         return {"parameters": (self.in_features,)}
 
     def block(self) -> Array:
-        """The Jacobian itself."""
+        """Return the Jacobian itself."""
         return self.g
 
     def _replaced(self, g: Array, w: Array) -> Explicit:

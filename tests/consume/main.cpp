@@ -26,7 +26,7 @@ int main() {
   fastfisher::Context context;
   const fastfisher::GramOptions options;
   std::vector<std::byte> workspace(
-      static_cast<std::size_t>(fastfisher::gram_workspace(context, layers, {}, options)));
+      static_cast<std::size_t>(fastfisher::gram_workspace(context, layers, {}, options).bytes));
   context.workspace = workspace;
   const fastfisher::GramReport report = fastfisher::gram(context, layers, {}, options, out);
 

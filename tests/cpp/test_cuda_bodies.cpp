@@ -272,11 +272,13 @@ void reports() {
     FF_CHECK(report.index == at);
   }
   std::vector<float> a(6, 3e30F), g(6, 3e30F), memory(4);
-  const std::vector<LayerFactors> layers = {{array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
+  const std::vector<LayerFactors> layers = {
+      {array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
   const ArrayRef out = array_ref(memory.data(), 2, 2);
   FF_CHECK((run<float, float>(layers, {}, GramOutputs::trace, out, 1).kind) ==
            GramReport::Kind::overflow);
-  const std::vector<LayerFactors> none = {{array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
+  const std::vector<LayerFactors> none = {
+      {array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
   FF_CHECK((run<float, float>(none, {}, GramOutputs::trace, out, 1).kind) == GramReport::Kind::ok);
 }
 

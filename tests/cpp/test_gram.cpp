@@ -3,13 +3,13 @@
 // The Gram against plain float64 loops over drawn sizes, strides, threads and memory limits: what
 // the sanitizers run.
 #include "check.hpp"
+#include "draw.hpp"
 #include "fastfisher/ops.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -17,47 +17,12 @@ namespace {
 
 using namespace fastfisher;
 
-std::mt19937 engine(7);
-
-std::int64_t draw(std::int64_t low, std::int64_t high) {
-  return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
-}
-
-// Owns memory for a view with drawn axis order and direction.
-template <class T, int Rank>
-struct Strided {
-  std::vector<T> memory;
-  ArrayRef ref;
-
-  explicit Strided(std::array<std::int64_t, Rank> extents) {
-    std::array<int, Rank> order;
-    for (int r = 0; r < Rank; ++r) order[static_cast<std::size_t>(r)] = r;
-    std::shuffle(order.begin(), order.end(), engine);
-    ref.dtype = dtype_of<T>;
-    ref.rank = Rank;
-    std::int64_t size = 1, offset = 0;
-    for (const int r : order) {
-      const auto axis = static_cast<std::size_t>(r);
-      const std::int64_t step = draw(1, 2);
-      ref.extents[axis] = extents[axis];
-      ref.strides[axis] = size * step;
-      if (draw(0, 3) == 0) {
-        offset += (extents[axis] - 1) * ref.strides[axis];
-        ref.strides[axis] = -ref.strides[axis];
-      }
-      size *= std::max<std::int64_t>(1, extents[axis]) * step;
-    }
-    memory.resize(static_cast<std::size_t>(size));
-    std::normal_distribution<T> normal;
-    for (T& value : memory) value = normal(engine);
-    ref.data = memory.data() + (size > 0 ? std::max<std::int64_t>(0, offset) : 0);
-  }
-};
+using test::draw;
 
 template <class T>
 struct Side {
-  std::vector<Strided<T, 2>> a;
-  std::vector<Strided<T, 3>> g;
+  std::vector<test::Strided<T>> a;
+  std::vector<test::Strided<T>> g;
   std::vector<LayerFactors> layers;
 };
 
@@ -66,8 +31,8 @@ Side<T> draw_side(std::int64_t n, std::int64_t c,
                   const std::vector<std::array<std::int64_t, 3>>& sizes) {
   Side<T> side;
   for (const auto& [i, o, bias] : sizes) {
-    side.a.emplace_back(std::array<std::int64_t, 2>{n, i});
-    side.g.emplace_back(std::array<std::int64_t, 3>{n, c, o});
+    side.a.emplace_back(std::vector{n, i});
+    side.g.emplace_back(std::vector{n, c, o});
     side.layers.push_back({side.a.back().ref, side.g.back().ref, bias != 0});
   }
   return side;
@@ -108,7 +73,7 @@ void one_problem(bool large) {
   std::int64_t bytes = 0;
   for (;;) {
     try {
-      bytes = gram_workspace(ctx, left.layers, given, options);
+      bytes = gram_workspace(ctx, left.layers, given, options).bytes;
       break;
     } catch (const Error& error) {
       FF_CHECK(error.code() == ErrorCode::memory);
@@ -162,7 +127,8 @@ void rejects() {
     }
     return ErrorCode::cuda;
   };
-  const std::vector<LayerFactors> fine = {{array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
+  const std::vector<LayerFactors> fine = {
+      {array_ref(a.data(), 4, 3), array_ref(g.data(), 4, 1, 3)}};
   FF_CHECK(code_of({}, array_ref(out.data(), 4, 1, 4, 1)) == ErrorCode::shape);
   FF_CHECK(code_of(fine, array_ref(out.data(), 4, 4)) == ErrorCode::shape);
   FF_CHECK(code_of({{array_ref(a.data(), 3, 4), fine[0].g}}, array_ref(out.data(), 4, 1, 4, 1)) ==
@@ -186,7 +152,7 @@ void interrupted() {
   Context ctx;
   ctx.threads = 2;
   std::vector<std::byte> workspace(
-      static_cast<std::size_t>(gram_workspace(ctx, layers, {}, options)));
+      static_cast<std::size_t>(gram_workspace(ctx, layers, {}, options).bytes));
   ctx.workspace = workspace;
   int polls = 0;
   ctx.interrupted_state = &polls;

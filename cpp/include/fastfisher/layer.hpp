@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a layer is to every op: the factors of its per-sample Jacobian, borrowed from the caller.
-//   J[n,c] = sum over positions s of  g[n,c,s] (x) a[n,s],   parameters W[o,i] row-major, then b[o].
+//   J[n,c] = sum over positions s of  g[n,c,s] (x) a[n,s],   parameters W[o,i] row-major, then
+//   b[o].
 #pragma once
 
 #include "fastfisher/view.hpp"
@@ -21,11 +22,11 @@ enum class LayerForm : int {
 /// How the Gram of one layer is computed; see gram.hpp of the CPU for what each costs.
 enum class GramMethod : int { automatic = -1, s0 = 0, s1 = 1, s2 = 2, s3 = 3, s4 = 4 };
 
-/// A convolution as torch has it: zero padding on both ends, weight [o, channels / groups, *kernel].
+/// A convolution as torch has it: zero padding on both ends, weight [o, channels / groups,
+/// *kernel].
 struct ConvGeometry {
   int rank = 0;  ///< number of spatial axes, 1 to 3
-  std::array<std::int64_t, 3> kernel{1, 1, 1}, stride{1, 1, 1}, padding{0, 0, 0},
-      dilation{1, 1, 1};
+  std::array<std::int64_t, 3> kernel{1, 1, 1}, stride{1, 1, 1}, padding{0, 0, 0}, dilation{1, 1, 1};
   std::int64_t groups = 1;
 
   /// Extent of the output along spatial axis r for an input of `extent`; not positive: no output.

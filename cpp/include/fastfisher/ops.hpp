@@ -39,12 +39,11 @@ struct GramOptions {
 /// What an op found in its input. Ops report; whoever calls decides what to raise.
 struct GramReport {
   enum class Kind : int { ok, non_finite, overflow } kind = Kind::ok;
-  int side = 0;      ///< 0: left, 1: right
-  int layer = 0;     ///< index into the list
-  int argument = 0;  ///< 0: a, 1: g, 2: w
-  std::int64_t index =
-      0;  ///< first such element, counted in row-major order of the argument's extents (of its network
-         ///< in a batch)
+  int side = 0;            ///< 0: left, 1: right
+  int layer = 0;           ///< index into the list
+  int argument = 0;        ///< 0: a, 1: g, 2: w
+  std::int64_t index = 0;  ///< first such element, counted in row-major order of the argument's
+                           ///< extents (of its network in a batch)
   std::int64_t network = 0;
 };
 
@@ -57,7 +56,7 @@ struct GramChoice {
 
 /// What a call of gram needs and what it will do.
 struct GramEstimate {
-  std::int64_t bytes = 0;  ///< of workspace
+  std::int64_t bytes = 0;   ///< of workspace
   std::int64_t blocks = 1;  ///< of rows of the Gram; more of them form and pack the factors again
   std::int64_t slabs = 1;   ///< of parameters, a block
   std::vector<GramChoice> layers;

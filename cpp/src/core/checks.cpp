@@ -17,8 +17,7 @@ std::string shape_of(const ArrayRef& array) {
   return text + ")";
 }
 
-void fail(ErrorCode code, const char* op, const std::string& argument,
-                       const std::string& message) {
+void fail(ErrorCode code, const char* op, const std::string& argument, const std::string& message) {
   throw Error(code, op, argument, message);
 }
 

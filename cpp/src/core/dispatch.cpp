@@ -26,7 +26,8 @@ Function entry(const Backend& backend, Function function, const char* op) {
 }  // namespace
 
 GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
-                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out) {
+                std::span<const LayerFactors> right, const GramOptions& options,
+                const ArrayRef& out) {
   checks::gram(ctx, left, right, options);
   checks::gram_out(left, right, options, out);
   const Backend& backend = backend_of(ctx);

@@ -8,7 +8,8 @@
 namespace fastfisher::cpu {
 
 GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
-                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out);
+                std::span<const LayerFactors> right, const GramOptions& options,
+                const ArrayRef& out);
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);

@@ -62,8 +62,8 @@ struct Call {
   GramShape shape;
   GramPlan plan;
   std::int64_t networks = 1;
-  int threads = 1;    // of one Gram
-  int abreast = 1;    // Grams at a time
+  int threads = 1;  // of one Gram
+  int abreast = 1;  // Grams at a time
 
   [[nodiscard]] std::int64_t bytes() const { return abreast * round_up(plan.bytes, 64); }
 };

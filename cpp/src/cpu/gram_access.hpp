@@ -42,8 +42,7 @@ struct InputAccess {
   const void* data = nullptr;
   std::int64_t sample = 0, position = 0, feature = 0;  ///< strides; feature: channel
   std::array<std::int64_t, 3> extents{1, 1, 1}, strides{0, 0, 0}, out{1, 1, 1};
-  std::array<std::int64_t, 3> kernel{1, 1, 1}, stride{1, 1, 1}, padding{0, 0, 0},
-      dilation{1, 1, 1};
+  std::array<std::int64_t, 3> kernel{1, 1, 1}, stride{1, 1, 1}, padding{0, 0, 0}, dilation{1, 1, 1};
   std::int64_t taps = 1;
 };
 
@@ -103,7 +102,8 @@ inline CotangentAccess cotangents_of(const LayerFactors& layer) {
     }
     // Axes that lie behind one another are one: long runs of positions.
     for (std::size_t axis = 2; axis-- > 0;) {
-      if (access.strides[axis] != access.strides[2] * access.extents[2] && access.extents[axis] != 1)
+      if (access.strides[axis] != access.strides[2] * access.extents[2] &&
+          access.extents[axis] != 1)
         break;
       access.extents[2] *= access.extents[axis];
       access.extents[axis] = 1;
@@ -123,11 +123,12 @@ inline std::int64_t positions_of(const CotangentAccess& access) {
 /// Offset of position t.
 inline std::int64_t offset_of(const CotangentAccess& access, std::int64_t t) {
   const std::int64_t w = t % access.extents[2], rest = t / access.extents[2];
-  return rest / access.extents[1] * access.strides[0] + rest % access.extents[1] * access.strides[1] +
-         w * access.strides[2];
+  return rest / access.extents[1] * access.strides[0] +
+         rest % access.extents[1] * access.strides[1] + w * access.strides[2];
 }
 
-/// Calls each(t, offset, stride, count) for runs of positions at one stride that make up [from, to).
+/// Calls each(t, offset, stride, count) for runs of positions at one stride that make up [from,
+/// to).
 template <class Function>
 void for_runs(const CotangentAccess& access, std::int64_t from, std::int64_t to,
               const Function& each) {

@@ -24,8 +24,8 @@ class Gram {
   Gram(const Context& ctx, const GramShape& shape, const GramPlan& plan, int threads)
       : ctx_(ctx), shape_(shape), plan_(plan), threads_(threads), kernels_(tile_kernels<T>()) {
     const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
-    auto* at = ctx.workspace.data() + (round_up(static_cast<std::int64_t>(start), 64) -
-                                       static_cast<std::int64_t>(start));
+    auto* at = ctx.workspace.data() +
+               (round_up(static_cast<std::int64_t>(start), 64) - static_cast<std::int64_t>(start));
     const auto take = [&at](std::int64_t bytes) {
       std::byte* taken = at;
       at += bytes;
@@ -169,8 +169,8 @@ class Gram {
                  });
   }
 
-  // Rows row .. row + kPackedRows of the block that starts at `block`, one side. Where a block meets
-  // itself, the right finds what was formed at the left's.
+  // Rows row .. row + kPackedRows of the block that starts at `block`, one side. Where a block
+  // meets itself, the right finds what was formed at the left's.
   void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row,
                  const GramSlab& slab, const GramGroup& group, bool formed_left) const {
     const std::int64_t width = left ? kernels_.mr : kernels_.nr;

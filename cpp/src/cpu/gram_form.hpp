@@ -163,8 +163,8 @@ class Former {
         tap[k][axis] = rest % x.kernel[axis] * x.dilation[axis] - x.padding[axis];
         rest /= x.kernel[axis];
       }
-      base[k] = static_cast<const S*>(x.data) + n * x.sample +
-                (group * channels + channel) * x.feature;
+      base[k] =
+          static_cast<const S*>(x.data) + n * x.sample + (group * channels + channel) * x.feature;
     }
     S* zeros = scratch + width * kGramDepth;
     std::fill(zeros, zeros + kGramDepth, S{});

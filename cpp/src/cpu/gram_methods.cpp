@@ -14,10 +14,10 @@ namespace {
 // A second of one thread, for the kernels of tile_kernels_avx2 on a processor with two 256-bit
 // fused multiply-adds a cycle at 3 GHz; others differ by about one factor throughout.
 struct Rates {
-  double multiply_adds;      // products of whole tiles
-  double folds = 1.0e9;      // entries of acc += P o Q
-  double packs = 2.0e9;      // entries that go into panels
-  double unfolds = 2.0e9;    // entries of patches
+  double multiply_adds;    // products of whole tiles
+  double folds = 1.0e9;    // entries of acc += P o Q
+  double packs = 2.0e9;    // entries that go into panels
+  double unfolds = 2.0e9;  // entries of patches
 };
 
 Rates rates_of(std::int64_t item_bytes) {
@@ -67,8 +67,8 @@ Work work_of(const GramShape& shape, const LayerShape& layer, GramMethod method)
     }
     break;
   case GramMethod::s2:
-    work.multiply_adds = pairs * (c * positions * p + meets * positions * o) +
-                         samples * positions * c * p;
+    work.multiply_adds =
+        pairs * (c * positions * p + meets * positions * o) + samples * positions * c * p;
     work.folds = pairs * entries * groups;
     work.packs = 2 * samples * c * p;
     work.unfolds = patches;
@@ -118,11 +118,11 @@ GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {
   const Rates rates = rates_of(4);
   GramMethod best = GramMethod::s1;
   for (const GramMethod method : {GramMethod::s2, GramMethod::s3, GramMethod::s4}) {
-    // With T positions on both sides S2 is beaten by contracted S3 unless T > i C o / (i + C o), and
-    // then by S1, for which T > i C / (i + C) is enough.
+    // With T positions on both sides S2 is beaten by contracted S3 unless T > i C o / (i + C o),
+    // and then by S1, for which T > i C / (i + C) is enough.
     if (method == GramMethod::s2 && layer.left_positions == layer.right_positions) continue;
-    if (has_method(layer, method) && work_of(shape, layer, method).seconds(rates) <
-                                         work_of(shape, layer, best).seconds(rates))
+    if (has_method(layer, method) &&
+        work_of(shape, layer, method).seconds(rates) < work_of(shape, layer, best).seconds(rates))
       best = method;
   }
   return best;

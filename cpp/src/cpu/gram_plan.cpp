@@ -15,7 +15,8 @@ constexpr std::int64_t kTileCols = 256;
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
 constexpr std::int64_t kTilesAThread = 16;
-// What a thread forms at once: rows of gradients and columns of inputs, whole panels of every kernel.
+// What a thread forms at once: rows of gradients and columns of inputs, whole panels of every
+// kernel.
 constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
 constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
@@ -78,8 +79,7 @@ struct Sizer {
         if (!layer.formed()) continue;
         const std::int64_t depth =
             std::min(kGramDepth, std::max<std::int64_t>(1, layer.positions()));
-        const std::int64_t all =
-            round_up(shape.formed_outputs(layer) * layer.group_out(), plan.mr);
+        const std::int64_t all = round_up(shape.formed_outputs(layer) * layer.group_out(), plan.mr);
         left = std::max(left, std::min(rows, all) * depth);
         right = std::max(right, std::min(cols, layer.padded) * depth);
       }
@@ -110,7 +110,8 @@ struct Sizer {
     const std::int64_t m = sample_extent(plan.tile_cols, shape.right_outputs, plan.nr, whole);
     plan.samples_entries = plan.pair_bytes = 0;
     for (const LayerShape& layer : shape.layers) {
-      if (layer.has_samples(shape.kind)) plan.samples_entries = round_up(n * m * item, kAlign) / item;
+      if (layer.has_samples(shape.kind))
+        plan.samples_entries = round_up(n * m * item, kAlign) / item;
     }
     for (const LayerShape& layer : shape.layers) {
       std::int64_t bytes = 0;
@@ -144,9 +145,7 @@ struct Sizer {
   }
 
   // Whether left and right form different samples at some time.
-  [[nodiscard]] bool two_sides() const {
-    return !shape.symmetric || plan.block_rows < shape.rows;
-  }
+  [[nodiscard]] bool two_sides() const { return !shape.symmetric || plan.block_rows < shape.rows; }
 
   [[nodiscard]] std::int64_t piece_entries(const GramPiece& piece, bool left) const {
     const std::int64_t samples = left ? block_samples(plan.block_rows, shape.left_outputs)

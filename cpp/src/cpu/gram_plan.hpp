@@ -113,16 +113,16 @@ struct GramChunk {
 struct GramPiece {
   int layer = 0;
   std::int64_t group = 0, from = 0, to = 0;
-  bool patches = false;             ///< units are positions, nothing is multiplied
-  std::int64_t rows = 0;            ///< of a sample: outputs times units, padded
-  std::int64_t sample_entries = 0;  ///< rows x padded, then a row of biases
+  bool patches = false;                    ///< units are positions, nothing is multiplied
+  std::int64_t rows = 0;                   ///< of a sample: outputs times units, padded
+  std::int64_t sample_entries = 0;         ///< rows x padded, then a row of biases
   std::int64_t left_at = 0, right_at = 0;  ///< in entries from the formed memory of the side
 };
 
 /// What is packed together.
 struct GramSlab {
   std::size_t first = 0, last = 0;  ///< chunks [first, last)
-  bool started = false;  ///< whether slabs before it folded something into the tiles
+  bool started = false;             ///< whether slabs before it folded something into the tiles
 };
 
 /// Slabs [first, last) whose gradients are formed together: forming likes long stretches, which
@@ -141,7 +141,7 @@ struct GramPlan {
   std::vector<GramSlab> slabs;
   std::vector<GramGroup> groups;
   std::int64_t form_rows = 0, form_cols = 0;  ///< what a thread forms at once
-  std::int64_t form_left = 0;  ///< entries of its panels of rows
+  std::int64_t form_left = 0;                 ///< entries of its panels of rows
   // Bytes of the workspace, in this order: panels of the left, of the right; what is formed for the
   // left, for the right (none where they are the same); a thread's memory to form in; the states of
   // tiles.
@@ -190,8 +190,8 @@ struct SamplePanels {
 SamplePanels sample_panels(std::int64_t block, std::int64_t from, std::int64_t count,
                            std::int64_t outputs, std::int64_t width);
 
-/// Rows of chunk panels in a block of `block` rows: its own rows for gradients, its samples else. In
-/// entries, padded.
+/// Rows of chunk panels in a block of `block` rows: its own rows for gradients, its samples else.
+/// In entries, padded.
 std::int64_t panel_extent(bool gradients, std::int64_t block, std::int64_t outputs,
                           std::int64_t width);
 

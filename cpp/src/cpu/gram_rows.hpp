@@ -65,6 +65,8 @@ class GramSides {
     const auto index = static_cast<std::size_t>(piece.layer);
     const LayerShape& layer = shape_.layers[index];
     const Former<S, T>& former = *sides_[left ? 0 : 1].formers[index];
+    // S2 has the left's patches meet the right's gradients; a block that meets itself is both.
+    if (layer.method == GramMethod::s2 && !square_ && piece.patches != left) return;
     if (piece.patches) return former.patches(n, piece.group, to, scratch);
     const bool one = shape_.formed_outputs(layer) == 1;
     const bool separable = layer.method == GramMethod::s4;
@@ -98,8 +100,7 @@ class GramSides {
     } else if (chunk.depth > 0) {
       found.rows = chunk.gradients ? rows_of_g(factors.g, shape_.kind) : rows_of_a(factors.a);
       if (chunk.gradients && shape_.kind == GramOutputs::diagonal) {
-        found.rows.data =
-            static_cast<const S*>(found.rows.data) + plane_ * factors.g.stride(1);
+        found.rows.data = static_cast<const S*>(found.rows.data) + plane_ * factors.g.stride(1);
       }
       found.rows.scale = chunk.gradients ? side.scale_g[index] : side.scale_a[index];
     }
@@ -150,8 +151,8 @@ class GramSides {
   [[nodiscard]] std::int64_t available(bool left, const GramChunk& chunk,
                                        std::int64_t count) const {
     const LayerShape& layer = shape_.layers[static_cast<std::size_t>(chunk.layer)];
-    const bool formed = chunk.source == GramChunk::Source::weights ||
-                        chunk.source == GramChunk::Source::ones;
+    const bool formed =
+        chunk.source == GramChunk::Source::weights || chunk.source == GramChunk::Source::ones;
     if (!by_position(layer) || formed) return count;
     return chunk.unit < (left ? layer.left_positions : layer.right_positions) ? count : 0;
   }
@@ -220,8 +221,11 @@ class GramSides {
     }
     const CotangentAccess g = cotangents_of(factors);
     const std::int64_t first_unit = chunk.group * layer.group_out();
-    if (chunk.unit < positions_of(g))
-      rows.data = static_cast<const S*>(g.data) + offset_of(g, chunk.unit) + first_unit * g.unit;
+    const std::int64_t plane = shape_.kind == GramOutputs::diagonal ? plane_ : 0;
+    if (chunk.unit < positions_of(g)) {
+      rows.data = static_cast<const S*>(g.data) + offset_of(g, chunk.unit) + first_unit * g.unit +
+                  plane * g.output;
+    }
     rows.outer_stride = g.sample;
     rows.run = layer.group_out();
     rows.depth_stride = g.unit;
@@ -238,8 +242,7 @@ class GramSides {
       found.by_run = layer.out;
       break;
     case GramOutputs::diagonal:
-      rows.data = static_cast<const S*>(rows.data) + plane_ * g.output;
-      if (w != nullptr) w += plane_ * layer.out;
+      if (w != nullptr) w += plane * layer.out;
       break;
     }
     found.weights = w;
@@ -307,8 +310,12 @@ class GramSides {
             if (arrays[argument]->rank == 0) continue;
             const ScanResult found = scan(ctx, threads, *arrays[argument]);
             if (found.first_bad >= 0) {
-              return {GramReport::Kind::non_finite, which, static_cast<int>(index), argument,
-                      found.first_bad, 0};
+              return {GramReport::Kind::non_finite,
+                      which,
+                      static_cast<int>(index),
+                      argument,
+                      found.first_bad,
+                      0};
             }
             // The bias joins the inner product of a, so it takes part in its scale.
             const double largest =
@@ -329,8 +336,7 @@ class GramSides {
         scales_[index].bias = sides_[0].scale_a[index];
       // Denormal or zero where every entry underflows; infinite, hence an overflow, beyond the
       // range.
-      scales_[index].scale =
-          std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
+      scales_[index].scale = std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
     }
     return {};
   }

@@ -44,7 +44,8 @@ bool store_tile(const Target& target, bool symmetric, std::int64_t row, std::int
   }
   if (!symmetric) return !bad;
   // A squared norm, which only rounding can make negative.
-  for (std::int64_t r = std::max<std::int64_t>(0, col - row); r < rows && row + r < col + cols; ++r) {
+  for (std::int64_t r = std::max<std::int64_t>(0, col - row); r < rows && row + r < col + cols;
+       ++r) {
     S& entry = out[target.row(row + r) + target.col(row + r)];
     if (entry < 0) entry = 0;
   }

@@ -49,8 +49,7 @@ class GramTile {
       }
     }
     return slab + 1 < plan_.slabs.size() ||
-           store_tile<R>(target, shape_.symmetric, row_, rows_, col_, cols_, acc_,
-                         plan_.tile_cols);
+           store_tile<R>(target, shape_.symmetric, row_, rows_, col_, cols_, acc_, plan_.tile_cols);
   }
 
  private:
@@ -141,8 +140,8 @@ class GramTile {
     const Positions all = positions_of(layer, begin);
     const double bias = scales_[all.first->layer].bias;
     const std::int64_t p_entries = plan_.samples_entries;
-    T* lanes = pairs_ + layer.right_positions * p_entries;  // [u][nr]
-    T* x = lanes + layer.right_positions * kernels_.nr;     // [o][nr]
+    T* lanes = pairs_ + layer.right_positions * p_entries;                      // [u][nr]
+    T* x = lanes + layer.right_positions * kernels_.nr;                         // [o][nr]
     auto** panels = reinterpret_cast<const T**>(x + kGramDepth * kernels_.nr);  // [u]
     bool accumulate = false;
     for (std::int64_t group = 0; group < layer.groups; ++group) {
@@ -192,8 +191,7 @@ class GramTile {
     while (inputs < end && !plan_.chunks[inputs].gradients && plan_.chunks[inputs].unit == 0)
       ++inputs;
     inputs -= begin;
-    const std::size_t weights =
-        begin + inputs * static_cast<std::size_t>(layer.left_positions);
+    const std::size_t weights = begin + inputs * static_cast<std::size_t>(layer.left_positions);
     std::size_t cotangents = weights;
     while (plan_.chunks[cotangents].source != GramChunk::Source::input) ++cotangents;
     const std::int64_t units = plan_.chunks[cotangents].depth;
@@ -209,16 +207,17 @@ class GramTile {
             kernels_.product(left_panels_ + a.left_at + left_.panel * a.depth * kernels_.mr,
                              right_panels_ + w.right_at +
                                  (right_panel_ + q) * w.depth * kernels_.nr,
-                             a.depth, a.depth * kernels_.mr, 0, left_.panels, 1,
-                             skew(0, 0, false), x + o * kernels_.nr, units * kernels_.nr, k > 0);
+                             a.depth, a.depth * kernels_.mr, 0, left_.panels, 1, skew(0, 0, false),
+                             x + o * kernels_.nr, units * kernels_.nr, k > 0);
           }
         }
         if (layer.bias) {
-          const T* ones = right_panels_ + plan_.chunks[c].right_at +
-                          (right_panel_ + q) * units * kernels_.nr;
+          const T* ones =
+              right_panels_ + plan_.chunks[c].right_at + (right_panel_ + q) * units * kernels_.nr;
           for (std::int64_t n = 0; n < left_.panels * kernels_.mr; ++n) {
             for (std::int64_t e = 0; e < units * kernels_.nr; ++e)
-              x[n * units * kernels_.nr + e] += ones[e] * static_cast<T>(scales_[chunk->layer].bias);
+              x[n * units * kernels_.nr + e] +=
+                  ones[e] * static_cast<T>(scales_[chunk->layer].bias);
           }
         }
         const bool accumulate = s > 0 || !chunk->first;
@@ -231,8 +230,8 @@ class GramTile {
     return end;
   }
 
-  // Calls each(n, from, to) for the samples of the tile with their rows [from, to) of it, those that
-  // reach below the diagonal in panel q of columns.
+  // Calls each(n, from, to) for the samples of the tile with their rows [from, to) of it, those
+  // that reach below the diagonal in panel q of columns.
   template <class Function>
   void each_sample(std::int64_t q, const Function& each) const {
     const std::int64_t outputs = shape_.left_outputs;
@@ -247,14 +246,13 @@ class GramTile {
   template <class Function>
   void each_part(const Function& each) const {
     for (std::int64_t q = 0; q < ceil_div(cols_, kernels_.nr); ++q) {
-      each_sample(q, [&](std::int64_t n, std::int64_t from, std::int64_t to) {
-        each(q, n, from, to);
-      });
+      each_sample(
+          q, [&](std::int64_t n, std::int64_t from, std::int64_t to) { each(q, n, from, to); });
     }
   }
 
-  // Rows [from, to) of panel q of Q (+)= left panels times x. Panels hold rows of other samples too,
-  // for which x is not: their results are dropped.
+  // Rows [from, to) of panel q of Q (+)= left panels times x. Panels hold rows of other samples
+  // too, for which x is not: their results are dropped.
   void add_rows(const GramChunk& left, const T* x, std::int64_t q, std::int64_t from,
                 std::int64_t to, bool accumulate) const {
     T part[kMostPanel];
@@ -292,7 +290,8 @@ class GramTile {
           if (n != spread_n) {
             // One entry of P serves d columns; up to the sample's last row, so that its other rows
             // find all of it.
-            const std::int64_t last = shape_.symmetric ? std::min(cols_, (n + 1) * d - col_) : cols_;
+            const std::int64_t last =
+                shape_.symmetric ? std::min(cols_, (n + 1) * d - col_) : cols_;
             for (std::int64_t q = 0; q < last;) {
               const std::int64_t m = (col_ + q) / d;
               const std::int64_t end = std::min(last, (m + 1) * d - col_);
@@ -321,9 +320,9 @@ class GramTile {
   const T *left_panels_, *right_panels_;
 
   // The tile at hand.
-  std::int64_t row_ = 0, rows_ = 0, col_ = 0, cols_ = 0;  // of the Gram
-  std::int64_t left_panel_ = 0, right_panel_ = 0;         // first ones of its rows and columns
-  SamplePanels left_, right_;                             // of its samples
+  std::int64_t row_ = 0, rows_ = 0, col_ = 0, cols_ = 0;     // of the Gram
+  std::int64_t left_panel_ = 0, right_panel_ = 0;            // first ones of its rows and columns
+  SamplePanels left_, right_;                                // of its samples
   std::int64_t first_n_ = 0, first_m_ = 0, ld_samples_ = 0;  // of P
   double* acc_ = nullptr;
   T *product_ = nullptr, *samples_ = nullptr, *spread_ = nullptr, *pairs_ = nullptr;

@@ -17,9 +17,8 @@ namespace {
 constexpr std::int64_t kTaskEntries = std::int64_t{1} << 17;
 
 template <class T>
-using Bits =
-    std::conditional_t<sizeof(T) == 2, std::uint16_t,
-                       std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>>;
+using Bits = std::conditional_t<sizeof(T) == 2, std::uint16_t,
+                                std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>>;
 
 // The number behind the bits of a magnitude.
 template <class T>
@@ -74,7 +73,8 @@ struct Walk {
   }
   [[nodiscard]] std::int64_t offset(std::int64_t row) const {
     std::int64_t at = 0;
-    for (std::size_t r = kMaxRank - 1; r-- > 0; row /= extents[r]) at += row % extents[r] * strides[r];
+    for (std::size_t r = kMaxRank - 1; r-- > 0; row /= extents[r])
+      at += row % extents[r] * strides[r];
     return at;
   }
 };
