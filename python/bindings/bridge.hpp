@@ -80,5 +80,6 @@ class Progress {
 void register_errors(pybind11::module_& module);
 void register_gram(pybind11::module_& module);
 void register_matmul(pybind11::module_& module);
+void register_products(pybind11::module_& module);
 
 }  // namespace fastfisher::python

@@ -7,12 +7,20 @@ layer as ``[W (o, i) row-major, b (o)]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastfisher import _gram
-from fastfisher._arrays import Array, device_name, dtype_name, library, namespace
+from fastfisher import _gram, _products
+from fastfisher._arrays import (
+    Array,
+    device_name,
+    dtype_name,
+    is_negated,
+    library,
+    namespace,
+    result_dtype,
+)
 from fastfisher._gram import Method, Outputs, Precision
 from fastfisher._info import GramInfo
 from fastfisher._parameters import flatten, unflatten
@@ -191,9 +199,38 @@ class Jacobian:
         return (result, infos[0]) if return_info else result
 
     def __matmul__(self, v: Array) -> Array:
-        """``J v`` for v (P,) or (P, k): (N*C,) or (N*C, k)."""
+        """``J v`` for v (P,) or (P, k): (N*C,) or (N*C, k).
+
+        Parameters
+        ----------
+        v : array, shape (P,) or (P, k)
+            One vector or k of them as columns, any strides; library and device of the factors,
+            their dtype, for 16-bit factors float32.
+
+        Returns
+        -------
+        array, shape (N*C,) or (N*C, k)
+            Of the library, device and dtype of `v`; the same bits for any number of threads.
+
+        Raises
+        ------
+        ValueError
+            A shape that does not fit, or layers of a batch of networks.
+        TypeError
+            Another library, device or dtype than that of the layers.
+        NonFiniteError
+            `v` or a factor holds NaN or infinity; the message says where.
+        NumericalError
+            The result overflows the dtype.
+
+        Notes
+        -----
+        Two matrix products a layer with the stored factors, no pass of the model: for N samples
+        with T positions ``N T o (i + C)`` multiply-adds a column. Fisher-vector products are
+        ``J.T @ (H @ (J @ v)) / N`` for the curvature H of the loss in the outputs.
+        """
         columns, shape = self._columns(v, "v", self.shape[1])
-        u = sum(_jvp(layer, part) for layer, part in self._parts(columns))
+        u = _products.jvp(self.layers, columns, v)
         if self.sample_map is not None:
             u = self.sample_map.apply(u)
         return u.reshape(shape)
@@ -228,23 +265,25 @@ class Jacobian:
     def _columns(self, v: Array, name: str, rows: int) -> tuple[Array, tuple[int, ...]]:
         """`v` checked and as a matrix, and the shape of the product."""
         library(v, name)
-        a = self.layers[0].g
-        for what, of in (("library", library), ("dtype", dtype_name), ("device", device_name)):
-            if of(v) != of(a):
-                raise TypeError(f"{name}: expected {what} {of(a)} as in the layers, got {of(v)}")
+        g = self.layers[0].g
+        if self.layers[0].batch is not None:
+            raise ValueError("layers: a batch of networks has no products, expected one network")
+        for what, of in (("library", library), ("device", device_name)):
+            if of(v) != of(g):
+                raise TypeError(f"{name}: expected {what} {of(g)} as in the layers, got {of(v)}")
+        if dtype_name(v) != result_dtype(g):
+            raise TypeError(
+                f"{name}: expected dtype {result_dtype(g)} for layers of dtype {dtype_name(g)}, "
+                f"got dtype {dtype_name(v)}"
+            )
+        if is_negated(v):
+            raise TypeError(f"{name}: has torch's negative bit set; pass {name}.resolve_neg()")
         if len(v.shape) not in (1, 2) or v.shape[0] != rows:
             raise ValueError(
                 f"{name}: expected shape ({rows},) or ({rows}, k), got {tuple(v.shape)}"
             )
         length = self.shape[0] + self.shape[1] - rows
         return (v[:, None], (length,)) if len(v.shape) == 1 else (v, (length, v.shape[1]))
-
-    def _parts(self, columns: Array) -> Iterator[tuple[Layer, Array]]:
-        """Each layer with its rows of `columns` (P, k)."""
-        start = 0
-        for layer in self.layers:
-            yield layer, columns[start : start + layer.parameters]
-            start += layer.parameters
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -260,27 +299,10 @@ class TransposedJacobian:
         return columns, rows
 
     def __matmul__(self, u: Array) -> Array:
-        """``J^T u`` for u (N*C,) or (N*C, k): (P,) or (P, k)."""
+        """``J^T u`` for u (N*C,) or (N*C, k): (P,) or (P, k); the rest as in ``J @ v``."""
         j = self.T
         columns, shape = j._columns(u, "u", j.shape[0])
-        u = columns.reshape(j.samples, j.n_outputs, columns.shape[1])
+        blocks = columns.reshape(j.samples, j.n_outputs, columns.shape[1])
         if j.sample_map is not None:
-            u = j.sample_map.apply(u)
-        return namespace(u).concatenate([_vjp(layer, u) for layer in j.layers], 0).reshape(shape)
-
-
-def _jvp(layer: Layer, v: Array) -> Array:
-    """``J_l v``, (n, c, k), for v (p, k): the change of the pre-activations first, then g."""
-    (n, i), o, k = layer.a.shape, layer.g.shape[2], v.shape[1]
-    weight = namespace(v).moveaxis(v[: o * i].reshape(o, i, k), 1, 0).reshape(i, o * k)
-    change = (layer.a @ weight).reshape(n, o, k)
-    return layer.g @ (change + v[o * i :] if layer.bias else change)
-
-
-def _vjp(layer: Layer, u: Array) -> Array:
-    """``J_l^T u``, (p, k), for u (n, c, k): the gradient of the pre-activations first, then a."""
-    (n, i), o, k = layer.a.shape, layer.g.shape[2], u.shape[2]
-    gradient = layer.g.swapaxes(1, 2) @ u
-    weight = (layer.a.T @ gradient.reshape(n, o * k)).reshape(i, o, k)
-    weight = namespace(u).moveaxis(weight, 0, 1).reshape(o * i, k)
-    return namespace(u).concatenate([weight, gradient.sum(0)], 0) if layer.bias else weight
+            blocks = j.sample_map.apply(blocks)
+        return _products.vjp(j.layers, blocks, u).reshape(shape)

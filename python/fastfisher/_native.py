@@ -6,6 +6,7 @@ Knows neither layers nor approximations; whoever calls turns a report into an ex
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +103,42 @@ def _shapes(layer: Factors, method: int) -> tuple[int, Any, Any, Any, bool, Any,
         geometry,
         method,
     )
+
+
+class ProductReport(NamedTuple):
+    """What a product with a Jacobian found: `kind` as in GramReport; layer -1 is the vector."""
+
+    kind: int
+    layer: int
+    argument: int
+    position: int
+
+
+def jvp(layers: list[Factors], v: Array, out: Array, *, threads: int = 0) -> ProductReport:
+    """``J v`` (n, c, k) into `out`, for v (p, k)."""
+    return _product(_core.jvp, _core.jvp_workspace, layers, v, out, threads)
+
+
+def vjp(layers: list[Factors], u: Array, out: Array, *, threads: int = 0) -> ProductReport:
+    """``J^T u`` (p, k) into `out`, for u (n, c, k)."""
+    return _product(_core.vjp, _core.vjp_workspace, layers, u, out, threads)
+
+
+def _product(
+    op: Callable[..., tuple[int, int, int, int]],
+    query: Callable[..., int],
+    layers: list[Factors],
+    vector: Array,
+    out: Array,
+    threads: int,
+) -> ProductReport:
+    stream = stream_of(out)
+    dtype = DTYPES[dtype_name(layers[0][2])]
+    shapes = [_shapes(layer, -1) for layer in layers]
+    size = query(shapes, dtype, stream != 0, vector.shape[-1], threads)
+    workspace = np.empty(size, np.uint8) if stream == 0 else scratch(size, out)
+    numbered = [(*layer, -1) for layer in layers]
+    return ProductReport(*op(numbered, vector, out, workspace, stream, threads))
 
 
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:

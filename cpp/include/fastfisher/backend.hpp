@@ -22,7 +22,11 @@ struct Backend {
   BackendState (*state)() = nullptr;
   decltype(&fastfisher::gram) gram = nullptr;
   decltype(&fastfisher::gram_workspace) gram_workspace = nullptr;
+  decltype(&fastfisher::jvp) jvp = nullptr;
+  decltype(&fastfisher::jvp_workspace) jvp_workspace = nullptr;
   decltype(&fastfisher::matmul) matmul = nullptr;
+  decltype(&fastfisher::vjp) vjp = nullptr;
+  decltype(&fastfisher::vjp_workspace) vjp_workspace = nullptr;
 };
 
 /// All backends of this build, the CPU's first.

@@ -82,6 +82,32 @@ GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options);
 
+/// What a product with a Jacobian found: a result that is not finite, and the input to blame for it.
+struct ProductReport {
+  enum class Kind : int { ok, non_finite, overflow } kind = Kind::ok;
+  int layer = -1;          ///< index into the list; -1: the vector
+  int argument = 0;        ///< of a layer, 0: a, 1: g, 2: w
+  std::int64_t index = 0;  ///< first such element, counted in row-major order of its extents
+};
+
+/// out[n,c,k] = J v, summed over layers, for v [p,k] with the parameters of all layers in order. v
+/// and out have the result's dtype and any strides. Needs at least jvp_workspace(...) bytes in
+/// ctx.workspace; unless the report is ok, `out` is left unspecified.
+ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
+                  const ArrayRef& out);
+
+/// Bytes of workspace that `jvp` wants for k columns.
+std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns);
+
+/// out[p,k] = J^T u for u [n,c,k]: the counterpart of `jvp`.
+ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
+                  const ArrayRef& out);
+
+/// Bytes of workspace that `vjp` wants for k columns.
+std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns);
+
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 

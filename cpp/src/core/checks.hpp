@@ -33,6 +33,12 @@ void gram(const Context& ctx, std::span<const LayerFactors> left,
           std::span<const LayerFactors> right, const GramOptions& options);
 void gram_out(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
               const GramOptions& options, const ArrayRef& out);
+/// Columns of a product with the Jacobian of `layers`, `vector` and `out` checked; `forward`: J v.
+void product(const char* op, const Context& ctx, std::span<const LayerFactors> layers,
+             const ArrayRef& vector, const ArrayRef& out, bool forward);
+/// What a product's workspace depends on.
+void product_workspace(const char* op, const Context& ctx, std::span<const LayerFactors> layers,
+                       std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
 }  // namespace fastfisher::checks

@@ -41,10 +41,38 @@ GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> le
   return entry(backend, backend.gram_workspace, "gram_workspace")(ctx, left, right, options);
 }
 
+ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
+                  const ArrayRef& out) {
+  checks::product("jvp", ctx, layers, v, out, true);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.jvp, "jvp")(ctx, layers, v, out);
+}
+
+std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns) {
+  checks::product_workspace("jvp_workspace", ctx, layers, columns);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.jvp_workspace, "jvp_workspace")(ctx, layers, columns);
+}
+
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
   checks::matmul(ctx, a, b, out);
   const Backend& backend = backend_of(ctx);
   entry(backend, backend.matmul, "matmul")(ctx, a, b, out);
+}
+
+ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
+                  const ArrayRef& out) {
+  checks::product("vjp", ctx, layers, u, out, false);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.vjp, "vjp")(ctx, layers, u, out);
+}
+
+std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns) {
+  checks::product_workspace("vjp_workspace", ctx, layers, columns);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.vjp_workspace, "vjp_workspace")(ctx, layers, columns);
 }
 
 }  // namespace fastfisher

@@ -22,7 +22,11 @@ const Backend& backend() {
     };
     b.gram = &cpu::gram;
     b.gram_workspace = &cpu::gram_workspace;
+    b.jvp = &cpu::jvp;
+    b.jvp_workspace = &cpu::jvp_workspace;
     b.matmul = &cpu::matmul;
+    b.vjp = &cpu::vjp;
+    b.vjp_workspace = &cpu::vjp_workspace;
     return b;
   }();
   return table;

@@ -12,7 +12,15 @@ GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                 const ArrayRef& out);
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options);
+ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
+                  const ArrayRef& out);
+std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
+                  const ArrayRef& out);
+std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns);
 
 /// Instruction set of the kernels in use, for instance "avx2".
 std::string simd_name();

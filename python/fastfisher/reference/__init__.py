@@ -6,5 +6,16 @@ from __future__ import annotations
 from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.matmul import matmul
+from fastfisher.reference.products import jvp, vjp
 
-__all__ = ["Conv", "Explicit", "Separable", "Shared", "dense_jacobian", "gram", "matmul"]
+__all__ = [
+    "Conv",
+    "Explicit",
+    "Separable",
+    "Shared",
+    "dense_jacobian",
+    "gram",
+    "jvp",
+    "matmul",
+    "vjp",
+]

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Small contractions of rows that lie in memory as they are, each read once: the cotangents' part
+// of a product with a Jacobian. Compiled once for each instruction set and chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+namespace fastfisher::cpu {
+
+template <class T>
+struct ContractKernels {
+  /// sums[i, j] += sum_k x[i][k] y[j][k] for xs rows of x and ys rows of y.
+  void (*dots)(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys,
+               std::int64_t count, T* sums) = nullptr;
+
+  /// y[j][k] (+)= sum_i weights[j, i] x[i][k].
+  void (*combine)(const T* const* x, std::int64_t xs, const T* weights, T* const* y,
+                  std::int64_t ys, std::int64_t count, bool accumulate) = nullptr;
+};
+
+template <class T>
+const ContractKernels<T>& contract_kernels_base();
+#if defined(FF_HAVE_AVX2)
+template <class T>
+const ContractKernels<T>& contract_kernels_avx2();
+#endif
+
+/// The best kernels that this processor runs.
+template <class T>
+const ContractKernels<T>& contract_kernels();
+
+}  // namespace fastfisher::cpu

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#define FF_VECTOR_BYTES 16
+#include "contract_kernels_body.hpp"
+
+namespace fastfisher::cpu {
+
+template <class T>
+const ContractKernels<T>& contract_kernels_base() {
+  static const ContractKernels<T> kernels = {dots<T>, combine<T>};
+  return kernels;
+}
+
+template const ContractKernels<float>& contract_kernels_base();
+template const ContractKernels<double>& contract_kernels_base();
+
+}  // namespace fastfisher::cpu

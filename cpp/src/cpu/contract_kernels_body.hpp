@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Included once by each contract_kernels_<isa>.cpp, which is compiled for that instruction set and
+// defines FF_VECTOR_BYTES; the rules are those of tile_kernels_body.hpp. Blocks of rows are held in
+// registers, so that each row is loaded once for all rows that it meets.
+
+#include "contract_kernels.hpp"
+
+namespace fastfisher::cpu {
+namespace {
+
+template <class T>
+constexpr std::int64_t kLanes = FF_VECTOR_BYTES / static_cast<std::int64_t>(sizeof(T));
+
+template <class T>
+struct VectorOf {
+  using type __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
+};
+
+template <class T, int Xs, int Ys>
+void dots_block(const T* const* x, const T* const* y, std::int64_t count, T* sums,
+                std::int64_t pitch) {
+  using V = typename VectorOf<T>::type;
+  // Two sums an entry where there are few of them, for a multiply-add waits for the one before.
+  constexpr int kUnroll = Xs * Ys <= 4 ? 2 : 1;
+  V sum[kUnroll][Xs][Ys] = {};
+  std::int64_t k = 0;
+  for (; k + kUnroll * kLanes<T> <= count; k += kUnroll * kLanes<T>) {
+#pragma GCC unroll 2
+    for (int u = 0; u < kUnroll; ++u) {
+      V right[Ys];
+#pragma GCC unroll 4
+      for (int j = 0; j < Ys; ++j) right[j] = *reinterpret_cast<const V*>(y[j] + k + u * kLanes<T>);
+#pragma GCC unroll 4
+      for (int i = 0; i < Xs; ++i) {
+        const V left = *reinterpret_cast<const V*>(x[i] + k + u * kLanes<T>);
+#pragma GCC unroll 4
+        for (int j = 0; j < Ys; ++j) sum[u][i][j] += left * right[j];
+      }
+    }
+  }
+  for (int i = 0; i < Xs; ++i) {
+    for (int j = 0; j < Ys; ++j) {
+      V all = sum[0][i][j];
+      for (int u = 1; u < kUnroll; ++u) all += sum[u][i][j];
+      T total = 0;
+      for (std::int64_t lane = 0; lane < kLanes<T>; ++lane) total += all[lane];
+      for (std::int64_t rest = k; rest < count; ++rest) total += x[i][rest] * y[j][rest];
+      sums[i * pitch + j] += total;
+    }
+  }
+}
+
+template <class T, int Xs>
+void dots_rows(const T* const* x, const T* const* y, std::int64_t ys, std::int64_t count, T* sums) {
+  std::int64_t j = 0;
+  for (; j + 2 <= ys; j += 2) dots_block<T, Xs, 2>(x, y + j, count, sums + j, ys);
+  if (j < ys) dots_block<T, Xs, 1>(x, y + j, count, sums + j, ys);
+}
+
+template <class T>
+void dots(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys,
+          std::int64_t count, T* sums) {
+  std::int64_t i = 0;
+  for (; i + 4 <= xs; i += 4) dots_rows<T, 4>(x + i, y, ys, count, sums + i * ys);
+  for (; i < xs; ++i) dots_rows<T, 1>(x + i, y, ys, count, sums + i * ys);
+}
+
+template <class T, int Ys>
+void combine_rows(const T* const* x, std::int64_t xs, const T* weights, T* const* y,
+                  std::int64_t count, bool accumulate) {
+  using V = typename VectorOf<T>::type;
+  constexpr int kVectors = Ys == 1 ? 4 : 2;
+  std::int64_t k = 0;
+  for (; k + kVectors * kLanes<T> <= count; k += kVectors * kLanes<T>) {
+    V sum[Ys][kVectors] = {};
+    if (accumulate) {
+      for (int j = 0; j < Ys; ++j) {
+        for (int u = 0; u < kVectors; ++u)
+          sum[j][u] = *reinterpret_cast<const V*>(y[j] + k + u * kLanes<T>);
+      }
+    }
+    for (std::int64_t i = 0; i < xs; ++i) {
+      V row[kVectors];
+#pragma GCC unroll 4
+      for (int u = 0; u < kVectors; ++u)
+        row[u] = *reinterpret_cast<const V*>(x[i] + k + u * kLanes<T>);
+#pragma GCC unroll 4
+      for (int j = 0; j < Ys; ++j) {
+#pragma GCC unroll 4
+        for (int u = 0; u < kVectors; ++u) sum[j][u] += weights[j * xs + i] * row[u];
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < Ys; ++j) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kVectors; ++u)
+        *reinterpret_cast<V*>(y[j] + k + u * kLanes<T>) = sum[j][u];
+    }
+  }
+  for (; k < count; ++k) {
+    for (int j = 0; j < Ys; ++j) {
+      T sum = accumulate ? y[j][k] : T{0};
+      for (std::int64_t i = 0; i < xs; ++i) sum += weights[j * xs + i] * x[i][k];
+      y[j][k] = sum;
+    }
+  }
+}
+
+template <class T>
+void combine(const T* const* x, std::int64_t xs, const T* weights, T* const* y, std::int64_t ys,
+             std::int64_t count, bool accumulate) {
+  std::int64_t j = 0;
+  for (; j + 4 <= ys; j += 4) combine_rows<T, 4>(x, xs, weights + j * xs, y + j, count, accumulate);
+  for (; j < ys; ++j) combine_rows<T, 1>(x, xs, weights + j * xs, y + j, count, accumulate);
+}
+
+}  // namespace
+}  // namespace fastfisher::cpu

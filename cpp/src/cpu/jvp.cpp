@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// J v from factors, for k columns:  out[n,c,k] = sum_{s,o} g[n,c,s,o] z[n,s,o,k]  with
+//   z[n,s,o,k] = sum_i a[n,s,i] V[o,i,k] + b[o,k],  the change of the pre-activations.
+//
+//   for each piece, for each chunk of blocks of units
+//     pack the chunk's rows of V into panels                       parallel over panels
+//     for each group of samples                                    parallel over groups
+//       for each block of positions: pack (convolutions: unfold) its inputs
+//         for each block of units: z of the two blocks, then out += g z     z stays in cache
+//
+// Multiply-adds a sample and column: T i o + C T o. Bytes: a and g are read once for each chunk, V
+// once; nothing of the size of z or of unfolded inputs is stored. Units of one entry of `out` are
+// summed block by block in order, so threads never change a bit.
+#include "backend.hpp"
+#include "contract_kernels.hpp"
+#include "jvp_plan.hpp"
+#include "parallel.hpp"
+#include "products.hpp"
+
+#include <array>
+
+namespace fastfisher::cpu {
+namespace {
+
+template <class S, class T>
+class Jvp {
+ public:
+  Jvp(const Context& ctx, const std::vector<Piece>& pieces, const ArrayRef& v, const ArrayRef& out,
+      int threads, std::byte* scratch)
+      : ctx_(ctx),
+        pieces_(pieces),
+        v_(view_of<const T, 2>(v)),
+        out_(view_of<T, 3>(out)),
+        threads_(threads),
+        scratch_(reinterpret_cast<T*>(scratch)) {}
+
+  void run() {
+    for (std::int64_t n = 0; n < out_.extent(0); ++n) {
+      for (std::int64_t c = 0; c < out_.extent(1); ++c) {
+        for (std::int64_t k = 0; k < out_.extent(2); ++k) out_(n, c, k) = 0;
+      }
+    }
+    for (column_ = 0; column_ < out_.extent(2); column_ += kProductColumns) {
+      const std::int64_t columns = std::min(kProductColumns, out_.extent(2) - column_);
+      for (const Piece& piece : pieces_) {
+        const JvpPlan plan =
+            jvp_plan(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
+        if (piece.samples * piece.positions == 0) continue;
+        const Inputs<S, T> inputs(piece);
+        const Cotangents<S, T> cotangents(piece);
+        for (std::int64_t block = 0; block < plan.blocks; block += plan.chunk)
+          chunk({piece, plan, inputs, cotangents}, block);
+      }
+    }
+  }
+
+ private:
+  struct Work {
+    const Piece& piece;
+    const JvpPlan& plan;
+    const Inputs<S, T>& inputs;
+    const Cotangents<S, T>& cotangents;
+  };
+  // Where one thread keeps what it works on.
+  struct Desk {
+    T *inputs, *z, *lines, *rows, *sums;
+  };
+
+  Desk desk(const JvpPlan& plan, int worker) const {
+    Desk d;
+    d.inputs = scratch_ + product_round(plan.chunk_items, ProductScratch::kAlignment) +
+               worker * plan.thread_items;
+    d.z = d.inputs + plan.inputs.size();
+    d.lines = d.z + plan.z;
+    d.rows = d.lines + plan.lines;
+    d.sums = d.rows + kJvpOutputs * plan.rows;
+    return d;
+  }
+
+  static std::int64_t units_of(const Work& work, std::int64_t block) {
+    const std::int64_t all = work.piece.explicit_form() ? work.piece.features : work.piece.units;
+    return std::min(work.plan.units, all - block * work.plan.units);
+  }
+
+  void chunk(const Work& work, std::int64_t block) {
+    const JvpPlan& plan = work.plan;
+    const std::int64_t blocks = std::min(plan.chunk, plan.blocks - block);
+    const std::int64_t panels =
+        work.piece.explicit_form() ? plan.columns : plan.vector.rows / plan.vector.width;
+    parallel_for(ctx_, threads_, blocks * panels, [&](std::int64_t task, int) {
+      T* to = scratch_ + task / panels * plan.vector.size();
+      if (work.piece.explicit_form()) {
+        copy_stretch(work, block + task / panels, task % panels, to);
+      } else {
+        pack_vector(work, block + task / panels, task % panels, to);
+      }
+    });
+    parallel_for(ctx_, threads_, product_blocks(work.piece.samples, plan.samples),
+                 [&](std::int64_t task, int worker) {
+                   const Desk d = desk(plan, worker);
+                   const std::int64_t n = task * plan.samples;
+                   const std::int64_t samples = std::min(plan.samples, work.piece.samples - n);
+                   if (work.piece.explicit_form())
+                     return stretches(work, block, blocks, n, samples, d);
+                   for (std::int64_t s = 0; s < work.piece.positions; s += plan.positions) {
+                     positions(work, block, blocks, n, samples, s,
+                               std::min(plan.positions, work.piece.positions - s), d);
+                   }
+                 });
+  }
+
+  // Panel `index` of a block: rows (k, o), the bias as a last feature.
+  void pack_vector(const Work& work, std::int64_t block, std::int64_t index, T* to) const {
+    const std::int64_t units = units_of(work, block), first = block * work.plan.units;
+    const Panels panels(work.piece.depth(), work.plan.vector.width, units * work.plan.columns);
+    const std::int64_t row = index * panels.width;
+    const std::int64_t count = std::min(panels.width, units * work.plan.columns - row);
+    if (count <= 0) return;
+    const T* rows[64];
+    const auto point = [&](std::int64_t feature) {
+      for (std::int64_t r = 0; r < count; ++r) {
+        rows[r] = &v_(work.piece.parameter(first + (row + r) % units, feature),
+                      column_ + (row + r) / units);
+      }
+    };
+    if (work.piece.features > 0) {
+      point(0);
+      pack_panel(kernels_, rows, count, v_.stride(0), panels, row, 0, work.piece.features, to);
+    }
+    if (work.piece.bias) {
+      point(work.piece.features);
+      pack_panel(kernels_, rows, count, 0, panels, row, work.piece.features, work.piece.depth(),
+                 to);
+    }
+  }
+
+  // A block of positions: `count` positions from s of each of `samples` samples from n.
+  void positions(const Work& work, std::int64_t block, std::int64_t blocks, std::int64_t n,
+                 std::int64_t samples, std::int64_t s, std::int64_t count, const Desk& d) {
+    const bool inside = work.piece.positions_inside();
+    const Panels inputs(work.piece.depth(), work.plan.inputs.width, samples * count);
+    if (inside) {
+      unfold(work, inputs, n, samples, s, count, d);
+    } else {
+      pack_inputs(work, inputs, n, samples, s, count, d);
+    }
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
+      const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
+      const T* packed = scratch_ + b * work.plan.vector.size();
+      const std::int64_t pitch = inside ? inputs.rows : vector.rows;
+      if (inside) {
+        multiply(kernels_, vector, packed, 0, rows, inputs, d.inputs, 0, samples * count, d.z,
+                 pitch);
+      } else {
+        multiply(kernels_, inputs, d.inputs, 0, samples * count, vector, packed, 0, rows, d.z,
+                 pitch);
+      }
+      const std::int64_t first = (block + b) * work.plan.units;
+      for (std::int64_t j = 0; j < samples; ++j) {
+        const T* z = d.z + j * count * (inside ? 1 : pitch);
+        if (work.piece.layer->separable()) {
+          contract_separable(work, n + j, first, units, s, count, z, pitch, d);
+        } else {
+          contract(work, n + j, first, units, s, count, z, pitch, d);
+        }
+      }
+    }
+  }
+
+  void pack_inputs(const Work& work, const Panels& panels, std::int64_t n, std::int64_t samples,
+                   std::int64_t s, std::int64_t count, const Desk& d) const {
+    const T one = 1;
+    const T* rows[64];
+    for (std::int64_t row = 0; row < samples * count; row += panels.width) {
+      const std::int64_t used = std::min(panels.width, samples * count - row);
+      std::int64_t stride = 1;
+      for (std::int64_t r = 0; r < used; ++r) {
+        const Row<T> line = work.inputs.features(n + (row + r) / count, s + (row + r) % count,
+                                                 d.lines + r * work.piece.features);
+        rows[r] = line.data;
+        stride = line.stride;
+      }
+      pack_panel(kernels_, rows, used, stride, panels, row, 0, work.piece.features, d.inputs);
+      if (!work.piece.bias) continue;
+      for (std::int64_t r = 0; r < used; ++r) rows[r] = &one;
+      pack_panel(kernels_, rows, used, 0, panels, row, work.piece.features, work.piece.depth(),
+                 d.inputs);
+    }
+  }
+
+  void unfold(const Work& work, const Panels& panels, std::int64_t n, std::int64_t samples,
+              std::int64_t s, std::int64_t count, const Desk& d) const {
+    std::fill(d.lines + samples * count, d.lines + panels.rows, T{0});
+    for (std::int64_t i = 0; i < work.piece.depth(); ++i) {
+      for (std::int64_t j = 0; j < samples; ++j)
+        work.inputs.positions(n + j, i, s, count, d.lines + j * count);
+      const std::int64_t from = i / kProductDepth * kProductDepth;
+      for (std::int64_t row = 0; row < panels.rows; row += panels.width) {
+        std::copy_n(d.lines + row, panels.width,
+                    d.inputs + panels.at(from, row) + (i - from) * panels.width);
+      }
+    }
+  }
+
+  // out[n] += g[n] z for one block of units and positions of one sample.
+  void contract(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
+                std::int64_t s, std::int64_t count, const T* z, std::int64_t pitch, const Desk& d) {
+    const bool inside = work.piece.positions_inside();
+    const std::int64_t outers = inside ? units : count, inner = inside ? count : units;
+    const std::int64_t outer_from = inside ? first : s, inner_from = inside ? s : first;
+    const std::int64_t plane = inside ? units * pitch : units;  // from one column of z to the next
+    // Rows that follow each other in memory on both sides are one long row.
+    const std::int64_t together = pitch == inner && work.cotangents.packed(inner)
+                                      ? std::max<std::int64_t>(1, kJvpLongRow / inner)
+                                      : 1;
+    std::array<const T*, kJvpOutputs> x;
+    std::array<const T*, kProductColumns> y;
+    const std::int64_t columns = work.plan.columns;
+    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
+      const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
+      std::fill_n(d.sums, outputs * columns, T{0});
+      for (std::int64_t outer = 0; outer < outers; outer += together) {
+        const std::int64_t entries = std::min(together, outers - outer) * inner;
+        for (std::int64_t k = 0; k < columns; ++k)
+          y[static_cast<std::size_t>(k)] = z + k * plane + outer * pitch;
+        for (std::int64_t q = 0; q < outputs; ++q) {
+          x[static_cast<std::size_t>(q)] = work.cotangents.row(
+              n, c + q, outer_from + outer, inner_from, inner, d.rows + q * work.plan.rows);
+        }
+        contract_.dots(x.data(), outputs, y.data(), columns, entries, d.sums);
+      }
+      add(n, c, outputs, columns, d.sums);
+    }
+  }
+
+  // The same for g = m w: positions first, then units.
+  void contract_separable(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
+                          std::int64_t s, std::int64_t count, const T* z, std::int64_t pitch,
+                          const Desk& d) {
+    const bool inside = work.piece.positions_inside();
+    const std::int64_t columns = work.plan.columns;
+    T* sums = d.sums;  // [k, o]
+    std::fill_n(sums, columns * units, T{0});
+    for (std::int64_t outer = 0; outer < (inside ? units : count); ++outer) {
+      const T* m = work.cotangents.row(n, 0, (inside ? first : s) + outer, inside ? s : first,
+                                       inside ? count : units, d.rows);
+      for (std::int64_t k = 0; k < columns; ++k) {
+        if (inside) {
+          const T* line = z + (k * units + outer) * pitch;
+          contract_.dots(&m, 1, &line, 1, count, sums + k * units + outer);
+        } else {
+          const T* line = z + outer * pitch + k * units;
+          for (std::int64_t o = 0; o < units; ++o) sums[k * units + o] += m[o] * line[o];
+        }
+      }
+    }
+    std::array<const T*, kProductColumns> y;
+    for (std::int64_t k = 0; k < columns; ++k) y[static_cast<std::size_t>(k)] = sums + k * units;
+    std::array<T, kProductColumns> result;
+    for (std::int64_t c = 0; c < work.piece.outputs; ++c) {
+      const T* w = work.cotangents.separable(c, first, units, d.rows);
+      result.fill(0);
+      contract_.dots(&w, 1, y.data(), columns, units, result.data());
+      add(n, c, 1, columns, result.data());
+    }
+  }
+
+  void copy_stretch(const Work& work, std::int64_t block, std::int64_t k, T* to) const {
+    const std::int64_t first = block * work.plan.units;
+    for (std::int64_t p = 0; p < units_of(work, block); ++p)
+      to[k * work.plan.units + p] = v_(work.piece.weight + first + p, column_ + k);
+  }
+
+  // Explicit Jacobian: the blocks' stretches of parameters, each for all samples of the group.
+  void stretches(const Work& work, std::int64_t block, std::int64_t blocks, std::int64_t n,
+                 std::int64_t samples, const Desk& d) {
+    std::array<const T*, kJvpOutputs> x;
+    std::array<const T*, kProductColumns> y;
+    const std::int64_t columns = work.plan.columns;
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::int64_t count = units_of(work, block + b), from = (block + b) * work.plan.units;
+      for (std::int64_t k = 0; k < columns; ++k)
+        y[static_cast<std::size_t>(k)] =
+            scratch_ + b * work.plan.vector.size() + k * work.plan.units;
+      for (std::int64_t at = n; at < n + samples; ++at) {
+        for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
+          const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
+          for (std::int64_t q = 0; q < outputs; ++q) {
+            x[static_cast<std::size_t>(q)] =
+                work.cotangents.row(at, c + q, 0, from, count, d.rows + q * work.plan.rows);
+          }
+          std::fill_n(d.sums, outputs * columns, T{0});
+          contract_.dots(x.data(), outputs, y.data(), columns, count, d.sums);
+          add(at, c, outputs, columns, d.sums);
+        }
+      }
+    }
+  }
+
+  void add(std::int64_t n, std::int64_t c, std::int64_t outputs, std::int64_t columns,
+           const T* sums) {
+    for (std::int64_t q = 0; q < outputs; ++q) {
+      for (std::int64_t k = 0; k < columns; ++k)
+        out_(n, c + q, column_ + k) += sums[q * columns + k];
+    }
+  }
+
+  const Context& ctx_;
+  const std::vector<Piece>& pieces_;
+  const View<const T, 2> v_;
+  const View<T, 3> out_;
+  int threads_;
+  T* scratch_;
+  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  const ContractKernels<T>& contract_ = contract_kernels<T>();
+  std::int64_t column_ = 0;
+};
+
+std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_t columns,
+                      int threads) {
+  return visit_dtype(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const TileKernels<T>& kernels = tile_kernels<T>();
+    std::int64_t most = 0;
+    for (const std::int64_t at_once : column_counts(columns)) {
+      for (const Piece& piece : pieces) {
+        const JvpPlan plan = jvp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
+        most = std::max(most, product_round(plan.chunk_items, ProductScratch::kAlignment) +
+                                  threads * plan.thread_items);
+      }
+    }
+    return most * static_cast<std::int64_t>(sizeof(T)) + ProductScratch::kAlignment;
+  });
+}
+
+}  // namespace
+
+std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns) {
+  return bytes_of(pieces_of(layers), layers.front().g.dtype, columns,
+                  product_threads(ctx, product_flops(layers, columns)));
+}
+
+ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
+                  const ArrayRef& out) {
+  const int threads = product_threads(ctx, product_flops(layers, out.extent(2)));
+  const std::vector<Piece> pieces = pieces_of(layers);
+  const DType dtype = layers.front().g.dtype;
+  const ProductScratch scratch(ctx, "jvp", bytes_of(pieces, dtype, out.extent(2), threads));
+  visit_storage(dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
+    Jvp<S, T>(ctx, pieces, v, out, threads, scratch.data()).run();
+  });
+  return verdict(ctx, threads, layers, v, out);
+}
+
+}  // namespace fastfisher::cpu

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sizes of J v; see jvp.cpp for the algorithm.
+#pragma once
+
+#include "products.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastfisher::cpu {
+
+// Cotangent rows that meet one z at a time.
+constexpr std::int64_t kJvpOutputs = 4;
+// Entries that one sum takes without a break.
+constexpr std::int64_t kJvpLongRow = 4096;
+// Rows of V in one block, all columns counted.
+constexpr std::int64_t kJvpBlockRows = 512;
+// Parameters of an explicit Jacobian that one stretch takes: it stays in cache for all samples.
+constexpr std::int64_t kJvpStretch = 2048;
+constexpr std::int64_t kJvpChunkBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kJvpInputBytes = 640 << 10;
+
+/// What is packed, multiplied and summed together, and the memory that takes, in entries.
+struct JvpPlan {
+  std::int64_t columns = 0;
+  std::int64_t units = 1, blocks = 1;  ///< units of a block; of an explicit Jacobian, parameters
+  std::int64_t chunk = 1;              ///< blocks that are packed together
+  std::int64_t samples = 1;            ///< of a group
+  std::int64_t positions = 1;          ///< of one sample in a block of positions
+  Panels vector, inputs;               ///< of a block of units, of positions
+  std::int64_t chunk_items = 0;
+  // Of one thread: panels of the inputs, z, lines on their way, cotangents, sums.
+  std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
+};
+
+/// The plan for `columns` columns and entries of `item` bytes. Whatever decides the order of a sum
+/// depends on the sizes alone, never on `threads`.
+inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int64_t nr,
+                        std::int64_t item, int threads) {
+  JvpPlan plan;
+  plan.columns = columns;
+  const std::int64_t share = std::max<std::int64_t>(1, piece.samples / (4 * threads));
+  if (piece.explicit_form()) {
+    plan.units = std::min(piece.features, kJvpStretch);
+    plan.blocks = product_blocks(piece.features, plan.units);
+    plan.samples = share;
+    plan.vector.depth = plan.units;
+    plan.vector.rows = columns;
+    plan.positions = 0;
+  } else {
+    plan.units = std::min(
+        piece.units, columns == 1 ? kJvpBlockRows
+                                  : std::max<std::int64_t>(16, kJvpBlockRows / columns / 16 * 16));
+    plan.blocks = product_blocks(piece.units, plan.units);
+    const bool inside = piece.positions_inside();
+    const std::int64_t width = inside ? nr : mr;
+    const std::int64_t most =
+        std::clamp<std::int64_t>((inside ? 4 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
+                                 inside ? 1024 : 192) /
+        width * width;
+    if (piece.positions <= most) {
+      plan.positions = piece.positions;
+      // A convolution's sums depend on the samples of a group, see `together`: never on the
+      // threads.
+      plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions),
+                              inside ? std::max<std::int64_t>(1, piece.samples / 16) : share);
+    } else {
+      plan.positions = most;
+    }
+    plan.vector = Panels(piece.depth(), inside ? mr : nr, plan.units * columns);
+    plan.inputs = Panels(piece.depth(), width, plan.samples * plan.positions);
+    plan.z = plan.inputs.rows * plan.vector.rows;
+    plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);
+  }
+  plan.chunk =
+      std::clamp<std::int64_t>(kJvpChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
+  plan.chunk_items = plan.chunk * plan.vector.size();
+  plan.rows = std::max(plan.units, plan.positions);
+  plan.sums = columns * std::max(kJvpOutputs, plan.units);
+  plan.thread_items =
+      product_round(plan.inputs.size() + plan.z + plan.lines + kJvpOutputs * plan.rows + plan.sums,
+                    ProductScratch::kAlignment);
+  return plan;
+}
+
+}  // namespace fastfisher::cpu

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sizes of J^T u; see vjp.cpp for the algorithm.
+#pragma once
+
+#include "products.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastfisher::cpu {
+
+// Cotangent rows that are summed at a time.
+constexpr std::int64_t kVjpOutputs = 16;
+// Rows that one task packs: long enough for the kernels, short enough to balance.
+constexpr std::int64_t kVjpTaskRows = 32;
+constexpr std::int64_t kVjpTaskRowsMost = 1024;
+// Rows that are packed together, and entries of theirs at most.
+constexpr std::int64_t kVjpLines = 16;
+constexpr std::int64_t kVjpLineEntries = 1 << 16;
+// Slabs stay in a cache, but are long enough to pay for adding to W, and bounded.
+constexpr std::int64_t kVjpSlabBytes = std::int64_t{5} << 20;
+constexpr std::int64_t kVjpSlabRows = 1024;
+constexpr std::int64_t kVjpMostBytes = std::int64_t{24} << 20;
+// Rows of W in a range of units, all columns counted.
+constexpr std::int64_t kVjpRangeRows = 2048;
+// Tiles of W, all columns counted.
+constexpr std::int64_t kVjpTileRows = 192;
+constexpr std::int64_t kVjpTileFeatures = 256;
+// Parameters of an explicit Jacobian that one task sums.
+constexpr std::int64_t kVjpStretch = 1024;
+
+/// What is packed, multiplied and summed together, and the memory that takes, in entries.
+struct VjpPlan {
+  std::int64_t columns = 0;
+  std::int64_t units = 1;      ///< of a range
+  std::int64_t slab = 0;       ///< rows (n,s) of one
+  std::int64_t task_rows = 1;  ///< of the slab, packed by one task
+  std::int64_t together = 1;   ///< of those, packed together
+  std::int64_t tile_units = 1, tile_features = 1;
+  std::int64_t plane = 0;  ///< rows of the panels of h for one column
+  Panels gradients, inputs;
+  std::int64_t shared_items = 0;
+  // Of one thread: h and unfolded inputs on their way or a tile of W, cotangents, weights.
+  std::int64_t tile = 0, lines = 0, rows = 0, thread_items = 0;
+};
+
+/// The plan for `columns` columns and entries of `item` bytes. Whatever decides the order of a sum
+/// depends on the sizes alone, never on `threads`.
+inline VjpPlan vjp_plan(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int64_t nr,
+                        std::int64_t item, int threads) {
+  VjpPlan plan;
+  plan.columns = columns;
+  if (piece.explicit_form()) {
+    plan.lines = columns * kVjpStretch;
+    plan.rows = kVjpStretch;
+  } else {
+    const std::int64_t all = piece.samples * piece.positions;
+    plan.units = std::min(piece.units, product_blocks(kVjpRangeRows, columns));
+    const std::int64_t row =
+        (product_round(piece.depth(), nr) + columns * product_round(plan.units, mr)) * item;
+    plan.slab =
+        std::min(std::max((piece.positions_inside() ? 2 : 1) * kVjpSlabBytes / row, kVjpSlabRows),
+                 kVjpMostBytes / row);
+    if (plan.slab >= all) {
+      plan.slab = all;
+    } else if (plan.slab >= piece.positions) {
+      plan.slab -= plan.slab % piece.positions;
+    }
+    plan.plane = product_round(plan.units, mr);
+    plan.gradients = Panels(plan.slab, mr, columns * plan.plane);
+    plan.inputs = Panels(plan.slab, nr, piece.depth());
+    plan.task_rows = std::clamp(plan.slab / (4 * threads), kVjpTaskRows, kVjpTaskRowsMost);
+    // Whole planes of a convolution lie together in memory.
+    if (piece.positions_inside() && piece.positions > 0)
+      plan.task_rows = std::min(product_round(plan.task_rows, piece.positions), kVjpTaskRowsMost);
+    plan.tile_units = std::min(plan.plane, std::max(mr, kVjpTileRows / columns / mr * mr));
+    plan.tile_features = std::min(plan.inputs.rows, kVjpTileFeatures);
+    // Smaller tiles where there would be too few for the threads.
+    const auto few = [&] {
+      return product_blocks(plan.units, plan.tile_units) *
+                 product_blocks(piece.depth(), plan.tile_features) <
+             3 * threads;
+    };
+    while (threads > 1 && few() && plan.tile_features > 2 * nr)
+      plan.tile_features = product_round(product_blocks(plan.tile_features, 2), nr);
+    while (threads > 1 && few() && plan.tile_units > 2 * mr)
+      plan.tile_units = product_round(product_blocks(plan.tile_units, 2), mr);
+    plan.tile = columns * plan.tile_units * plan.tile_features;
+    if (piece.positions_inside()) {
+      plan.lines = kVjpTaskRowsMost * std::max(columns * mr, nr);
+      plan.rows = kVjpTaskRowsMost;
+    } else {
+      const std::int64_t line = std::max(columns * plan.units, piece.features);
+      plan.together =
+          std::clamp<std::int64_t>(kVjpLineEntries / std::max<std::int64_t>(1, line), 1, kVjpLines);
+      plan.lines = plan.together * line;
+      plan.rows = plan.units;
+    }
+  }
+  plan.shared_items = product_round(plan.gradients.size(), ProductScratch::kAlignment) +
+                      product_round(plan.inputs.size(), ProductScratch::kAlignment);
+  plan.thread_items =
+      product_round(std::max(plan.tile, plan.lines + kVjpOutputs * (plan.rows + columns)),
+                    ProductScratch::kAlignment);
+  return plan;
+}
+
+}  // namespace fastfisher::cpu

@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with a Jacobian, `jvp` and `vjp`: every layer, dtype and shape against the reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastfisher as ff
+from cases import as_float64, assert_close
+from fastfisher import _native, reference
+from fastfisher._conv import _each
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One layer by its sizes; `space`, `kernel` and so on for convolutions."""
+
+    kind: str
+    i: int = 3
+    o: int = 4
+    t: int = 1
+    bias: bool = False
+    separable: bool = False
+    space: tuple[int, ...] = ()
+    kernel: int | tuple[int, ...] = 1
+    stride: int | tuple[int, ...] = 1
+    padding: int | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+
+    @property
+    def geometry(self) -> tuple:
+        rank = len(self.space)
+        four = [(self.kernel, 1), (self.stride, 1), (self.padding, 0), (self.dilation, 1)]
+        return (*(_each("x", value, rank, least) for value, least in four), self.groups)
+
+    def output(self) -> tuple[int, ...]:
+        kernel, stride, padding, dilation, _ = self.geometry
+        return tuple(
+            max(0, (x + 2 * p - d * (k - 1) - 1) // s + 1)
+            for x, k, s, p, d in zip(self.space, kernel, stride, padding, dilation, strict=True)
+        )
+
+    def shapes(self, n: int, c: int) -> dict[str, tuple[int, ...]]:
+        if self.kind == "explicit":
+            return {"j": (n, c, self.i)}
+        if self.kind == "dense":
+            return {"a": (n, self.i), "g": (n, c, self.o)}
+        a, rows = (n, self.t, self.i), (self.t, self.o)
+        if self.kind == "conv":
+            a, rows = (n, self.i, *self.space), (self.o, *self.output())
+        if self.separable:
+            return {"a": a, "g": (n, *rows), "w": (c, self.o)}
+        return {"a": a, "g": (n, c, *rows)}
+
+
+def layer_of(spec: Spec, arrays: dict, label: str | None = None):
+    if spec.kind == "explicit":
+        return ff.Explicit(arrays["j"], label=label)
+    g = ff.Separable(arrays["g"], arrays["w"]) if spec.separable else arrays["g"]
+    if spec.kind == "conv":
+        names = ("kernel", "stride", "padding", "dilation")
+        options = dict(zip(names, spec.geometry, strict=False))
+        return ff.Conv(arrays["a"], g, groups=spec.groups, bias=spec.bias, label=label, **options)
+    kind = ff.Dense if spec.kind == "dense" else ff.Shared
+    return kind(arrays["a"], g, bias=spec.bias, label=label)
+
+
+def plain_of(spec: Spec, arrays: dict) -> tuple:
+    """The layer for the reference."""
+    host = {
+        name: as_float64(x.double() if hasattr(x, "double") else x) for name, x in arrays.items()
+    }
+    if spec.kind == "explicit":
+        return "explicit", host["j"]
+    g = (host["g"], host["w"]) if spec.separable else host["g"]
+    extra = (spec.geometry,) if spec.kind == "conv" else ()
+    return spec.kind, host["a"], g, spec.bias, *extra
+
+
+@dataclass(frozen=True)
+class Case:
+    id: str
+    specs: tuple[Spec, ...]
+    n: int = 5
+    c: int = 3
+
+    def __str__(self) -> str:
+        return self.id
+
+    def draw(self, rng, convert=lambda x: x) -> list[dict]:
+        return [
+            {
+                name: convert(rng.standard_normal(shape))
+                for name, shape in s.shapes(self.n, self.c).items()
+            }
+            for s in self.specs
+        ]
+
+    def jacobian(self, arrays: list[dict]) -> ff.Jacobian:
+        pairs = zip(self.specs, arrays, strict=True)
+        return ff.Jacobian.from_factors([layer_of(spec, given) for spec, given in pairs])
+
+    def plain(self, arrays: list[dict]) -> list[tuple]:
+        return [plain_of(spec, given) for spec, given in zip(self.specs, arrays, strict=True)]
+
+
+def conv(*space: int, **options) -> Spec:
+    return Spec("conv", space=space, **options)
+
+
+CASES = [
+    Case("dense", (Spec("dense", 7, 5), Spec("dense", 5, 3, bias=True))),
+    Case("dense-off-the-tile", (Spec("dense", 257, 131, bias=True),), n=67, c=5),
+    Case("dense-two-slabs-of-features", (Spec("dense", 5003, 9, bias=True),), n=7, c=2),
+    Case("dense-many-samples", (Spec("dense", 9, 10, bias=True),), n=1100, c=2),
+    Case("dense-wide", (Spec("dense", 3, 1201),), n=4, c=2),
+    Case("shared", (Spec("shared", 6, 5, t=7, bias=True),)),
+    Case("shared-long", (Spec("shared", 300, 5, t=270, bias=True),), n=3, c=2),
+    Case("shared-separable", (Spec("shared", 6, 33, t=7, bias=True, separable=True),), c=19),
+    Case("explicit", (Spec("explicit", 2500), Spec("explicit", 1)), c=6),
+    Case("conv1", (conv(11, i=4, o=6, kernel=3, padding=1, bias=True),)),
+    Case("conv1-strided", (conv(11, i=4, o=6, kernel=2, stride=3, padding=2, dilation=2),)),
+    Case("conv2", (conv(9, 8, i=3, o=7, kernel=3, padding=1, bias=True),)),
+    Case(
+        "conv2-all-options",
+        (
+            conv(
+                *(9, 10),
+                i=4,
+                o=6,
+                kernel=(3, 2),
+                stride=(2, 1),
+                padding=(2, 3),
+                dilation=(1, 3),
+                groups=2,
+                bias=True,
+            ),
+        ),
+    ),
+    Case("conv2-large", (conv(20, 20, i=3, o=5, kernel=5, padding=2, bias=True),), n=2, c=5),
+    Case("conv2-depthwise", (conv(5, 6, i=8, o=8, kernel=3, padding=1, groups=8, bias=True),)),
+    Case("conv2-one-by-one", (conv(4, 4, i=17, o=19),)),
+    Case("conv2-only-padding", (conv(1, 1, i=2, o=3, kernel=2, padding=4, stride=3),)),
+    Case("conv2-separable", (conv(6, 5, i=4, o=6, kernel=3, groups=2, bias=True, separable=True),)),
+    Case("conv3", (conv(5, 4, 6, i=2, o=4, kernel=(2, 3, 2), padding=1, stride=2, bias=True),)),
+    Case(
+        "all-forms",
+        (
+            conv(6, 5, i=2, o=3, kernel=3, padding=1, bias=True),
+            Spec("shared", 3, 4, t=5),
+            Spec("dense", 4, 2, bias=True),
+            Spec("explicit", 9),
+        ),
+    ),
+    Case("one-of-all", (Spec("dense", 1, 1),), n=1, c=1),
+    Case("many-outputs", (Spec("dense", 4, 7, bias=True),), n=3, c=130),
+    Case("no-samples", (Spec("dense", bias=True), Spec("explicit", 3), conv(4, kernel=2)), n=0),
+    Case("no-outputs", (Spec("dense", bias=True), Spec("explicit", 3), conv(4, kernel=2)), c=0),
+    Case("no-inputs", (Spec("dense", i=0, bias=True), Spec("dense", i=0))),
+    Case("no-units", (Spec("dense", o=0, bias=True), Spec("shared", o=0, t=2))),
+    Case("no-positions", (Spec("shared", t=0, bias=True), conv(2, kernel=3, bias=True))),
+    Case("no-parameters", (Spec("explicit", 0),)),
+]
+SMALL = [
+    case for case in CASES if "conv3" in case.id or case.id in ("all-forms", "conv2-separable")
+]
+
+
+def check(jacobian, plain, rng, columns, dtype, convert=lambda x: x) -> None:
+    """Both products against the reference."""
+    n, c, (rows, parameters) = jacobian.samples, jacobian.n_outputs, jacobian.shape
+    v, u = rng.standard_normal((parameters, *columns)), rng.standard_normal((rows, *columns))
+    v, u = v.astype(dtype), u.astype(dtype)
+    k = int(np.prod(columns))
+
+    out, back = jacobian @ convert(v), jacobian.T @ convert(u)
+
+    expected = reference.jvp(plain, v.reshape(parameters, k)).reshape(rows, *columns)
+    assert_close(out, expected, terms=parameters, dtype=dtype)
+    expected = reference.vjp(plain, u.reshape(n, c, k)).reshape(parameters, *columns)
+    assert_close(back, expected, terms=rows, dtype=dtype)
+    assert type(out) is type(back) is type(convert(v))
+
+
+@pytest.mark.parametrize("columns", [(), (1,), (3,), (17,), (0,)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_products_equal_reference(case, dtype, columns, rng):
+    arrays = case.draw(rng, lambda x: x.astype(dtype))
+    check(case.jacobian(arrays), case.plain(arrays), rng, columns, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_16_bit_factors_are_widened(case, dtype, rng):
+    torch = pytest.importorskip("torch")
+    arrays = case.draw(rng, lambda x: torch.from_numpy(x).to(getattr(torch, dtype)))
+    for columns in ((), (3,)):
+        check(case.jacobian(arrays), case.plain(arrays), rng, columns, "float32", torch.from_numpy)
+
+
+def test_float16_is_widened_exactly(rng):
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)]
+    jacobian = ff.Jacobian.from_factors([ff.Explicit(every[:, None, None])])
+    np.testing.assert_array_equal(jacobian @ np.ones(1, "float32"), every.astype("float32"))
+
+
+def strided(x: np.ndarray, how: str) -> np.ndarray:
+    if how == "fortran":
+        return np.asfortranarray(x)
+    if how == "reversed":
+        flip = (slice(None, None, -1),) * x.ndim
+        return np.ascontiguousarray(x[flip])[flip]
+    if how == "slice":
+        wide = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan, x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    assert how == "last-first"
+    return (
+        np.ascontiguousarray(np.moveaxis(x, 0, -1))
+        if x.ndim == 1
+        else np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 0, -1)), -1, 0)
+    )
+
+
+@pytest.mark.parametrize("how", ["fortran", "reversed", "slice", "last-first"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_strides(case, dtype, how, rng):
+    arrays = case.draw(rng, lambda x: strided(x.astype(dtype), how))
+    jacobian, plain = case.jacobian(arrays), case.plain(arrays)
+    wide = "float32" if dtype == "float16" else dtype
+    check(jacobian, plain, rng, (3,), wide, lambda x: strided(x, how))
+
+
+def test_zero_strides(rng):
+    a, g = np.broadcast_to(2.0, (4, 5)), np.broadcast_to(rng.standard_normal(3), (4, 2, 3))
+    jacobian = ff.Jacobian.from_factors([ff.Dense(a, g, bias=True)])
+    plain = [("dense", a, g, True)]
+    check(jacobian, plain, rng, (3,), "float64")
+    v = np.broadcast_to(1.5, (18, 3))
+    assert_close(
+        (jacobian @ v).reshape(4, 2, 3), reference.jvp(plain, v), terms=18, dtype="float64"
+    )
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_outputs_of_any_strides(order, rng):
+    case = next(case for case in CASES if case.id == "all-forms")
+    arrays = case.draw(rng)
+    layers = [layer.native() for layer in case.jacobian(arrays).layers]
+    p = case.jacobian(arrays).shape[1]
+    v, u = rng.standard_normal((p, 3)), rng.standard_normal((case.n, case.c, 3))
+    out, back = (
+        np.full((case.n, case.c, 6), np.nan, order=order),
+        np.full((2 * p, 3), np.nan, order=order),
+    )
+    _native.jvp(layers, v, out[..., ::-2])
+    _native.vjp(layers, u, back[::2])
+    assert_close(out[..., ::-2], reference.jvp(case.plain(arrays), v), terms=p, dtype="float64")
+    assert_close(back[::2], reference.vjp(case.plain(arrays), u), terms=15, dtype="float64")
+    assert np.isnan(out[..., ::2]).all()
+    assert np.isnan(back[1::2]).all()
+
+
+@st.composite
+def problems(draw):
+    def one(least, most):
+        return draw(st.integers(least, most))
+
+    kind = draw(st.sampled_from(["dense", "shared", "explicit", "conv"]))
+    common = {"bias": draw(st.booleans()), "separable": draw(st.booleans())}
+    if kind == "conv":
+        groups, rank = one(1, 3), one(1, 3)
+
+        def each(least, most):
+            return tuple(one(least, most) for _ in range(rank))
+
+        spec = Spec(
+            kind,
+            i=groups * one(1, 4),
+            o=groups * one(1, 9),
+            space=each(1, 7),
+            kernel=each(1, 3),
+            stride=each(1, 3),
+            padding=each(0, 3),
+            dilation=each(1, 2),
+            groups=groups,
+            **common,
+        )
+    elif kind == "shared":
+        spec = Spec(kind, one(0, 20), one(0, 20), t=one(0, 9), **common)
+    else:
+        spec = Spec(kind, one(0, 70), one(0, 70), bias=common["bias"])
+    return Case("drawn", (spec,), n=one(0, 9), c=one(0, 18)), one(0, 40), one(0, 2**32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_drawn_products(problem):
+    case, columns, seed = problem
+    rng = np.random.default_rng(seed)
+    arrays = case.draw(rng)
+    check(case.jacobian(arrays), case.plain(arrays), rng, (columns,), "float64")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_products_are_adjoint_and_equal_dense(case, rng):
+    arrays = case.draw(rng)
+    jacobian = case.jacobian(arrays)
+    v, u = rng.standard_normal(jacobian.shape[1]), rng.standard_normal(jacobian.shape[0])
+    image = jacobian @ v
+    scale = np.linalg.norm(u) * np.linalg.norm(image)
+    assert abs(u @ image - (jacobian.T @ u) @ v) <= 1e-12 * scale
+    matrix = jacobian.dense()
+    assert_close(image, matrix @ v, terms=len(v), dtype="float64")
+    assert_close(jacobian.T @ u, matrix.T @ u, terms=len(u), dtype="float64")
+
+
+LARGE = [
+    Case("dense", (Spec("dense", 300, 200, bias=True),), n=150, c=4),
+    Case("shared", (Spec("shared", 64, 50, t=40, bias=True),), n=30, c=4),
+    Case("shared-long", (Spec("shared", 64, 50, t=1000, bias=True),), n=3, c=4),
+    Case("conv", (conv(16, 16, i=8, o=24, kernel=3, padding=1, bias=True),), n=12, c=4),
+    Case("conv-small-images", (conv(4, 4, i=8, o=24, kernel=3, padding=1),), n=90, c=4),
+    Case("explicit", (Spec("explicit", 9000),), n=40, c=4),
+]
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_the_same_bits_for_any_number_of_threads(case, dtype, columns, rng):
+    arrays = case.draw(rng, lambda x: x.astype(dtype))
+    jacobian = case.jacobian(arrays)
+    layers, p = [layer.native() for layer in jacobian.layers], jacobian.shape[1]
+    v = rng.standard_normal((p, columns)).astype(dtype)
+    u = rng.standard_normal((case.n, case.c, columns)).astype(dtype)
+    results = []
+    for threads in (1, 2, 3, 7):
+        out, back = np.empty_like(u), np.empty_like(v)
+        _native.jvp(layers, v, out, threads=threads)
+        _native.vjp(layers, u, back, threads=threads)
+        results.append(out.tobytes() + back.tobytes())
+    assert len(set(results)) == 1
+
+
+def test_the_environment_sets_the_threads_not_the_bits():
+    code = (
+        "import numpy as np, fastfisher as ff, hashlib; r = np.random.default_rng(0)\n"
+        "a, g = r.standard_normal((90, 200)), r.standard_normal((90, 3, 150))\n"
+        "J = ff.Jacobian.from_factors([ff.Dense(a, g)])\n"
+        "u = J @ np.ones(J.shape[1]); v = J.T @ u\n"
+        "print('hash', hashlib.sha256(u.tobytes() + v.tobytes()).hexdigest())"
+    )
+    found = set()
+    for threads in ("1", "2", "5"):
+        environment = os.environ | {"FASTFISHER_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout.splitlines()[-1])
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_array_libraries(case, xp, rng):
+    arrays = case.draw(rng, xp.array)
+    check(case.jacobian(arrays), case.plain(arrays), rng, (2,), "float64", xp.array)
+    check(case.jacobian(arrays), case.plain(arrays), rng, (), "float64", xp.array)
+
+
+# Hard input ----------------------------------------
+
+
+@pytest.fixture
+def jacobian(rng):
+    layers = [
+        ff.Dense(rng.standard_normal((4, 5)), rng.standard_normal((4, 3, 6)), bias=True),
+        ff.Conv(
+            rng.standard_normal((4, 2, 5)), rng.standard_normal((4, 3, 3, 5)), kernel=3, padding=1
+        ),
+    ]
+    return ff.Jacobian.from_factors(layers)
+
+
+def test_a_batch_of_networks_has_no_products(rng):
+    layer = ff.Dense(rng.standard_normal((2, 4, 5)), rng.standard_normal((2, 4, 3, 6)), batch=True)
+    jacobian = ff.Jacobian.from_factors([layer])
+    with pytest.raises(ValueError, match="batch of networks"):
+        jacobian @ np.ones(30)
+    with pytest.raises(ValueError, match="batch of networks"):
+        jacobian.T @ np.ones(12)
+
+
+def test_mistakes_name_the_argument(jacobian):
+    rows, parameters = jacobian.shape
+    with pytest.raises(ValueError, match=rf"v: expected shape \({parameters},\)"):
+        jacobian @ np.ones(parameters + 1)
+    with pytest.raises(ValueError, match=rf"u: expected shape \({rows},\)"):
+        jacobian.T @ np.ones((rows, 1, 1))
+    with pytest.raises(TypeError, match=r"v: expected dtype float64 .* got dtype float32"):
+        jacobian @ np.ones(parameters, "float32")
+    with pytest.raises(TypeError, match="u: expected a numpy"):
+        jacobian.T @ [1.0] * rows
+
+
+def test_16_bit_factors_want_float32_vectors(rng):
+    layer = ff.Dense(np.ones((2, 3), "float16"), np.ones((2, 1, 4), "float16"))
+    jacobian = ff.Jacobian.from_factors([layer])
+    with pytest.raises(TypeError, match="v: expected dtype float32 for layers of dtype float16"):
+        jacobian @ np.ones(12, "float16")
+
+
+def test_torch_vectors(jacobian):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="v: expected library numpy"):
+        jacobian @ torch.ones(jacobian.shape[1], dtype=torch.float64)
+    ours = ff.Jacobian.from_factors([ff.Dense(torch.ones(2, 3), torch.ones(2, 1, 4))])
+    with pytest.raises(TypeError, match=r"v: cannot be borrowed: .*x.detach\(\)"):
+        ours @ torch.ones(12, requires_grad=True)
+    with pytest.raises(TypeError, match="v: has torch's negative bit"):
+        ours @ torch.complex(torch.ones(12), torch.ones(12)).conj().imag
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_input_is_named(jacobian, bad):
+    rows, parameters = jacobian.shape
+    v, u = np.ones(parameters), np.ones((rows, 2))
+    v[7] = v[9] = bad
+    u[5, 1] = bad
+    with pytest.raises(ff.errors.NonFiniteError, match=r"^v: expected finite .* index \(7,\)"):
+        jacobian @ v
+    with pytest.raises(ff.errors.NonFiniteError, match=r"^u: expected finite .* index \(5, 1\)"):
+        jacobian.T @ u
+    v[:], u[:] = 1, 1
+    jacobian.layers[1].a[2, 1, 3] = bad
+    with pytest.raises(ff.errors.NonFiniteError, match=r"^layers\[1\], x: .* index \(2, 1, 3\)"):
+        jacobian @ v
+    with pytest.raises(ff.errors.NonFiniteError, match=r"^layers\[1\], x: .* index \(2, 1, 3\)"):
+        jacobian.T @ u
+    jacobian.layers[0].g[1, 2, 3] = bad
+    with pytest.raises(ff.errors.NonFiniteError, match=r"^layers\[0\], g: .* index \(1, 2, 3\)"):
+        jacobian @ v
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_non_finite_16_bit_factors_are_named(dtype):
+    torch = pytest.importorskip("torch")
+    w = torch.ones(2, 3, dtype=getattr(torch, dtype))
+    w[1, 2] = float("inf")
+    g = ff.Separable(torch.ones(4, 5, 3, dtype=w.dtype), w)
+    layer = ff.Shared(torch.ones(4, 5, 2, dtype=w.dtype), g, label="head")
+    with pytest.raises(ff.errors.NonFiniteError, match=r"layer 'head', w: .* index \(1, 2\)"):
+        ff.Jacobian.from_factors([layer]) @ torch.ones(6)
+
+
+def test_overflow_is_reported():
+    jacobian = ff.Jacobian.from_factors(
+        [ff.Dense(np.full((2, 3), 1e30, "float32"), np.full((2, 1, 4), 1e30, "float32"))]
+    )
+    with pytest.raises(ff.errors.NumericalError, match="J @ v: the result overflows float32"):
+        jacobian @ np.ones(12, "float32")
+    with pytest.raises(ff.errors.NumericalError, match=r"J.T @ u: the result overflows float32"):
+        jacobian.T @ np.ones(2, "float32")
+
+
+def test_native_checks(jacobian, rng):
+    layers = [layer.native() for layer in jacobian.layers]
+    p = jacobian.shape[1]
+    v, out = np.ones((p, 2)), np.empty((4, 3, 2))
+    with pytest.raises(ValueError, match=r"jvp: v: expected shape \(54, 2\), got \(53, 2\)"):
+        _native.jvp(layers, v[1:], out)
+    with pytest.raises(ValueError, match=r"jvp: out: expected shape \(4, 3, 3\), got \(4, 4, 3\)"):
+        _native.jvp(layers, np.ones((p, 3)), np.empty((4, 4, 3)))
+    with pytest.raises(ValueError, match=r"vjp: u: expected shape \(4, 3, 1\)"):
+        _native.vjp(layers, out[:3, :, :1], v[:, :1])
+    with pytest.raises(TypeError, match="vjp: u: expected dtype float64"):
+        _native.vjp(layers, out.astype("float32"), v)
+    with pytest.raises(ValueError, match="out: is read-only"):
+        _native.vjp(layers, out, np.broadcast_to(0.0, (p, 2)))
+    with pytest.raises(ValueError, match="jvp: out: has entries that share memory"):
+        _native.jvp(layers, v, np.lib.stride_tricks.as_strided(out, out.shape, (24, 8, 8)))
+    both = np.ones(12 * 2 + p * 2)
+    with pytest.raises(ValueError, match="vjp: out: overlaps the memory of an input"):
+        _native.vjp(layers, both[:24].reshape(4, 3, 2), both[10 : 10 + 2 * p].reshape(p, 2))
