@@ -12,13 +12,19 @@ def as_float64(x) -> np.ndarray:
     return np.asarray(x, dtype=np.float64)
 
 
-def assert_close(got, expected: np.ndarray, *, terms: int, dtype: str) -> None:
-    """Norm-wise: |got - expected| <= sqrt(terms) eps |expected|, terms the reduction's length."""
+def assert_close(
+    got, expected: np.ndarray, *, terms: int, dtype: str, scale: float | None = None
+) -> None:
+    """Norm-wise: |got - expected| <= sqrt(terms) eps |expected|, terms the reduction's length.
+
+    `scale` stands for |expected| where that may be small by chance, all terms cancelling.
+    """
     got = as_float64(got)
     assert got.shape == expected.shape
     error = np.linalg.norm(got - expected)
     # The reference is float64 itself, hence at least a few of its own roundings.
-    bound = max(4.0, np.sqrt(terms)) * np.finfo(dtype).eps * np.linalg.norm(expected)
+    scale = np.linalg.norm(expected) if scale is None else scale
+    bound = max(4.0, np.sqrt(terms)) * np.finfo(dtype).eps * scale
     assert error <= bound, f"error {error:.3e} above {bound:.3e}"
 
 

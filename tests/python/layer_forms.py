@@ -29,6 +29,7 @@ class D:
     bias: bool = False
 
     methods = ("S0", "S1", "S3")
+    positions = 1
 
     def terms(self, summed: int, method: str = "auto") -> int:
         """Length of the reduction of one entry, over `summed` outputs."""
@@ -53,9 +54,12 @@ class S:
     def methods(self):
         return ("S1", "S2", "S3", *(["S4"] if self.separable else []))
 
+    @property
+    def positions(self) -> int:
+        return max(self.s, self.t or 0)
+
     def terms(self, summed: int, method: str = "auto") -> int:
-        s = max(self.s, self.t or 0)
-        return _shared_terms(s, self.i, self.o, summed, method)
+        return _shared_terms(self.positions, self.i, self.o, summed, method)
 
     def draw(self, normal, n: int, c: int, right: bool = False):
         s = self.t if right and self.t is not None else self.s
@@ -114,7 +118,8 @@ class C:
 
     @property
     def positions(self) -> int:
-        return math.prod(self.out_space(self.space))
+        """The most that one side has."""
+        return max(math.prod(self.out_space(x)) for x in (self.space, self.space2 or self.space))
 
     @property
     def parameters(self) -> int:
@@ -123,8 +128,7 @@ class C:
 
     def terms(self, summed: int, method: str = "auto") -> int:
         i = self.channels // self.groups * math.prod(self.kernel)
-        s = max(math.prod(self.out_space(x)) for x in (self.space, self.space2 or self.space))
-        return _shared_terms(s, i, self.o, summed, method)
+        return _shared_terms(self.positions, i, self.o, summed, method)
 
     def draw(self, normal, n: int, c: int, right: bool = False):
         space = self.space2 if right and self.space2 is not None else self.space
@@ -143,6 +147,7 @@ class E:
     p: int
 
     methods = ("S1",)
+    positions = 1
 
     def terms(self, summed: int, method: str = "auto") -> int:
         return self.p * summed

@@ -19,7 +19,7 @@ from fastfisher import reference
 from fastfisher._gram import gram_factors
 from fastfisher.reference.gram import outputs_of
 from layer_cases import BY_ID, LAYER_CASES
-from layer_forms import C, D, E, LayerCase, S, ours
+from layer_forms import C, D, E, LayerCase, S, mapped, ours
 
 METHODS = ["S0", "S1", "S2", "S3", "S4"]
 DTYPES = ["float32", "float64"]
@@ -191,13 +191,12 @@ def test_bits_do_not_depend_on_threads_or_memory(name, method, outputs):
 @pytest.mark.parametrize("case", LAYER_CASES, ids=str)
 def test_scratch_memory_stays_below_the_limit(case):
     layers = ours(problem(case.id, "float32")[0])
+    pairs = max(spec.positions for spec in case.layers) ** 2
     for method in ("auto", *case.methods):
-        try:
-            _, info = gram_factors(layers, method=method, memory_limit="3MB", return_info=True)
-        except MemoryError:
-            assert method == "S3"  # needs the rows of every position at a time
-        else:
-            assert info.workspace_bytes <= 3_000_000
+        # S2 and S3 hold all positions of some samples, S3 their pairs.
+        limit = 3_000_000 + (16 * pairs if method in ("S2", "S3") else 0)
+        _, info = gram_factors(layers, method=method, memory_limit=limit, return_info=True)
+        assert info.workspace_bytes <= limit
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -341,16 +340,18 @@ def test_any_layers_methods_and_strides(data):
         return view
 
     left, right = case.draw(rng, dtype), case.draw(rng, dtype, right=True)
-    for other in (None, right):
-        got = gram_factors(
-            ours(left, strided),
-            other and ours(other, strided),
-            outputs=outputs,
-            method=method,
-            threads=threads,
+    our_left, our_right = ours(left, strided), ours(right, strided)
+    for other, our_other in ((None, None), (right, our_right)):
+        got = gram_factors(our_left, our_other, outputs=outputs, method=method, threads=threads)
+        # A Gram of few numbers may all but cancel: its scale is that of its terms.
+        sizes = [side and [mapped(x, np.abs) for x in side] for side in (left, other)]
+        assert_close(
+            got,
+            reference.gram(left, other, outputs),
+            scale=np.linalg.norm(reference.gram(*sizes, outputs)),
+            terms=case.terms(outputs, method),
+            dtype=dtype,
         )
-        expected = reference.gram(left, other, outputs)
-        assert_close(got, expected, terms=case.terms(outputs, method), dtype=dtype)
 
 
 def test_every_library_gives_the_same_bits_in_its_own_arrays(xp):

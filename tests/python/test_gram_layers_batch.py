@@ -258,8 +258,16 @@ def narrow(library: str, dtype: str):
     return lambda x: jnp.asarray(x, dtype), lambda x: np.asarray(x.astype("float32"))
 
 
-@pytest.mark.parametrize(("library", "dtype"), STORED)
-@pytest.mark.parametrize("case", STORED_CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "library", "dtype"),
+    [
+        (case, *stored)
+        for stored in STORED
+        # jax compiles each shape anew.
+        for case in (STORED_CASES[:3] if stored[0] == "jax" else STORED_CASES)
+    ],
+    ids=str,
+)
 def test_16_bit_factors_equal_their_widened_ones(case, library, dtype, rng):
     store, widen = narrow(library, dtype)
     left = [mapped(layer, store) for layer in case.draw(rng, "float32")]
