@@ -26,7 +26,8 @@ def test_workspace_crosses_by_dlpack(rng) -> None:
     out = np.empty((5, 5), np.float32)
 
     def call(workspace):
-        return core.gram([(a, g, False)], [], out, workspace, 1, False, 1 << 24, 0, 1)
+        layer = (0, a, g, None, False, None, -1)
+        return core.gram([layer], [], out, workspace, None, 1, False, False, 1 << 24, 0, 1)
 
     assert call(torch.empty(1 << 20, dtype=torch.uint8))[0] == 0
     np.testing.assert_array_equal(out, ff.gram(a, g, outputs="trace"))

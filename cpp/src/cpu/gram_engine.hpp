@@ -176,7 +176,11 @@ class Gram {
     const std::int64_t width = left ? kernels_.mr : kernels_.nr;
     const std::int64_t side_outputs = left ? shape_.left_outputs : shape_.right_outputs;
     const std::int64_t outputs = gradients ? 1 : side_outputs;
-    const std::int64_t all = (left ? shape_.rows : shape_.cols) / outputs;
+    const std::int64_t all_rows = left ? shape_.rows : shape_.cols;
+    // Panels may reach past the block, which is where what was formed ends.
+    const std::int64_t block_end =
+        std::min(all_rows, block + (left ? plan_.block_rows : plan_.block_cols));
+    const std::int64_t formed_rows = ceil_div(block_end, side_outputs) * side_outputs;
     const std::int64_t end = std::min(extent(gradients, left), row + kPackedRows);
     for (std::size_t c = slab.first; c < slab.last; ++c) {
       const GramChunk& chunk = plan_.chunks[c];
@@ -191,7 +195,8 @@ class Gram {
       const auto source = sides_->rows(left, chunk, piece, block / side_outputs, formed);
       for (std::int64_t r = row; r < end; r += width) {
         const std::int64_t first = block / outputs + r;
-        const std::int64_t count = std::clamp<std::int64_t>(all - first, 0, width);
+        const std::int64_t present = (piece == nullptr ? all_rows : formed_rows) / outputs;
+        const std::int64_t count = std::clamp<std::int64_t>(present - first, 0, width);
         sides_->pack_panel(left, source, chunk, first, count, width, to + r * chunk.depth);
       }
     }
