@@ -142,6 +142,7 @@ class Conv(Layer):
 
     def block(self) -> Array:
         """Write out the Jacobian, (n, c, p); for small layers and tests."""
+        self._expect_one_network()
         patches, g = self.patches(), self.g
         n, c, q, o = self.samples, self.n_outputs, self.groups, self.out_features
         xp = namespace(g)

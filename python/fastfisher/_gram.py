@@ -91,7 +91,8 @@ def gram(
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; by
         default 48 MiB, and an eighth of the factors where that is more and a weight is shared. Less
-        memory means more passes over the factors, never other numbers.
+        memory means more passes over the factors. "sum" makes the summed gradients besides, and
+        float32 copies of 16-bit factors.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
     batch : bool
@@ -144,8 +145,8 @@ def gram(
 
     Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
     2^48 (float64: 2^480; other methods than S0: 2^12 and 2^120) or below its inverse are scaled by
-    one power of two a layer: errors are relative to the layer's largest samples, and samples
-    smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
+    one power of two a layer: errors are relative to the product of the largest a and the largest g,
+    and factors that are smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
     within a tile and leaves `out` unspecified.
 
     Examples
@@ -198,7 +199,7 @@ def _gram_of_jacobian(
         )
     if bias or batch:
         name = "bias" if bias else "batch"
-        raise ValueError(f"{name}: not with a Jacobian, whose layers say whether they have one")
+        raise ValueError(f"{name}: not with a Jacobian, whose layers say it themselves")
     if other is not None and not isinstance(other, Jacobian):
         raise TypeError(f"other: expected a Jacobian, got {type(other).__name__}")
     return jacobian.gram(other, **options)
@@ -420,7 +421,7 @@ def _raise(
         raise NumericalError(f"{name}: its sum over outputs overflows {dtype_name(array)}")
     index = tuple(int(k) for k in bad[0])
     where = f"other, {name}" if report.side else name
-    if layer.label is not None:
+    if layer.label is not None and not (report.side and layer.label == "other"):
         where = f"layer {layer.label!r}, {where}"
     elif len(layers) > 1:
         where = f"layers[{report.layer}], {where}"

@@ -176,11 +176,16 @@ class Layer:
 
     def block(self) -> Array:
         """Write out the Jacobian, (n, c, p); for small layers and tests."""
+        self._expect_one_network()
         a, g = self._positions()
         xp = namespace(g)
         weight = xp.einsum("ncso,nsi->ncoi", g, a)
         blocks = weight.reshape(*weight.shape[:2], weight.shape[2] * weight.shape[3])
         return xp.concatenate([blocks, g.sum(2)], -1) if self.bias else blocks
+
+    def _expect_one_network(self) -> None:
+        if self._batch:
+            raise ValueError("layers: hold a batch of networks; expected one, without the axis e")
 
     def _positions(self) -> tuple[Array, Array]:
         """Factors a (n, s, i) and g (n, c, s, o)."""
@@ -399,6 +404,7 @@ class Explicit(Layer):
 
     def block(self) -> Array:
         """Return the Jacobian itself."""
+        self._expect_one_network()
         return self.g
 
     def _replaced(self, g: Array, w: Array) -> Explicit:

@@ -200,19 +200,22 @@ void one_problem() {
   const std::int64_t n = draw(1, 9), c = draw(1, 12);
   const bool square = draw(0, 1) == 0;
   const std::int64_t m = square ? n : draw(1, 9);
+  GramOptions options;
+  options.outputs = static_cast<GramOutputs>(draw(0, 2));
+  const bool full = options.outputs == GramOutputs::full;
+  const bool trace = options.outputs == GramOutputs::trace;
+  const std::int64_t d = square || !full ? c : draw(1, 12);
   std::vector<Layer<T>> left, right;
   const auto count = draw(1, 3);
   for (std::int64_t l = 0; l < count; ++l) {
     const Kind kind = draw_kind();
     left.emplace_back(kind, n, c, nullptr);
-    if (!square) right.emplace_back(kind, m, c, &left.back().memory[2]);
+    if (!square) right.emplace_back(kind, m, d, c == d ? &left.back().memory[2] : nullptr);
   }
   std::vector<LayerFactors> one, other;
   for (const auto& layer : left) one.push_back(layer.factors);
   for (const auto& layer : right) other.push_back(layer.factors);
 
-  GramOptions options;
-  options.outputs = static_cast<GramOutputs>(draw(0, 2));
   Context ctx;
   ctx.threads = static_cast<int>(draw(1, 3));
   options.memory_limit = std::int64_t{1} << draw(14, 25);
@@ -231,14 +234,12 @@ void one_problem() {
   ctx.workspace = workspace;
   std::array<std::int64_t, 2> progress{};
   ctx.progress = progress.data();
-  const bool full = options.outputs == GramOutputs::full;
-  const bool trace = options.outputs == GramOutputs::trace;
   std::vector<T> out(static_cast<std::size_t>(n * m *
-                                              (full    ? c * c
+                                              (full    ? c * d
                                                : trace ? 1
                                                        : c)),
                      std::numeric_limits<T>::quiet_NaN());
-  const ArrayRef target = full    ? array_ref(out.data(), n, c, m, c)
+  const ArrayRef target = full    ? array_ref(out.data(), n, c, m, d)
                           : trace ? array_ref(out.data(), n, m)
                                   : array_ref(out.data(), n, m, c);
   FF_CHECK(gram(ctx, one, other, options, target).kind == GramReport::Kind::ok);
@@ -248,7 +249,7 @@ void one_problem() {
   for (std::int64_t at = 0; at < static_cast<std::int64_t>(out.size()); ++at) {
     double expected = 0;
     if (full) {
-      expected = exact(left, second, at / (c * m * c), at / (m * c) % c, at / c % m, at % c);
+      expected = exact(left, second, at / (c * m * d), at / (m * d) % c, at / d % m, at % d);
     } else if (trace) {
       for (std::int64_t k = 0; k < c; ++k) expected += exact(left, second, at / m, k, at % m, k);
     } else {

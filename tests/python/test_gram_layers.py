@@ -364,3 +364,32 @@ def test_every_library_gives_the_same_bits_in_its_own_arrays(xp):
             got = gram_factors(ours(left, xp.array), ours(right, xp.array), outputs=outputs)
             assert type(got) is xp.kind()
             assert np.array_equal(as_float64(got), expected)
+
+
+@pytest.mark.parametrize("method", ["auto", "S1", "S2", "S3"])
+@pytest.mark.parametrize(("c", "d"), [(1, 10), (3, 40), (10, 1)])
+def test_numbers_of_outputs_may_differ(c, d, method, rng):
+    def layers(n, outputs):
+        shared = reference.Shared(
+            rng.standard_normal((n, 9, 14)), rng.standard_normal((n, outputs, 9, 12)), True
+        )
+        conv = reference.Conv(
+            rng.standard_normal((n, 4, 6, 5)),
+            rng.standard_normal((n, outputs, 6, 4, 3)),
+            *((3, 3), (1, 1), (0, 0), (1, 1)),
+        )
+        return [shared, conv]
+
+    left, right = layers(5, c), layers(8, d)
+    got = gram_factors(ours(left), ours(right), method=method)
+    assert_close(got, reference.gram(left, right), terms=14 * 12 * 81, dtype="float64")
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+def test_layers_of_a_transformer_fit_the_default_memory(outputs):
+    a = np.ones((2, 197, 768), "float32")
+    g = np.ones((2, 10, 197, 3072), "float32")
+    kernel, info = ff.gram(a, g, outputs=outputs, return_info=True)
+    entry = 768 * 3072 * 197.0**2
+    np.testing.assert_allclose(kernel, entry * (10 if outputs == "trace" else 1), rtol=1e-5)
+    assert info.workspace_bytes <= 48 << 20

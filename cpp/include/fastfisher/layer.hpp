@@ -19,7 +19,7 @@ enum class LayerForm : int {
   conv,      ///< a [n,channels,*space], g [n,c,o,*space]: a's patches are the positions
 };
 
-/// How the Gram of one layer is computed; see gram.hpp of the CPU for what each costs.
+/// How the Gram of one layer is computed; see gram.cpp and gram_methods.cpp of the CPU.
 enum class GramMethod : int { automatic = -1, s0 = 0, s1 = 1, s2 = 2, s3 = 3, s4 = 4 };
 
 /// A convolution as torch has it: zero padding on both ends, weight [o, channels / groups,

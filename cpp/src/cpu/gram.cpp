@@ -7,7 +7,9 @@
 //
 //   S0  dense          P = A A^T, Q = G G^T (for the trace of depth c o)
 //   S1  gradients      Q over slices of the parameters, formed for the rows of a block
-//   S3  position pairs for each (s,t): P = A_s A_t^T, Q = G_s G_t^T
+//   S2  half formed    Q += G_s x for each s, x the right's formed gradients times the left's a_s
+//   S3  position pairs for each (s,t): P = A_s A_t^T, Q = G_s G_t^T; where outputs meet outputs
+//                      Q += G_s x for each s, x the sum over t of P times the right's G_t
 //   S4  separable      for each unit o: P over the formed sum_s m a, Q = w_o w_o^T
 //
 //   for each pair of blocks of rows (only j <= i when square)
@@ -29,8 +31,11 @@
 #include "gram_engine.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
+#include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -38,12 +43,6 @@ namespace {
 
 // Below this many multiply-adds waking a second thread costs more than it saves.
 constexpr double kSerialWork = 2e6;
-
-int gram_threads(const Context& ctx, const GramShape& shape) {
-  double work = 0;
-  for (const GramChoice& choice : gram_choices(shape, 4, 1)) work += choice.multiply_adds;
-  return work < kSerialWork ? 1 : thread_count(ctx);
-}
 
 // The types of one call: storage S, products T, result R.
 template <class Function>
@@ -75,45 +74,74 @@ std::vector<LayerFactors> network(std::span<const LayerFactors> batch, std::int6
   return layers;
 }
 
+// Threads, methods and plan of one Gram within `limit` bytes. Where memory is short, fewer threads
+// and then no pairs of positions: neither needs to be in memory for every position or thread.
+template <class T>
+bool fit(Call& call, std::span<const LayerFactors> left, std::span<const LayerFactors> right,
+         GramOutputs outputs, int threads, std::int64_t limit) {
+  const TileKernels<T>& kernels = tile_kernels<T>();
+  for (const bool pairs : {true, false}) {
+    call.shape = gram_shape(left, right, outputs, kernels.nr, pairs);
+    for (call.threads = threads; call.threads > 0; call.threads /= 2) {
+      auto plan = gram_plan(call.shape, kernels.mr, kernels.nr, sizeof(T), call.threads, limit);
+      if (!plan) continue;
+      call.plan = *std::move(plan);
+      return true;
+    }
+  }
+  return false;
+}
+
 template <class T>
 Call call_of(const Context& ctx, std::span<const LayerFactors> left,
              std::span<const LayerFactors> right, const GramOptions& options) {
-  const TileKernels<T>& kernels = tile_kernels<T>();
   Call call;
-  const auto plan = [&](std::int64_t limit) {
-    call.plan = gram_plan(call.shape, kernels.mr, kernels.nr, sizeof(T), call.threads, limit);
-  };
-  if (!options.batched) {
-    call.shape = gram_shape(left, right, options.outputs, kernels.nr);
-    call.threads = gram_threads(ctx, call.shape);
-    plan(options.memory_limit);
-    return call;
+  std::vector<LayerFactors> first, other;
+  if (options.batched) {
+    call.networks = left.front().g.extent(0);
+    first = network(left, 0);
+    other = network(right, 0);
+    left = first;
+    right = other;
   }
-  call.shape = gram_shape(network(left, 0), network(right, 0), options.outputs, kernels.nr);
-  call.networks = left.front().g.extent(0);
-  call.threads = gram_threads(ctx, call.shape);
-  const int all = thread_count(ctx);
-  // Small Grams do not fill the threads; many large ones do not need to share them.
-  if (call.threads > 1 && call.networks < 8 * all) {
-    plan(options.memory_limit);
-    return call;
-  }
+  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>().nr);
   double work = 0;
   for (const GramChoice& choice : gram_choices(call.shape, sizeof(T), 1))
     work += choice.multiply_adds;
-  call.threads = 1;
-  call.abreast = work * static_cast<double>(call.networks) < kSerialWork
-                     ? 1
-                     : static_cast<int>(std::clamp<std::int64_t>(call.networks, 1, all));
-  for (;; call.abreast /= 2) {
-    try {
-      plan(options.memory_limit / call.abreast - 64);
-      return call;
-    } catch (const Error&) {
-      if (call.abreast == 1) throw;
-    }
+  const int all = thread_count(ctx);
+  int threads = work < kSerialWork ? 1 : all;
+  // Small Grams do not fill the threads; many large ones do not need to share them.
+  const bool side_by_side = options.batched && (threads == 1 || call.networks >= 8 * all);
+  if (side_by_side && work * static_cast<double>(call.networks) >= kSerialWork)
+    call.abreast = static_cast<int>(std::clamp<std::int64_t>(call.networks, 1, all));
+  if (side_by_side) threads = 1;
+  const std::int64_t limit = options.memory_limit;
+  for (; call.abreast > 0; call.abreast /= 2) {
+    const std::int64_t each = call.abreast == 1 ? limit : limit / call.abreast / 64 * 64;
+    if (fit<T>(call, left, right, options.outputs, threads, each)) return call;
   }
+  // The figure to name is one that works: found by asking.
+  std::int64_t needed = std::max<std::int64_t>(limit, 1024);
+  while (!fit<T>(call, left, right, options.outputs, 1, needed)) needed += needed / 8;
+  throw Error(ErrorCode::memory, "gram", "memory_limit",
+              "needs about " + std::to_string(needed) + " bytes of workspace, got " +
+                  std::to_string(limit));
 }
+
+// Stops the workers of a batch within their networks: the calling thread asks, the others look.
+struct Stop {
+  const Context* ctx;
+  std::atomic<bool> now{false};
+
+  static bool ask(void* state) {
+    auto* stop = static_cast<Stop*>(state);
+    if (stop->ctx->interrupted == nullptr || !stop->ctx->interrupted(stop->ctx->interrupted_state))
+      return false;
+    stop->now.store(true);
+    return true;
+  }
+  static bool look(void* state) { return static_cast<Stop*>(state)->now.load(); }
+};
 
 template <class S, class T, class R>
 GramReport run_batch(const Context& ctx, const Call& call, std::span<const LayerFactors> left,
@@ -121,12 +149,14 @@ GramReport run_batch(const Context& ctx, const Call& call, std::span<const Layer
   std::vector<GramReport> reports(static_cast<std::size_t>(call.abreast));
   Context inner = ctx;
   inner.progress = nullptr;
-  if (call.abreast > 1) inner.interrupted = nullptr;
+  Stop stop{&ctx};
+  inner.interrupted_state = &stop;
   if (ctx.progress != nullptr) std::atomic_ref(ctx.progress[1]).store(call.networks);
   std::vector<std::optional<Gram<S, T, R>>> grams(static_cast<std::size_t>(call.abreast));
   std::vector<Context> contexts(static_cast<std::size_t>(call.abreast), inner);
   for (std::size_t k = 0; k < grams.size(); ++k) {
     const auto each = static_cast<std::size_t>(round_up(call.plan.bytes, 64));
+    contexts[k].interrupted = k == 0 ? &Stop::ask : &Stop::look;
     contexts[k].workspace = ctx.workspace.subspan(k * each, each);
     grams[k].emplace(contexts[k], call.shape, call.plan, call.threads);
   }
@@ -183,6 +213,7 @@ GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> le
 GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, const GramOptions& options,
                 const ArrayRef& out) {
+  const ParallelRegion region;
   ask_for_huge_pages(out);
   return visit_types(left.front().g.dtype, options.precision,
                      [&](auto storage, auto compute, auto result) {

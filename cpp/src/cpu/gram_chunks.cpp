@@ -13,6 +13,9 @@ constexpr Atoms first_if(bool condition) {
   return condition ? Atoms::first : Atoms::none;
 }
 
+// Depth after which a product of gradients alone is folded.
+constexpr std::int64_t kFoldDepth = 16 * kGramDepth;
+
 class Chunks {
  public:
   explicit Chunks(const GramShape& shape) : shape_(shape) {}
@@ -34,7 +37,9 @@ class Chunks {
       cut(false, 0, layer.in, true, true, Atoms::every);
       cut(true, 0, layer.out * outputs, true, true, Atoms::every);
     } else if (layer.form == LayerForm::jacobian) {
+      const std::size_t begin = chunks_.size();
       cut(true, 0, layer.in * outputs, true, true, Atoms::every);
+      fold_often(begin);
     } else if (layer.nothing()) {
       cut(true, 0, 0, true, true, Atoms::every);  // zero, but the tile must be set
     } else if (layer.method == GramMethod::s3) {
@@ -62,6 +67,20 @@ class Chunks {
     });
     chunks_[begin].first = true;
     chunks_.back().last = true;
+    fold_often(begin);
+  }
+
+  // A product that is folded by itself need not grow long in its own precision: now and then what
+  // there is goes to the float64 sum.
+  void fold_often(std::size_t begin) {
+    std::int64_t depth = 0;
+    for (std::size_t k = begin; k < chunks_.size(); ++k) {
+      if (depth >= kFoldDepth) {
+        chunks_[k - 1].last = chunks_[k].first = true;
+        depth = 0;
+      }
+      depth += chunks_[k].depth;
+    }
   }
 
   // S4: each unit o is a dense layer with the formed a and the column w[:, o] for g.

@@ -14,7 +14,7 @@
 
 namespace fastfisher::cpu {
 
-// Rows that one task packs: whole panels of every kernel, both left and right.
+// Rows that one task packs, about.
 inline constexpr std::int64_t kPackedRows = 48;
 
 // S: type of the factors. T: type of the products. R: type of the output.
@@ -117,7 +117,7 @@ class Gram {
     const std::int64_t rows = std::min(left ? plan_.block_rows : plan_.block_cols, all - block);
     const std::int64_t first = block / outputs, end = (block + rows - 1) / outputs + 1;
     T* base = left ? formed_left_ : formed_right_;
-    parallel_for(ctx_, threads_, end - first, [&](std::int64_t index, int worker) {
+    parallel_shares(ctx_, threads_, end - first, [&](std::int64_t index, int worker) {
       const FormScratch<S, T> scratch = scratch_of(worker);
       for (const GramPiece& piece : group.pieces) {
         T* to = base + (left ? piece.left_at : piece.right_at) + index * piece.sample_entries;
@@ -134,44 +134,30 @@ class Gram {
     return {panels, panels + plan_.form_left, rows};
   }
 
-  // Packs the slab's panels. A task takes a stretch of rows through all chunks: long reads of each
-  // row, and where a block meets itself the rows come from memory once for both sides.
+  // Packs the slab's panels. A task takes its share of the block's rows, of samples and of outputs,
+  // through all chunks: long reads of each row, mostly of what the same thread formed, and where a
+  // block meets itself rows come from memory once for both sides.
   void pack(std::int64_t i, std::int64_t j, const GramSlab& slab, const GramGroup& group, bool left,
             bool together) {
-    struct Stretch {
-      bool gradients, left, right;
-      std::int64_t row;
-    };
-    std::vector<Stretch> stretches;
-    for (const bool gradients : {false, true}) {
-      const std::int64_t left_rows = left ? extent(gradients, true) : 0;
-      const std::int64_t right_rows = extent(gradients, false);
-      if (together) {
-        for (std::int64_t row = 0; row < std::max(left_rows, right_rows); row += kPackedRows) {
-          stretches.push_back({gradients, true, true, row});
+    const std::int64_t most = std::max(left ? extent(true, true) : 0, extent(true, false));
+    const std::int64_t tasks = ceil_div(most, kPackedRows);
+    parallel_shares(ctx_, threads_, tasks, [&](std::int64_t task, int) {
+      for (const bool gradients : {false, true}) {
+        for (const bool side : {true, false}) {
+          if (side && !left) continue;
+          const std::int64_t all = extent(gradients, side);
+          const std::int64_t step =
+              round_up(ceil_div(all, tasks), side ? kernels_.mr : kernels_.nr);
+          pack_side(side, gradients, side ? i : j, task * step, std::min(all, (task + 1) * step),
+                    slab, group, side || together);
         }
-        continue;
       }
-      for (std::int64_t row = 0; row < left_rows; row += kPackedRows) {
-        stretches.push_back({gradients, true, false, row});
-      }
-      for (std::int64_t row = 0; row < right_rows; row += kPackedRows) {
-        stretches.push_back({gradients, false, true, row});
-      }
-    }
-    parallel_for(ctx_, threads_, static_cast<std::int64_t>(stretches.size()),
-                 [&](std::int64_t index, int) {
-                   const Stretch& stretch = stretches[static_cast<std::size_t>(index)];
-                   if (stretch.left)
-                     pack_side(true, stretch.gradients, i, stretch.row, slab, group, true);
-                   if (stretch.right)
-                     pack_side(false, stretch.gradients, j, stretch.row, slab, group, together);
-                 });
+    });
   }
 
   // Rows row .. row + kPackedRows of the block that starts at `block`, one side. Where a block
   // meets itself, the right finds what was formed at the left's.
-  void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row,
+  void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row, std::int64_t end,
                  const GramSlab& slab, const GramGroup& group, bool formed_left) const {
     const std::int64_t width = left ? kernels_.mr : kernels_.nr;
     const std::int64_t side_outputs = left ? shape_.left_outputs : shape_.right_outputs;
@@ -181,7 +167,6 @@ class Gram {
     const std::int64_t block_end =
         std::min(all_rows, block + (left ? plan_.block_rows : plan_.block_cols));
     const std::int64_t formed_rows = ceil_div(block_end, side_outputs) * side_outputs;
-    const std::int64_t end = std::min(extent(gradients, left), row + kPackedRows);
     for (std::size_t c = slab.first; c < slab.last; ++c) {
       const GramChunk& chunk = plan_.chunks[c];
       if (chunk.gradients != gradients) continue;

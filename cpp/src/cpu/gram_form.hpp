@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Forming per-sample gradients, a piece of the parameters at a time (S1, S4):
+// Forming per-sample gradients, a piece of the parameters at a time (S1, S2, S4):
 //   J[n][(c,o)][i] = sum_t g[n,c,t,o] a[n,t,i]
 // is for each sample one product of depth T between panels of g and panels of a. The patches of a
 // convolution are unfolded into panels a stretch of positions at a time and never stored as a
-// whole: T i o c multiply-adds a sample against T i entries unfolded.
+// whole (but by S2 and S3, for few positions): T i o c multiply-adds a sample against T i entries
+// unfolded.
 #pragma once
 
 #include "gram_access.hpp"
@@ -32,8 +33,7 @@ class Former {
   /// `lanes`, where not empty, multiplies row (c,o) of the cotangents.
   Former(const LayerFactors& factors, const LayerShape& layer, const TileKernels<T>& kernels,
          double scale_a, double scale_g, std::vector<T> lanes)
-      : factors_(factors),
-        layer_(layer),
+      : layer_(layer),
         kernels_(kernels),
         input_(input_of(factors)),
         cotangents_(cotangents_of(factors)),
@@ -199,7 +199,6 @@ class Former {
     }
   }
 
-  const LayerFactors& factors_;
   LayerShape layer_;
   const TileKernels<T>& kernels_;
   InputAccess input_;

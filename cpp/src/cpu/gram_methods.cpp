@@ -112,7 +112,19 @@ bool has_method(const LayerShape& layer, GramMethod method) {
   }
 }
 
-GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {
+// S3 holds the rows of every position of a tile at a time. Where that is more than this many
+// entries it would run from memory, or not fit at all.
+constexpr std::int64_t kMostPairEntries = std::int64_t{1} << 21;
+
+bool pairs_fit(const GramShape& shape, const LayerShape& layer) {
+  const std::int64_t rows =
+      std::min<std::int64_t>(shape.rows, 96) + std::min<std::int64_t>(shape.cols, 256);
+  const std::int64_t outputs = shape.kind == GramOutputs::trace ? layer.outputs : 1;
+  return rows * layer.positions() * (layer.in * layer.groups + layer.out * outputs) <=
+         kMostPairEntries;
+}
+
+GramMethod cheapest(const GramShape& shape, const LayerShape& layer, bool pairs) {
   if (layer.form == LayerForm::dense) return GramMethod::s0;
   // Every item size has the same order but for rare ties.
   const Rates rates = rates_of(4);
@@ -121,6 +133,7 @@ GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {
     // With T positions on both sides S2 is beaten by contracted S3 unless T > i C o / (i + C o),
     // and then by S1, for which T > i C / (i + C) is enough.
     if (method == GramMethod::s2 && layer.left_positions == layer.right_positions) continue;
+    if (method == GramMethod::s3 && !(pairs && pairs_fit(shape, layer))) continue;
     if (has_method(layer, method) &&
         work_of(shape, layer, method).seconds(rates) < work_of(shape, layer, best).seconds(rates))
       best = method;
@@ -134,7 +147,7 @@ LayerShape layer_shape(const LayerFactors& left, const LayerFactors& right, std:
   layer.form = left.form;
   layer.separable = left.separable();
   layer.bias = left.bias;
-  layer.outputs = one.outputs;
+  layer.outputs = std::max(one.outputs, other.outputs);
   layer.left_positions = one.positions;
   layer.right_positions = other.positions;
   layer.in = one.in;
@@ -147,7 +160,7 @@ LayerShape layer_shape(const LayerFactors& left, const LayerFactors& right, std:
 }  // namespace
 
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs, std::int64_t nr) {
+                     GramOutputs outputs, std::int64_t nr, bool pairs) {
   GramShape shape;
   shape.kind = outputs;
   shape.symmetric = right.empty();
@@ -168,7 +181,7 @@ GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFa
                   "S" + std::to_string(static_cast<int>(asked)) + " is not for layer " +
                       std::to_string(index) + ", whose form does not have it");
     }
-    layer.method = asked == GramMethod::automatic ? cheapest(shape, layer) : asked;
+    layer.method = asked == GramMethod::automatic ? cheapest(shape, layer, pairs) : asked;
     shape.layers.push_back(layer);
   }
   return shape;

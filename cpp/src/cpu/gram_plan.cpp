@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <optional>
-#include <string>
+#include <utility>
+#include <vector>
 
 namespace fastfisher::cpu {
 namespace {
@@ -20,7 +21,7 @@ constexpr std::int64_t kTilesAThread = 16;
 constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
 constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
-constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 4096;
+constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 6144;
 constexpr std::int64_t kFewPanels = std::int64_t{1} << 20;
 constexpr std::int64_t kAlign = 64;
 
@@ -288,7 +289,7 @@ struct Sizer {
         std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& layer) {
           return layer.formed() && layer.form == LayerForm::conv;
         });
-    if (any_formed() && !unfolds && cut(wanted, std::min(2 * wanted, most - wanted))) {
+    if (any_formed() && !unfolds && cut(wanted, std::min(3 * wanted, most - wanted))) {
       total();
       if (plan.bytes <= limit) return true;
     }
@@ -327,11 +328,8 @@ TileGrid::TileGrid(const GramPlan& plan, const GramShape& shape, std::int64_t i,
   }
 }
 
-namespace {
-
-// The plan, or nothing if none fits within `limit`.
-std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std::int64_t nr,
-                                    std::int64_t item_bytes, int threads, std::int64_t limit) {
+std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
+                                  std::int64_t item_bytes, int threads, std::int64_t limit) {
   Sizer sizer{shape, item_bytes, std::max(threads, 1), {}};
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
@@ -347,7 +345,7 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
   };
   const auto done = [](Sizer& found) {
     found.locate();
-    return found.plan;
+    return std::move(found.plan);
   };
   while (threads > 1 && few() && (wanted_rows > 2 * mr || wanted_cols > 2 * nr)) {
     (wanted_cols > wanted_rows ? wanted_cols : wanted_rows) /= 2;
@@ -380,19 +378,6 @@ std::optional<GramPlan> plan_within(const GramShape& shape, std::int64_t mr, std
     if (wanted_rows == mr && wanted_cols == nr) wanted_rows = wanted_cols = 1;
   }
   return std::nullopt;
-}
-
-}  // namespace
-
-GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
-                   std::int64_t item_bytes, int threads, std::int64_t limit) {
-  if (const auto plan = plan_within(shape, mr, nr, item_bytes, threads, limit)) return *plan;
-  // The figure to name is one that works: found by asking.
-  std::int64_t needed = std::max<std::int64_t>(limit, 1024);
-  while (!plan_within(shape, mr, nr, item_bytes, threads, needed)) needed += needed / 8;
-  throw Error(ErrorCode::memory, "gram", "memory_limit",
-              "needs about " + std::to_string(needed) + " bytes of workspace, got " +
-                  std::to_string(limit));
 }
 
 }  // namespace fastfisher::cpu

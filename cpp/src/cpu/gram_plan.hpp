@@ -7,6 +7,7 @@
 #include "fastfisher/ops.hpp"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct LayerShape {
   LayerForm form = LayerForm::dense;
   GramMethod method = GramMethod::s0;
   bool separable = false, bias = false;
-  std::int64_t outputs = 1;                              ///< c
+  std::int64_t outputs = 1;                              ///< c, of the side with more
   std::int64_t left_positions = 1, right_positions = 1;  ///< s of either side
   std::int64_t in = 0, out = 1, groups = 1;              ///< i of one group, o of all
   std::int64_t padded = 0;                               ///< i in whole vectors, where formed
@@ -57,10 +58,6 @@ struct LayerShape {
   }
   /// S3: whether P meets the cotangents of the right before those meet the left's; fewer
   /// multiply-adds where outputs meet outputs.
-  [[nodiscard]] bool contracts(std::int64_t left_outputs, std::int64_t right_outputs) const {
-    return (right_positions + left_outputs) * right_outputs <
-           right_positions * left_outputs * right_outputs;
-  }
   [[nodiscard]] bool contracts(const GramShape& shape) const;
 };
 
@@ -80,7 +77,7 @@ struct GramShape {
 };
 
 inline bool LayerShape::contracts(const GramShape& shape) const {
-  return contracts(shape.left_outputs, shape.right_outputs);
+  return right_positions + shape.left_outputs < right_positions * shape.left_outputs;
 }
 
 /// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
@@ -166,9 +163,10 @@ inline constexpr std::int64_t kGramDepth = 256;
 inline constexpr std::int64_t kHalfFormedUnits = 16;
 
 /// Shapes of the layers and the method of each: the forced one, else the cheapest in predicted
-/// time. ErrorCode::shape where a layer does not have the method that is forced.
+/// time, pairs of positions only with `pairs`. ErrorCode::shape where a layer does not have the
+/// method that is forced.
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs, std::int64_t nr);
+                     GramOutputs outputs, std::int64_t nr, bool pairs = true);
 
 /// Multiply-adds and predicted seconds of each layer.
 std::vector<GramChoice> gram_choices(const GramShape& shape, std::int64_t item_bytes, int threads);
@@ -176,10 +174,9 @@ std::vector<GramChoice> gram_choices(const GramShape& shape, std::int64_t item_b
 /// The chunks of all layers in order.
 std::vector<GramChunk> gram_chunks(const GramShape& shape);
 
-/// The plan with the fewest passes over the factors within `limit` bytes; ErrorCode::memory if none
-/// fits.
-GramPlan gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
-                   std::int64_t item_bytes, int threads, std::int64_t limit);
+/// The plan with the fewest passes over the factors within `limit` bytes, or none if none fits.
+std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
+                                  std::int64_t item_bytes, int threads, std::int64_t limit);
 
 /// Samples that rows [from, from + count) of a block starting at row `block` touch, as whole panels
 /// of that block.

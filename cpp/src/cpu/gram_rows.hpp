@@ -71,7 +71,7 @@ class GramSides {
     const bool one = shape_.formed_outputs(layer) == 1;
     const bool separable = layer.method == GramMethod::s4;
     const std::int64_t c0 = one && !separable ? plane : 0;
-    const std::int64_t outputs = left || square_ ? layer.outputs : right_outputs(index);
+    const std::int64_t outputs = sizes_of(sides_[left || square_ ? 0 : 1].layers[index]).outputs;
     T* ones = layer.bias ? to + piece.rows * layer.padded : nullptr;
     former.gradients(n, c0, one ? c0 + 1 : outputs, piece, plan.form_rows, plan.form_cols, to, ones,
                      scratch);
@@ -138,10 +138,6 @@ class GramSides {
     std::vector<std::optional<Former<S, T>>> formers;
   };
 
-  [[nodiscard]] std::int64_t right_outputs(std::size_t index) const {
-    return sizes_of(sides_[1].layers[index]).outputs;
-  }
-
   // Whether chunks of the caller's arrays are those of one position.
   static bool by_position(const LayerShape& layer) {
     return layer.method == GramMethod::s3 || layer.method == GramMethod::s2;
@@ -166,10 +162,14 @@ class GramSides {
       const std::int64_t k = chunk.from + done;
       const std::int64_t run = std::min(chunk.depth - done, rows.run - k % rows.run);
       const std::int64_t offset = k / rows.run * rows.run_stride + k % rows.run * rows.depth_stride;
+      std::int64_t outer = first / rows.inner, inner = first % rows.inner;
       for (std::int64_t r = 0; r < count; ++r) {
-        const std::int64_t row = first + r;
-        at[r] = data + offset + (row / rows.inner - rows.origin) * rows.outer_stride +
-                row % rows.inner * rows.inner_stride;
+        at[r] =
+            data + offset + (outer - rows.origin) * rows.outer_stride + inner * rows.inner_stride;
+        if (++inner == rows.inner) {
+          inner = 0;
+          ++outer;
+        }
       }
       pack(at, count, width, rows.depth_stride, run, rows.scale, to + done * width);
       done += run;
@@ -204,7 +204,7 @@ class GramSides {
     return rows;
   }
 
-  // S3: rows of samples or outputs at one position.
+  // S2, S3: rows of samples or outputs at one position.
   void position_rows(const Side& side, std::size_t index, const GramChunk& chunk,
                      ChunkRows& found) const {
     const LayerFactors& factors = side.layers[index];

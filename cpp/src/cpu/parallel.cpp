@@ -22,8 +22,10 @@
 namespace fastfisher::cpu {
 namespace {
 
-// A sleeping worker takes about 50 us to wake, so workers spin for about that long first.
-constexpr int kSpins = 4000;
+// A sleeping worker takes 50 us to wake, on some virtual machines a millisecond, so workers spin for
+// about that long first, and longer while an op is under way.
+constexpr int kSpins = 4000, kSpinsInRegion = 100 * kSpins;
+std::atomic<int> regions{0};
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -117,7 +119,8 @@ class Pool {
   void work(int id, std::uint64_t seen) {
     for (;;) {
       for (int spins = 0; ticket_.load(std::memory_order_acquire) == seen; ++spins) {
-        if (spins < kSpins) {
+        if (spins < kSpins ||
+            (spins < kSpinsInRegion && regions.load(std::memory_order_relaxed) > 0)) {
           relax();
           continue;
         }
@@ -163,6 +166,7 @@ Pool& pool() {
   static const bool registered = [] {
     pthread_atfork(nullptr, nullptr, [] {
       the_pool.store(nullptr);
+      regions.store(0);
       inside_task = false;
     });
     return true;
@@ -200,6 +204,14 @@ int thread_count(const Context& ctx) {
   if (const int theirs = positive_from_environment("OMP_NUM_THREADS", false); theirs > 0)
     return theirs;
   return cores();
+}
+
+ParallelRegion::ParallelRegion() {
+  regions.fetch_add(1, std::memory_order_relaxed);
+}
+
+ParallelRegion::~ParallelRegion() {
+  regions.fetch_sub(1, std::memory_order_relaxed);
 }
 
 void run_tasks(const Context& ctx, int threads, std::int64_t count, TaskFunction function,
