@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastfisher._arrays import Array
-from fastfisher._gram import Outputs, Precision
+from fastfisher._gram import Method, Outputs, Precision
 from fastfisher._jacobian import Jacobian
 from fastfisher.models import MLP
 
@@ -55,10 +55,13 @@ def ntk(
     *,
     outputs: Outputs = "full",
     layers: Literal["sum", "each"] = "sum",
+    method: Method = "auto",
     precision: Precision = "highest",
     memory_limit: int | str | None = None,
     out: Array | None = None,
     threads: int = 0,
+    progress: bool = False,
+    return_info: bool = False,
 ) -> Any:
     """Empirical neural tangent kernel ``J(x) J(x2)^T`` of a model, without 1/N.
 
@@ -77,10 +80,12 @@ def ntk(
         summed outputs.
     layers : "sum" | "each"
         One kernel of all parameters, or a dict with the kernel of each layer by the layer's name.
-    precision, memory_limit, threads
+    method, precision, memory_limit, threads, progress
         As in `fastfisher.gram`.
     out : array, optional
         Array that takes the result; with ``layers="sum"`` only.
+    return_info : bool
+        Whether to return ``(array, GramInfo)``; with ``layers="each"`` a pair of dicts.
 
     Returns
     -------
@@ -116,14 +121,18 @@ def ntk(
     right = None if x2 is None else jacobian(model, x2)
     options: dict[str, Any] = {
         "outputs": outputs,
+        "method": method,
         "precision": precision,
         "memory_limit": memory_limit,
         "threads": threads,
+        "progress": progress,
     }
     if layers == "sum":
-        return left.gram(right, out=out, **options)
+        return left.gram(right, out=out, return_info=return_info, **options)
     others = None if right is None else right.split()
-    return {
-        name: part.gram(None if others is None else others[name], **options)
+    pairs = {
+        name: part.gram(None if others is None else others[name], return_info=True, **options)
         for name, part in left.split().items()
     }
+    kernels = {name: kernel for name, (kernel, _) in pairs.items()}
+    return (kernels, {name: info for name, (_, info) in pairs.items()}) if return_info else kernels

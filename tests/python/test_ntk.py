@@ -85,3 +85,16 @@ def test_errors(mlp, x):
         ff.ntk(mlp, x, layers="each", out=np.empty((6, 6)))
     with pytest.raises(ValueError, match=r"x: expected shape \(N, 4\)"):
         ff.ntk(mlp, x, x[:, :3])
+
+
+def test_info_progress_and_method_reach_the_gram(capsys):
+    model = ff.models.MLP((3, 8, 2), sigma_b2=0.1)
+    x = np.random.default_rng(0).standard_normal((5, 3))
+    kernel = ff.ntk(model, x)
+    got, info = ff.ntk(model, x, method="S1", return_info=True, progress=True)
+    np.testing.assert_allclose(got, kernel, rtol=1e-12, atol=1e-13)
+    assert [layer.method for layer in info.layers] == ["S1", "S1"]
+    assert "100%" in capsys.readouterr().err
+    kernels, infos = ff.ntk(model, x, layers="each", return_info=True)
+    assert list(kernels) == list(infos) == ["0", "1"]
+    assert infos["0"].layers[0].method == "S0"

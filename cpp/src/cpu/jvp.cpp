@@ -345,6 +345,7 @@ std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> lay
 
 ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
                   const ArrayRef& out) {
+  const ParallelRegion region;
   const int threads = product_threads(ctx, product_flops(layers, out.extent(2)));
   const std::vector<Piece> pieces = pieces_of(layers);
   const DType dtype = layers.front().g.dtype;

@@ -352,6 +352,7 @@ std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> lay
 
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out) {
+  const ParallelRegion region;
   const int threads = product_threads(ctx, product_flops(layers, out.extent(1)));
   const std::vector<Piece> pieces = pieces_of(layers);
   const DType dtype = layers.front().g.dtype;
