@@ -82,7 +82,8 @@ GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options);
 
-/// What a product with a Jacobian found: a result that is not finite, and the input to blame for it.
+/// What a product with a Jacobian found: a result that is not finite, and the input to blame for
+/// it.
 struct ProductReport {
   enum class Kind : int { ok, non_finite, overflow } kind = Kind::ok;
   int layer = -1;          ///< index into the list; -1: the vector

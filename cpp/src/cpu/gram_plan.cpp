@@ -21,7 +21,7 @@ constexpr std::int64_t kTilesAThread = 16;
 constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
 constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
-constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 6144;
+constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 6144, kUnfoldedDepthBytes = 4096;
 constexpr std::int64_t kFewPanels = std::int64_t{1} << 20;
 constexpr std::int64_t kAlign = 64;
 
@@ -281,14 +281,16 @@ struct Sizer {
     const std::int64_t states = tiles() * one_state();
     if (states > limit / 2) return false;
     const std::int64_t most = limit - states - fixed_bytes();
-    const std::int64_t depth = any_formed() ? kFormedDepthBytes : kSlabDepthBytes;
-    const std::int64_t wanted =
-        std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
     // Patches are unfolded once a group: few groups. Other inputs cost nothing to read again.
     const bool unfolds =
         std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& layer) {
           return layer.formed() && layer.form == LayerForm::conv;
         });
+    const std::int64_t depth = unfolds        ? kUnfoldedDepthBytes
+                               : any_formed() ? kFormedDepthBytes
+                                              : kSlabDepthBytes;
+    const std::int64_t wanted =
+        std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
     if (any_formed() && !unfolds && cut(wanted, std::min(3 * wanted, most - wanted))) {
       total();
       if (plan.bytes <= limit) return true;

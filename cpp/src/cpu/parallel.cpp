@@ -22,8 +22,8 @@
 namespace fastfisher::cpu {
 namespace {
 
-// A sleeping worker takes 50 us to wake, on some virtual machines a millisecond, so workers spin for
-// about that long first, and longer while an op is under way.
+// A sleeping worker takes 50 us to wake, on some virtual machines a millisecond, so workers spin
+// for about that long first, and longer while an op is under way.
 constexpr int kSpins = 4000, kSpinsInRegion = 100 * kSpins;
 std::atomic<int> regions{0};
 

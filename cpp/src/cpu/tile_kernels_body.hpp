@@ -228,17 +228,23 @@ void pack_blocks(const T* const* rows, std::int64_t width, std::int64_t k, doubl
   const std::int64_t ragged = width % size;
   const std::int64_t whole = width - ragged;
   const std::int64_t end = (k / size - (ragged != 0 ? 1 : 0)) * size;
+  // A whole cache line of a few rows before the next rows: at strides of 4 KiB, say, rows fall on
+  // the same place of the first level, which has room for few of them.
+  constexpr std::int64_t line_size = 64 / static_cast<std::int64_t>(sizeof(T));
   std::int64_t depth = 0;
-  for (; depth < end; depth += size) {
-    T* line = dst + depth * width;
+  while (depth < end) {
+    const std::int64_t stop = end - depth < line_size ? end : depth + line_size;
     if (ragged != 0) {
       const T* last[size];
       for (std::int64_t i = 0; i < size; ++i) last[i] = rows[i < ragged ? whole + i : width - 1];
-      Block<T>::transpose(last, depth, static_cast<T>(scale), line + whole, width);
+      for (std::int64_t d = depth; d < stop; d += size)
+        Block<T>::transpose(last, d, static_cast<T>(scale), dst + d * width + whole, width);
     }
     for (std::int64_t i = 0; i < whole; i += size) {
-      Block<T>::transpose(rows + i, depth, static_cast<T>(scale), line + i, width);
+      for (std::int64_t d = depth; d < stop; d += size)
+        Block<T>::transpose(rows + i, d, static_cast<T>(scale), dst + d * width + i, width);
     }
+    depth = stop;
   }
   pack_plain(rows, width, width, 1, depth < 0 ? 0 : depth, k, scale, dst);
 }
