@@ -155,8 +155,8 @@ class Gram {
     });
   }
 
-  // Rows row .. row + kPackedRows of the block that starts at `block`, one side. Where a block
-  // meets itself, the right finds what was formed at the left's.
+  // Rows [row, end) of the block that starts at `block`, one side. Where a block meets itself, the
+  // right finds what was formed at the left's.
   void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row, std::int64_t end,
                  const GramSlab& slab, const GramGroup& group, bool formed_left) const {
     const std::int64_t width = left ? kernels_.mr : kernels_.nr;
