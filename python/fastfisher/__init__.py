@@ -14,6 +14,7 @@ from fastfisher._conv import Conv
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
 from fastfisher._jacobian import Jacobian
+from fastfisher._lookup import Lookup
 from fastfisher._ntk import jacobian, ntk
 from fastfisher.factors import Dense, Explicit, Separable, Shared
 
@@ -26,6 +27,7 @@ __all__ = [
     "GramInfo",
     "Jacobian",
     "LayerInfo",
+    "Lookup",
     "Separable",
     "Shared",
     "__version__",

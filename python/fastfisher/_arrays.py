@@ -132,6 +132,20 @@ def total(x: Array, axis: int) -> Array:
     return x.sum(axis, keepdims=True)
 
 
+def take_rows(x: Array, rows: np.ndarray[Any, Any]) -> Array:
+    """``x[rows]`` along the first axis."""
+    return x[from_numpy(rows, x)]
+
+
+def put_rows(x: Array, rows: np.ndarray[Any, Any], length: int) -> Array:
+    """Zeros (length, ...) with ``x`` at the distinct `rows` of the first axis."""
+    out = zeros((length, *x.shape[1:]), x)
+    if library(x) == "jax":
+        return out.at[rows].set(x)
+    out[from_numpy(rows, x)] = x
+    return out
+
+
 def widened(x: Array) -> Array:
     """`x` in float32 if its dtype is a 16-bit float, else `x`."""
     if result_dtype(x) == dtype_name(x):

@@ -26,6 +26,7 @@ from fastfisher._arrays import (
     total,
 )
 from fastfisher._info import GramInfo, LayerInfo
+from fastfisher._lookup import cut_pair
 from fastfisher._progress import progress_numbers
 from fastfisher.errors import NonFiniteError, NumericalError
 from fastfisher.factors import Dense, Layer, Separable, Shared, check_layers
@@ -228,6 +229,7 @@ def gram_factors(
     if right is not None and outputs != "full" and outputs != "sum":
         _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
     given_left, given_right = left, right
+    left, right = cut_pair(left, right)
     if kind != outputs:
         left, right = _select(left, outputs), right and _select(right, outputs)
     like = left[0].g
@@ -238,7 +240,7 @@ def gram_factors(
     if batch is not None:
         shape = (batch, *shape)
     dtype = result_dtype(like)
-    result = empty(shape, like, dtype) if out is None else _check_out(out, shape, like, dtype)
+    result = empty(shape, like, dtype) if out is None else check_out(out, shape, like, dtype)
     start = time.perf_counter()
     with progress_numbers(progress, "Gram") as numbers_:
         report, estimate = _native.gram(
@@ -258,10 +260,15 @@ def gram_factors(
     result = final(result, like) if out is None else out
     if not return_info:
         return result
-    return result, _info_of(left, estimate, time.perf_counter() - start)
+    return result, _info_of(left, right, estimate, time.perf_counter() - start)
 
 
-def _info_of(left: Sequence[Layer], estimate: _native.GramEstimate, seconds: float) -> GramInfo:
+def _info_of(
+    left: Sequence[Layer],
+    right: Sequence[Layer] | None,
+    estimate: _native.GramEstimate,
+    seconds: float,
+) -> GramInfo:
     layers = tuple(
         LayerInfo(
             layer.label or str(index),
@@ -269,6 +276,7 @@ def _info_of(left: Sequence[Layer], estimate: _native.GramEstimate, seconds: flo
             _native.GRAM_METHODS[method],
             multiply_adds,
             predicted,
+            layer_bytes(layer) + (0 if right is None else layer_bytes(right[index])),
         )
         for index, (layer, (method, multiply_adds, predicted)) in enumerate(
             zip(left, estimate.choices, strict=True)
@@ -287,12 +295,15 @@ def _memory(limit: int | str | None, left: Sequence[Layer], right: Sequence[Laye
     given = memory_bytes(limit)
     if limit is not None or all(type(layer) is Dense for layer in left):
         return given
-    factors: int = sum(
-        math.prod(array.shape) * _BYTES[dtype_name(array)]
-        for layer in (*left, *(right or ()))
-        for array in layer.arrays.values()
-    )
+    factors = sum(layer_bytes(layer) for layer in (*left, *(right or ())))
     return max(given, factors // 8)
+
+
+def layer_bytes(layer: Layer) -> int:
+    """Bytes of a layer's factors, as if they were contiguous."""
+    return sum(
+        math.prod(array.shape) * _BYTES[dtype_name(array)] for array in layer.arrays.values()
+    )
 
 
 def check_outputs(outputs: Outputs, n_outputs: int) -> str:
@@ -364,7 +375,8 @@ def _check_same_outputs(c: int, d: int) -> None:
         raise ValueError(f"other: has {d} outputs, expected {c} as the first unless outputs='full'")
 
 
-def _check_out(out: Array, shape: tuple[int, ...], like: Array, dtype: str) -> Array:
+def check_out(out: Array, shape: tuple[int, ...], like: Array, dtype: str) -> Array:
+    """Check that `out` can take a result of `shape` and `dtype` on the device of `like`."""
     if library(out, "out") == "jax":
         raise ValueError("out: jax arrays cannot be written; pass a numpy array")
     if tuple(out.shape) != tuple(shape):

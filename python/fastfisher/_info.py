@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class LayerInfo:
     """Of the method, halved by symmetry."""
     predicted_seconds: float
     """From stored rates."""
+    bytes: int = 0
+    """Of the layer's factors, both sides; of blocks of samples the sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,15 @@ class GramInfo:
     blocks, slabs : int
         Blocks of rows and, in each, slabs of parameters: how often factors were read and packed.
     seconds : float
-        Wall time of the native call.
+        Wall time of the native calls.
+    parameters : mapping of str to str
+        For a captured model: how each parameter was treated.
+    captured_samples : int
+        Samples that were captured, with those captured again.
+    capture_seconds : float
+        Wall time of the captures.
+    sample_blocks : int
+        Pairs of blocks of samples that met, one call each.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -42,6 +53,43 @@ class GramInfo:
     blocks: int
     slabs: int
     seconds: float
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    captured_samples: int = 0
+    capture_seconds: float = 0.0
+    sample_blocks: int = 1
+
+    def plus(self, other: GramInfo) -> GramInfo:
+        """This and another call for the same layers, as one."""
+        layers = tuple(
+            replace(
+                a,
+                multiply_adds=a.multiply_adds + b.multiply_adds,
+                predicted_seconds=a.predicted_seconds + b.predicted_seconds,
+                bytes=a.bytes + b.bytes,
+                method=a.method if b.method in a.method.split(",") else f"{a.method},{b.method}",
+            )
+            for a, b in zip(self.layers, other.layers, strict=True)
+        )
+        return replace(
+            self,
+            layers=layers,
+            workspace_bytes=max(self.workspace_bytes, other.workspace_bytes),
+            blocks=self.blocks + other.blocks,
+            slabs=self.slabs + other.slabs,
+            seconds=self.seconds + other.seconds,
+        )
+
+    def with_capture(
+        self, parameters: Mapping[str, str], samples: int, seconds: float, blocks: int
+    ) -> GramInfo:
+        """With what the capture of a model did."""
+        return replace(
+            self,
+            parameters=parameters,
+            captured_samples=samples,
+            capture_seconds=seconds,
+            sample_blocks=blocks,
+        )
 
     @property
     def predicted_seconds(self) -> float:

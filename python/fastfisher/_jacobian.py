@@ -7,9 +7,12 @@ layer as ``[W (o, i) row-major, b (o)]``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from fastfisher import _gram, _products
 from fastfisher._arrays import (
@@ -19,13 +22,41 @@ from fastfisher._arrays import (
     is_negated,
     library,
     namespace,
+    put_rows,
     result_dtype,
+    take_rows,
 )
 from fastfisher._gram import Method, Outputs, Precision
 from fastfisher._info import GramInfo
+from fastfisher._lookup import Lookup
 from fastfisher._parameters import flatten, unflatten
 from fastfisher._sample_map import SampleMap, mapped_gram
 from fastfisher.factors import Layer, check_layers
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parameters:
+    """Named parameters of a model, and where the columns of its layers stand among them.
+
+    Attributes
+    ----------
+    shapes : dict of str to tuple
+        Shape of each parameter, in the order of the parameter vector.
+    order : int64 array or None
+        For the columns of all layers one after the other, their positions in that vector, each at
+        most once; None if they are 0, 1, 2, .... Parameters without a column are zero blocks.
+    groups : tuple of str
+        For each layer, the module that it belongs to.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    order: np.ndarray[Any, Any] | None
+    groups: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,6 +72,8 @@ class Jacobian:
     sample_map : SampleMap, optional
         Map R of sample space for outputs that are normalised over the batch: the Jacobian is then
         R J, with J the one of the layers.
+    parameters : Parameters, optional
+        Names and order of the parameters where they are not those of the layers.
 
     Examples
     --------
@@ -59,6 +92,7 @@ class Jacobian:
     layers: tuple[Layer, ...]
     outputs: Array | None = None
     sample_map: SampleMap | None = None
+    parameters: Parameters | None = None
 
     def __post_init__(self) -> None:
         check_layers(self.layers)
@@ -102,7 +136,7 @@ class Jacobian:
     @property
     def shape(self) -> tuple[int, int]:
         """``(N*C, P)``."""
-        return self.samples * self.n_outputs, sum(layer.parameters for layer in self.layers)
+        return self.samples * self.n_outputs, self._parameter_count
 
     @property
     def names(self) -> list[str]:
@@ -112,6 +146,8 @@ class Jacobian:
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters by name (``"0.weight"``, ``"0.bias"``, ...), in their order."""
+        if self.parameters is not None:
+            return dict(self.parameters.shapes)
         shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in zip(self.names, self.layers, strict=True):
             for kind, shape in layer.parameter_shapes.items():
@@ -124,10 +160,17 @@ class Jacobian:
         return TransposedJacobian(self)
 
     def split(self) -> dict[str, Jacobian]:
-        """Jacobian of each layer's parameters alone, by name of the layer."""
+        """Jacobian of each layer's parameters alone, by name of the layer.
+
+        Of a captured model, of each module that owns parameters, by name of the module.
+        """
+        names = self.names if self.parameters is None else self.parameters.groups
+        parts: dict[str, list[Layer]] = {}
+        for name, layer in zip(names, self.layers, strict=True):
+            parts.setdefault(name, []).append(layer)
         return {
-            name: Jacobian((layer,), self.outputs, self.sample_map)
-            for name, layer in zip(self.names, self.layers, strict=True)
+            name: Jacobian(tuple(layers), self.outputs, self.sample_map)
+            for name, layers in parts.items()
         }
 
     def gram(
@@ -230,7 +273,10 @@ class Jacobian:
         ``J.T @ (H @ (J @ v)) / N`` for the curvature H of the loss in the outputs.
         """
         columns, shape = self._columns(v, "v", self.shape[1])
-        u = _products.jvp(self.layers, columns, v)
+        layers, order = self._cut()
+        if order is not None:
+            columns = take_rows(columns, order)
+        u = _products.jvp(layers, columns, v)
         if self.sample_map is not None:
             u = self.sample_map.apply(u)
         return u.reshape(shape)
@@ -238,6 +284,9 @@ class Jacobian:
     def dense(self) -> Array:
         """Form the matrix, (N*C, P), in the caller's library; for small models and tests."""
         j = namespace(self.layers[0].g).concatenate([x.block() for x in self.layers], -1)
+        if self.parameters is not None and self.parameters.order is not None:
+            rows = put_rows(j.swapaxes(0, 2), self.parameters.order, self.parameters.size)
+            j = rows.swapaxes(0, 2)
         if self.sample_map is not None:
             j = self.sample_map.apply(j)
         return j.reshape(self.shape)
@@ -261,6 +310,32 @@ class Jacobian:
             A shape other than (P,).
         """
         return unflatten(vector, self.parameter_shapes)
+
+    @property
+    def _parameter_count(self) -> int:
+        if self.parameters is not None:
+            return self.parameters.size
+        return sum(layer.parameters for layer in self.layers)
+
+    def _cut(self) -> tuple[tuple[Layer, ...], np.ndarray[Any, Any] | None]:
+        """Layers with tables cut to the rows in use, and the positions of their columns."""
+        order = None if self.parameters is None else self.parameters.order
+        if not any(isinstance(layer, Lookup) for layer in self.layers):
+            return self.layers, order
+        layers: list[Layer] = []
+        pieces: list[np.ndarray[Any, Any]] = []
+        start = 0
+        for layer in self.layers:
+            if isinstance(layer, Lookup):
+                rows = layer.used()
+                layers.append(layer.cut(rows))
+                columns = start + layer.columns(rows)
+            else:
+                layers.append(layer)
+                columns = np.arange(start, start + layer.parameters)
+            pieces.append(columns if order is None else order[columns])
+            start += layer.parameters
+        return tuple(layers), np.concatenate(pieces)
 
     def _columns(self, v: Array, name: str, rows: int) -> tuple[Array, tuple[int, ...]]:
         """`v` checked and as a matrix, and the shape of the product."""
@@ -305,4 +380,8 @@ class TransposedJacobian:
         blocks = columns.reshape(j.samples, j.n_outputs, columns.shape[1])
         if j.sample_map is not None:
             blocks = j.sample_map.apply(blocks)
-        return _products.vjp(j.layers, blocks, u).reshape(shape)
+        layers, order = j._cut()
+        result = _products.vjp(layers, blocks, u)
+        if order is not None:
+            result = put_rows(result, order, j.shape[1])
+        return result.reshape(shape)

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a torch model to its Jacobian as factors; imports torch, so import it where it is used."""
+
+from __future__ import annotations
+
+from fastfisher.capture.blocks import kernel
+from fastfisher.capture.capture import Capture, check_inputs
+from fastfisher.capture.model import gather, torch_model
+
+__all__ = ["Capture", "check_inputs", "gather", "kernel", "torch_model"]

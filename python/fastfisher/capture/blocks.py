@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels of more samples than fit: blocks of samples are captured, kept or captured again.
+
+A block costs its factors for as long as it is kept, and autograd's graph while it is captured.
+With two blocks in memory at a time every pair meets once; each row of pairs is walked towards the
+diagonal, so that its last block is the next row's first and is not captured again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastfisher._gram import (
+    DEFAULT_MEMORY,
+    Outputs,
+    check_out,
+    check_outputs,
+    memory_bytes,
+)
+from fastfisher._info import GramInfo
+from fastfisher._jacobian import Jacobian
+from fastfisher._progress import progress_numbers
+from fastfisher.capture.capture import Capture
+from fastfisher.capture.cost import Cost
+from fastfisher.capture.model import Inputs, samples_of, take
+
+_SHARE = 0.5  # of the memory that is free, where no limit is given
+_LEAST_WORKSPACE = 8 << 20
+
+
+def free_memory() -> int:
+    """Bytes that this machine can still give."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+def plan_blocks(n: int, m: int | None, cost: Cost, limit: int) -> tuple[int, int, int]:
+    """Samples of a left block, of a right block, and bytes for the Gram's workspace.
+
+    `m` is None where `x` meets itself.
+
+    Raises
+    ------
+    MemoryError
+        Not even single samples fit.
+    """
+    samples = n if m is None else n + m
+    wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
+    work = max(min(wanted, limit // 4), min(limit // 4, _LEAST_WORKSPACE))
+    rest = limit - work - cost.fixed
+    if samples * cost.factors + max(n, m or 0) * cost.graph <= rest:
+        return n, n if m is None else m, work
+    if m is not None and min(n, m) * cost.factors <= rest / 2:
+        # One side stays, the other streams.
+        kept = min(n, m)
+        width = int((rest - kept * (cost.factors + 0)) // (cost.factors + cost.graph))
+        if width >= 1 and kept * cost.graph <= rest - kept * cost.factors:
+            return (n, min(width, m), work) if n <= m else (min(width, n), m, work)
+    width = int(rest // (2 * cost.factors + cost.graph))
+    if width < 1:
+        needed = work + cost.fixed + 2 * cost.factors + cost.graph
+        raise MemoryError(
+            f"memory_limit: {limit} bytes, expected at least {math.ceil(needed * 4 / 3)} for two "
+            "samples at a time"
+        )
+    width = min(width, max(n, m or 0))
+    if m is None:
+        # Blocks of one size.
+        return (k := math.ceil(n / math.ceil(n / width))), k, work
+    return min(width, n), min(width, m), work
+
+
+def kernel(
+    capture: Capture,
+    x: Inputs,
+    x2: Inputs | None,
+    *,
+    outputs: Outputs,
+    each: bool,
+    out: Any | None,
+    memory_limit: int | str | None,
+    progress: bool,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, GramInfo]]:
+    """Kernels by name of the module (`each`), or one under the name ""; and what was done.
+
+    `out` is an array or None; `options` go to ``Jacobian.gram``.
+    """
+    n = samples_of(x)
+    m = None if x2 is None else samples_of(x2)
+    limit = int(free_memory() * _SHARE) if memory_limit is None else memory_bytes(memory_limit)
+    left_width, right_width, work = plan_blocks(n, m, capture.cost(), limit)
+    run = _Run(capture, x, x if x2 is None else x2, outputs, each, out, m is None, n, m or n)
+    given = dict(options)
+    if memory_limit is not None:
+        given["memory_limit"] = work
+    rows = _spans(n, left_width)
+    columns = rows if m is None else _spans(m, right_width)
+    pairs = len(rows) * (len(rows) + 1) // 2 if m is None else len(rows) * len(columns)
+    if pairs == 1:
+        run.meet(rows[0], columns[0], given | {"progress": progress})
+        return run.results()
+    with progress_numbers(progress, "NTK, blocks of samples") as numbers:
+
+        def step(row: slice, column: slice) -> None:
+            run.meet(row, column, given)
+            if numbers is not None:
+                numbers[0] += 1
+
+        if numbers is not None:
+            numbers[1] = pairs
+        for index, row in enumerate(rows):
+            if m is None:
+                step(row, row)
+                for column in reversed(rows[index + 1 :]):
+                    step(row, column)
+            else:
+                for column in columns if index % 2 == 0 else columns[::-1]:
+                    step(row, column)
+    return run.results()
+
+
+def _spans(n: int, width: int) -> list[slice]:
+    if n == 0:
+        return [slice(0, 0)]
+    return [slice(k, min(k + width, n)) for k in range(0, n, max(width, 1))]
+
+
+class _Run:
+    """One kernel under way: the blocks that are in memory and the arrays that take tiles."""
+
+    def __init__(
+        self,
+        capture: Capture,
+        x: Inputs,
+        x2: Inputs,
+        outputs: Outputs,
+        each: bool,
+        out: Any | None,
+        square: bool,
+        n: int,
+        m: int,
+    ) -> None:
+        self.capture, self.x, self.x2 = capture, x, x2
+        self.outputs, self.each, self.out, self.square = outputs, each, out, square
+        self.n, self.m = n, m
+        self.kept: dict[tuple[int, int, int], Jacobian] = {}
+        self.arrays: dict[str, Any] = {}
+        self.infos: dict[str, GramInfo] = {}
+        self.capture_seconds, self.captured, self.pairs = 0.0, 0, 0
+
+    def jacobian(self, side: int, span: slice) -> Jacobian:
+        """Block of `side`, from memory or captured."""
+        key = (0 if self.square else side, span.start, span.stop)
+        if key not in self.kept:
+            start = time.perf_counter()
+            self.kept[key] = self.capture.jacobian(take((self.x, self.x2)[side], span))
+            self.capture_seconds += time.perf_counter() - start
+            self.captured += span.stop - span.start
+        return self.kept[key]
+
+    def meet(self, row: slice, column: slice, options: Mapping[str, Any]) -> None:
+        """Compute one tile, and its mirror image."""
+        wanted = {
+            (0, row.start, row.stop),
+            (0 if self.square else 1, column.start, column.stop),
+        }
+        for key in [key for key in self.kept if key not in wanted]:
+            del self.kept[key]
+        diagonal = self.square and row == column
+        left = self.jacobian(0, row)
+        right = None if diagonal else self.jacobian(1, column)
+        whole = (
+            row.stop - row.start == self.n and column.stop - column.start == self.m
+        )
+        parts = left.split() if self.each else {"": left}
+        others = None if right is None else right.split() if self.each else {"": right}
+        for name, part in parts.items():
+            other = None if others is None else others[name]
+            tile = None
+            if not whole or self.out is not None:
+                tile = self._view(name, part, row, column)
+            result, info = part.gram(
+                other, outputs=self.outputs, out=tile, return_info=True, **options
+            )
+            if whole and self.out is None:
+                self.arrays[name] = result
+            elif self.square and not diagonal:
+                self._mirror(name, tile, row, column)
+            self.infos[name] = self.infos[name].plus(info) if name in self.infos else info
+        self.pairs += 1
+
+    def _view(self, name: str, part: Jacobian, row: slice, column: slice) -> Any:
+        if name not in self.arrays:
+            self.arrays[name] = self._array(part)
+        array = self.arrays[name]
+        if self._four():
+            return array[row, :, column]
+        return array[row, column]
+
+    def _four(self) -> bool:
+        return self.outputs == "full"
+
+    def _array(self, part: Jacobian) -> Any:
+        c = part.n_outputs
+        kind = check_outputs(self.outputs, c)
+        shape = {
+            "full": (self.n, c, self.m, c),
+            "trace": (self.n, self.m),
+            "diagonal": (self.n, self.m, c),
+        }[kind]
+        like = part.layers[0].g
+        dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+        if self.out is None:
+            return torch.empty(shape, dtype=dtype, device=like.device)
+        check_out(self.out, shape, like, str(dtype).rpartition(".")[2])
+        if isinstance(self.out, np.ndarray):
+            return torch.from_numpy(self.out)
+        return self.out
+
+    def _mirror(self, name: str, tile: Any, row: slice, column: slice) -> None:
+        array = self.arrays[name]
+        if self._four():
+            array[column, :, row] = tile.permute(2, 3, 0, 1)
+        else:
+            array[column, row] = tile.transpose(0, 1)
+
+    def results(self) -> tuple[dict[str, Any], dict[str, GramInfo]]:
+        """Arrays and infos by name."""
+        arrays = {name: self.out if self.out is not None else a for name, a in self.arrays.items()}
+        treated = {} if self.capture.plan is None else dict(self.capture.plan.treated)
+        infos = {
+            name: info.with_capture(treated, self.captured, self.capture_seconds, self.pairs)
+            for name, info in self.infos.items()
+        }
+        return arrays, infos
+

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model as capture sees it: parameters by name, one call, and a promise to leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastfisher.errors import CaptureError, NonFiniteError
+
+Inputs = Any
+"""A tensor, or a mapping of keyword arguments; samples on the first axis of every tensor."""
+Chosen = Sequence[str] | str | Callable[[str], bool] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A torch module, or a function of (parameters, x), with the parameters that count.
+
+    Attributes
+    ----------
+    forward : callable
+        From inputs to what the model returns.
+    parameters : dict of str to Tensor
+        Trainable leaves that were asked for, in order.
+    module : torch.nn.Module or None
+        The module itself, for names in messages.
+    select : callable or None
+        From what the model returns to a tensor.
+    """
+
+    forward: Callable[[Inputs], Any]
+    parameters: dict[str, torch.Tensor]
+    module: torch.nn.Module | None
+    select: Callable[[Any], torch.Tensor] | None
+
+    def __call__(self, x: Inputs) -> torch.Tensor:
+        """Outputs (n, C), recorded by autograd; further output axes are flattened into C."""
+        returned = self.forward(x)
+        y = returned if self.select is None else self.select(returned)
+        if not isinstance(y, torch.Tensor):
+            what = "the model returns" if self.select is None else "select returns"
+            raise CaptureError(
+                f"{what} {type(y).__name__}, expected a tensor; pass select=, a function from what "
+                "the model returns to the tensor of outputs"
+            )
+        n = samples_of(x)
+        if y.ndim == 0 or y.shape[0] != n:
+            raise CaptureError(
+                f"model: expected outputs with the {n} samples on their first axis, got shape "
+                f"{tuple(y.shape)}"
+            )
+        if not y.is_floating_point():
+            raise CaptureError(f"model: expected floating-point outputs, got dtype {y.dtype}")
+        return y.reshape(n, -1) if y.numel() else y.reshape(n, _width(y))
+
+    @property
+    def like(self) -> torch.Tensor | None:
+        """A parameter, None if there is none."""
+        return next(iter(self.parameters.values()), None)
+
+    def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
+        """Modules by name, none for a function."""
+        return [] if self.module is None else list(self.module.named_modules())
+
+
+def _width(y: torch.Tensor) -> int:
+    width = 1
+    for k in y.shape[1:]:
+        width *= int(k)
+    return width
+
+
+def torch_model(
+    model: Any, *, select: Callable[[Any], torch.Tensor] | None = None, params: Chosen = None
+) -> Model:
+    """Model of a ``torch.nn.Module`` or of a pair (function, parameters).
+
+    Raises
+    ------
+    TypeError
+        Something else, or parameters that are no tensors.
+    ValueError
+        A name in `params` that fits no parameter.
+    """
+    if select is not None and not callable(select):
+        raise TypeError(f"select: expected a callable, got {type(select).__name__}")
+    if isinstance(model, torch.nn.Module):
+        named = dict(model.named_parameters())
+        kept = _choose(named, params)
+        trainable = {name: p for name, p in kept.items() if p.requires_grad}
+        _check_parameters(trainable)
+
+        def run(x: Inputs) -> Any:
+            return model(**x) if isinstance(x, Mapping) else model(x)
+
+        return Model(run, trainable, model, select)
+    function, given = model
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"model: expected (function, dict of parameters), got {type(given).__name__}"
+        )
+    for name, p in given.items():
+        if not isinstance(p, torch.Tensor):
+            raise TypeError(
+                f"model: parameter {name!r} is {type(p).__name__}, expected a torch tensor"
+            )
+    chosen = _choose(dict(given), params)
+    leaves = {
+        name: p.detach().requires_grad_(name in chosen and p.is_floating_point())
+        for name, p in given.items()
+    }
+    _check_parameters(leaves)
+    trainable = {name: leaves[name] for name in chosen if leaves[name].requires_grad}
+
+    def call(x: Inputs) -> Any:
+        return function(leaves, **x) if isinstance(x, Mapping) else function(leaves, x)
+
+    return Model(call, trainable, None, select)
+
+
+def _check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
+    for name, p in parameters.items():
+        if p.is_inference():
+            raise CaptureError(
+                f"parameter {name!r} was made in inference mode and records no gradients; make the "
+                "model outside of torch.inference_mode()"
+            )
+        if p.is_complex():
+            raise CaptureError(f"parameter {name!r} is complex, expected real numbers")
+        if not bool(torch.isfinite(p).all()):
+            where = torch.nonzero(~torch.isfinite(p))[0].tolist()
+            raise NonFiniteError(
+                f"parameter {name!r}: expected finite numbers, got "
+                f"{float(p.detach()[tuple(where)])} at index {tuple(where)}"
+            )
+
+
+def _choose(named: dict[str, torch.Tensor], params: Chosen) -> dict[str, torch.Tensor]:
+    """Parameters that `params` asks for: names, prefixes of names, or a predicate."""
+    if params is None:
+        return named
+    if callable(params):
+        return {name: p for name, p in named.items() if params(name)}
+    prefixes = [params] if isinstance(params, str) else list(params)
+    chosen: set[str] = set()
+    for prefix in prefixes:
+        fits = {
+            name
+            for name in named
+            if name == prefix or name.startswith(prefix.rstrip(".") + ".") or prefix == ""
+        }
+        if not fits:
+            raise ValueError(
+                f"params: {prefix!r} is no parameter and no prefix of one; expected some of "
+                f"{list(named)}"
+            )
+        chosen |= fits
+    return {name: p for name, p in named.items() if name in chosen}
+
+
+def tensors_of(x: Inputs) -> list[torch.Tensor]:
+    """Tensors among the inputs."""
+    values = x.values() if isinstance(x, Mapping) else [x]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def gather(x: Any, name: str) -> Inputs:
+    """Samples as one tensor or one mapping of tensors; batches of an iterable are put together.
+
+    Raises
+    ------
+    TypeError
+        Something that is neither, named `name`.
+    ValueError
+        No batch at all.
+    """
+    if isinstance(x, torch.Tensor | Mapping):
+        return x
+    if isinstance(x, np.ndarray) or not isinstance(x, Iterable):
+        raise TypeError(
+            f"{name}: expected a torch tensor, a mapping of them or an iterable of batches, got "
+            f"{type(x).__name__}"
+        )
+    batches = []
+    for batch in x:
+        first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        if not isinstance(first, torch.Tensor | Mapping):
+            raise TypeError(
+                f"{name}: expected batches of torch tensors, got one of {type(first).__name__}"
+            )
+        batches.append(first)
+    if not batches:
+        raise ValueError(f"{name}: expected at least one batch, got none")
+    if isinstance(batches[0], Mapping):
+        return {
+            key: torch.cat([batch[key] for batch in batches])
+            if isinstance(value, torch.Tensor)
+            else value
+            for key, value in batches[0].items()
+        }
+    return torch.cat(batches)
+
+
+def samples_of(x: Inputs) -> int:
+    """Number of samples."""
+    return int(tensors_of(x)[0].shape[0])
+
+
+def take(x: Inputs, index: slice | torch.Tensor) -> Inputs:
+    """Samples of `x`."""
+    if isinstance(x, Mapping):
+        return {
+            name: value[index] if isinstance(value, torch.Tensor) else value
+            for name, value in x.items()
+        }
+    return x[index]
+
+
+def recorded(x: Inputs) -> tuple[Inputs, list[torch.Tensor]]:
+    """Copy of the inputs that autograd follows, and its leaves: the caller's stay as they are."""
+    leaves: list[torch.Tensor] = []
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        start = value.detach()
+        if start.is_inference():
+            start = start.clone()
+        leaves.append(start.requires_grad_())
+        # A copy, so that a model may write into its input.
+        return start.clone(memory_format=torch.preserve_format)
+
+    if isinstance(x, Mapping):
+        return {name: one(value) for name, value in x.items()}, leaves
+    return one(x), leaves
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Autograd on, whatever the caller has set; autocast stays as it is."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def untouched(model: Model) -> Iterator[None]:
+    """Buffers and the state of random generators as they were, also after an exception."""
+    buffers = []
+    if model.module is not None:
+        for _, module in model.named_modules():
+            for name, value in list(module._buffers.items()):
+                if isinstance(value, torch.Tensor):
+                    buffers.append((module, name, value, value.detach().clone()))
+    cpu = torch.get_rng_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    states = [torch.cuda.get_rng_state(k) for k in devices]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        for k, state in zip(devices, states, strict=True):
+            torch.cuda.set_rng_state(state, k)
+        for module, name, value, copy in buffers:
+            if module._buffers.get(name) is not value:
+                module._buffers[name] = value
+            if not torch.equal(value, copy):
+                with torch.no_grad():
+                    value.copy_(copy)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proof of a capture: ``J^T u`` of the factors against autograd's own gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fastfisher._jacobian import Jacobian
+from fastfisher.capture.graph import Graph
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def check_products(
+    jacobian: Jacobian, graph: Graph, parameters: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Parameters whose part of ``J^T u`` differs from autograd's, for one mixture u.
+
+    A part passes if it agrees relative to itself, or if the difference is rounding relative to the
+    gradient of all parameters: some gradients vanish identically (keys' bias of an attention).
+    """
+    if not parameters or graph.y.grad_fn is None:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(graph.y.shape, generator=generator, dtype=torch.float64)
+    u = u.to(graph.y.device, graph.y.dtype)
+    leaves = list(parameters.values())
+    with torch.autocast(graph.y.device.type, enabled=False):
+        expected = torch.autograd.grad(
+            graph.y, leaves, u, retain_graph=True, allow_unused=True
+        )
+    flat = (jacobian.T @ u.reshape(-1).to(_product_dtype(jacobian))).double()
+    got = jacobian.unflatten(flat)
+    truth = {
+        name: torch.zeros_like(got[name]) if grad is None else grad.detach().double()
+        for name, grad in zip(parameters, expected, strict=True)
+    }
+    scale = sum(float(grad.norm()) ** 2 for grad in truth.values()) ** 0.5
+    wrong = []
+    for (name, p), grad in zip(parameters.items(), truth.values(), strict=True):
+        dtype = p.dtype if p.dtype == graph.y.dtype else torch.bfloat16
+        off = float((got[name] - grad).norm())
+        rounding = 1e3 * torch.finfo(dtype).eps * scale
+        if not (off <= _TOLERANCE.get(dtype, 0.1) * float(grad.norm()) or off <= rounding):
+            wrong.append(name)
+    return wrong
+
+
+def _product_dtype(jacobian: Jacobian) -> torch.dtype:
+    dtype: torch.dtype = jacobian.layers[0].g.dtype
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
