@@ -46,16 +46,16 @@ def assemble(
     empty : Tensor, shape (n, c, 0)
         The Jacobian of no parameters.
     """
-    groups: dict[str, list[tuple[Term, tuple[str, ...]]]] = {}
-    for names, members in _linked([(_split_shared_bias(terms))][0]):
-        groups[names] = members
+    groups = _linked(_split_shared_bias(terms))
+    # In the order of the parameters, so that the columns of simple models need no reordering.
+    groups.sort(key=lambda members: min(_first(term) for term, _ in members))
     layers: list[Layer] = []
     owners: list[str] = []
     order: list[range | np.ndarray[Any, Any]] = []
     treated: dict[str, str] = {}
-    for members in groups.values():
+    for members in groups:
         names = tuple(name for name in shapes if any(name in own for _, own in members))
-        merged = _merge([term for term, _ in members])
+        merged = sorted(_merge([term for term, _ in members]), key=_first)
         for term in merged:
             label = _label(names, len(merged), layers)
             owners.append(_module_of(names[0]))
@@ -98,7 +98,7 @@ def _split_shared_bias(
 
 def _linked(
     terms: Sequence[tuple[Term, tuple[str, ...]]],
-) -> list[tuple[str, list[tuple[Term, tuple[str, ...]]]]]:
+) -> list[list[tuple[Term, tuple[str, ...]]]]:
     """Terms grouped by the parameters that they share."""
     parent: dict[str, str] = {}
 
@@ -113,7 +113,7 @@ def _linked(
     groups: dict[str, list[tuple[Term, tuple[str, ...]]]] = {}
     for term, names in terms:
         groups.setdefault(root(names[0]), []).append((term, names))
-    return list(groups.items())
+    return list(groups.values())
 
 
 def _merge(terms: Sequence[Term]) -> list[Term]:
@@ -167,6 +167,12 @@ def _positions(term: Term) -> list[range | np.ndarray[Any, Any]]:
         flat if isinstance(flat, range) else flat.cpu().numpy()
         for flat in (part.flat() for part in parts)
     ]
+
+
+def _first(term: Term) -> int:
+    """First column of a term."""
+    piece = _positions(term)[0]
+    return (piece.start if isinstance(piece, range) else int(piece.min())) if len(piece) else 0
 
 
 def _order(pieces: Sequence[range | np.ndarray[Any, Any]], total: int) -> Any:

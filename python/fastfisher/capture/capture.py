@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastfisher._gram import layer_bytes
@@ -33,7 +35,7 @@ from fastfisher.capture.model import (
     tensors_of,
     untouched,
 )
-from fastfisher.capture.plan import FAMILIES, SEPARABLE, Plan, Use, make_plan, probe_size
+from fastfisher.capture.plan import COUPLED, FAMILIES, PROBE, SEPARABLE, Plan, Use, make_plan
 from fastfisher.capture.separable import find_head, head_factors, is_separable
 from fastfisher.capture.site import NotUnderstood, Site
 from fastfisher.capture.terms import Convolution, Full, Outer, Term
@@ -78,21 +80,24 @@ class Capture:
 
     def _probe(self, x: Inputs) -> None:
         n = samples_of(x)
-        extents = [k for p in self.model.parameters.values() for k in p.shape]
-        extents += [k for t in tensors_of(x) for k in t.shape[1:]]
-        size = probe_size(extents)
-        first = tensors_of(x)[0]
-        few = take(x, torch.arange(size, device=first.device) % n)
+        device = tensors_of(x)[0].device
+        chosen = torch.arange(PROBE, device=device) % n
+        others = torch.arange(PROBE + 1, device=device).add(1) % n
+        few, more = take(x, chosen), take(x, others)
+        other: Graph | None = None
         with untouched(self.model), recording():
             try:
                 run = self._run(few)
+                self._refuse_random(few, run[0])
+                other = self._run(more)[0]
+                self._refuse_company(run[0].y, other.y, chosen.tolist(), others.tolist())
             except (NonFiniteError, CaptureError):
                 raise
             except Exception:
                 # A model may insist on its number of samples.
                 few, run = x, self._run(x)
-            self._refuse_random(few, run[0])
-            self._learn(few, *run)
+                self._refuse_random(few, run[0])
+            self._learn(few, *run, other)
 
     def _refuse_random(self, x: Inputs, graph: Graph) -> None:
         """Run again if the model drew random numbers: outputs must not depend on them."""
@@ -101,18 +106,33 @@ class Capture:
         again = self._run(x)[0].y
         if not torch.equal(graph.y, again):
             raise CaptureError(
-                "stochastic forward: two runs on the same samples differ"
-                + self._suspects("Drop", "training with p > 0", lambda m: getattr(m, "p", 1) > 0)
-                + "; call model.eval()"
+                "stochastic forward: two runs on the same samples differ" + self._drawing()
             )
 
-    def _learn(self, x: Inputs, graph: Graph, leaves: Sequence[torch.Tensor]) -> None:
+    def _refuse_company(
+        self, y: torch.Tensor, z: torch.Tensor, chosen: list[int], others: list[int]
+    ) -> None:
+        """Compare the outputs of the same samples in two batches of different samples."""
+        if y.shape[1:] != z.shape[1:]:
+            return
+        again = torch.stack([z[others.index(k)] if k in others else y[i] for i, k in enumerate(chosen)])
+        truth = y.detach().double()
+        off = float((truth - again.detach().double()).norm())
+        if off > torch.finfo(y.dtype).eps ** 0.5 * float(truth.norm()):
+            raise CaptureError(f"{COUPLED} (they change with the other samples){self._mixing()}")
+
+    def _learn(
+        self,
+        x: Inputs,
+        graph: Graph,
+        leaves: Sequence[torch.Tensor],
+        other: Graph | None = None,
+    ) -> None:
         n = samples_of(x)
         try:
-            plan = make_plan(graph, self.model.parameters, leaves, n)
+            plan = make_plan(graph, self.model.parameters, leaves, n, other)
         except CaptureError as error:
-            mixing = self._suspects("BatchNorm", "training", lambda m: True)
-            raise CaptureError(f"{error}{mixing}" + ("; call model.eval()" if mixing else ""))
+            raise CaptureError(f"{error}{self._mixing()}") from error
         self.plan = plan
         plan.head = find_head(graph, n)
         while True:
@@ -123,14 +143,17 @@ class Capture:
                 self._give_up(error)
                 continue
             self._cost = cost_of(jacobian, graph, n)
-            wrong = check_products(jacobian, graph, self.model.parameters) if self.verify else []
+            # Without inputs to differentiate by, coupled samples show in the sums only.
+            sure = self.verify or (bool(plan.explicit) and not leaves)
+            wrong = check_products(jacobian, graph, self.model.parameters) if sure else []
             if not wrong:
                 return
             hopeless = [name for name in wrong if name in plan.explicit]
             if hopeless:
                 raise CaptureError(
                     f"the gradients of parameter {hopeless[0]!r} do not add up to its gradient for "
-                    "all samples: " + _BAD
+                    "all samples: samples are coupled, or a run on one sample differs from a run on "
+                    "many" + self._mixing()
                 )
             for name in wrong:
                 plan.explicit[name] = "its factors do not reproduce autograd's gradient"
@@ -141,13 +164,26 @@ class Capture:
         for name in use.names:
             self.plan.explicit[name] = str(error.args[0])
 
-    def _suspects(self, kind: str, what: str, which: Any) -> str:
+    def _mixing(self) -> str:
+        """Modules that may couple samples, for messages."""
         names = [
             f"{name or 'model'} ({type(module).__name__})"
             for name, module in self.model.named_modules()
-            if kind in type(module).__name__ and module.training and which(module)
+            if "BatchNorm" in type(module).__name__
+            and (module.training or getattr(module, "running_mean", None) is None)
         ]
-        return f"; modules {what}: {', '.join(names)}" if names else ""
+        if not names:
+            return ""
+        return f"; batch statistics in: {', '.join(names)}; call model.eval()"
+
+    def _drawing(self) -> str:
+        """Modules that may draw random numbers, for messages."""
+        names = [
+            f"{name or 'model'} ({type(module).__name__})"
+            for name, module in self.model.named_modules()
+            if module.training and draws(module)
+        ]
+        return f"; training with random numbers: {', '.join(names)}; call model.eval()" if names else ""
 
     # -- Runs -------------------------------------------------------------------------------------
 
@@ -269,8 +305,13 @@ class Capture:
         plain = {slot: c for slot, c in use.weights.items() if slot not in use.derived}
         result: list[tuple[Term, tuple[str, ...]]] = []
         try:
+            if g.is_complex():
+                raise NotUnderstood(f"complex numbers in {base_name(node)}")
             if plain:
                 for term in family(Site(node, plain, use.layout, n, g, w)):
+                    if use.bias is not None:
+                        assert isinstance(term, Outer)
+                        term = replace(term, bias=use.bias)
                     result.append((term, self._names_of(term)))
             for slot in use.derived:
                 columns = Columns(use.weights[slot].shape)
@@ -345,7 +386,7 @@ class Capture:
         c = graph.y.shape[1]
         unique = list(dict.fromkeys(edges))
         result = {
-            edge: torch.empty((c, *ag.shape(edge)), dtype=ag.dtype(edge), device=ag.device(edge))
+            edge: allocate((c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge))
             for edge in unique
         }
         with torch.autocast(graph.y.device.type, enabled=False):
@@ -378,6 +419,24 @@ class Capture:
         return Jacobian(done.layers, graph.y.detach().to(dtype), parameters=done.parameters)
 
 
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Uninitialised tensor; on the CPU from numpy, whose large arrays use large pages.
+
+    Writing 100 MB for the first time takes a third of the time that way.
+    """
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    storage = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(storage).view(dtype).reshape(shape)
+
+
+def draws(module: torch.nn.Module) -> bool:
+    """Whether a training module is one that draws random numbers."""
+    kind = type(module).__name__
+    rate = getattr(module, "p" if "Drop" in kind else "dropout", 0)
+    return kind == "RReLU" or (isinstance(rate, int | float) and rate > 0)
+
+
 def cost_of(jacobian: Jacobian, graph: Graph, n: int) -> Cost:
     """Bytes a sample of a captured block."""
     factors = sum(layer_bytes(layer) for layer in jacobian.layers)
@@ -389,9 +448,6 @@ def cost_of(jacobian: Jacobian, graph: Graph, n: int) -> Cost:
             made += math.prod(ag.shape((node, k))) * ag.dtype((node, k)).itemsize
     # A result, what it saves and its gradient; the gradients of one output at a time.
     return Cost(factors / n, (2 * made + factors / max(jacobian.n_outputs, 1)) / n)
-
-
-_BAD = "samples are coupled, or a run on one sample differs from a run on many"
 
 
 def check_inputs(x: Inputs, model: Model, name: str) -> None:

@@ -26,7 +26,7 @@ _SELECTING = {
     "Unbind", "Alias", "Clone", "ToCopy", "Cat", "Stack", "AsStrided", "Diagonal", "Flip",
     "Narrow", "MT", "Unfold", "Movedim", "Expand", "Repeat", "Contiguous", "Detach", "Chunk",
 }  # fmt: skip
-_RESHAPING = {
+RESHAPING = {
     "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "Clone", "ToCopy",
 }  # fmt: skip
 VIEWS = _SELECTING - {"Clone", "ToCopy", "Cat", "Stack", "Repeat", "Flip"}  # make no new array
@@ -133,7 +133,7 @@ def columns_of(edge: Edge, offsets: Mapping[Node, int]) -> Columns | None:
     if name == "T":
         below = columns_of(node.next_functions[0], offsets)
         return None if below is None else below.T if len(below.shape) == 2 else below
-    if name in _RESHAPING:
+    if name in RESHAPING:
         below = columns_of(node.next_functions[0], offsets)
         return None if below is None else below.reshaped(ag.shape(edge))
     return _by_numbers((node, number), offsets)

@@ -36,9 +36,7 @@ def _plain(site: Site, weight: Columns) -> list[Term]:
     x = site.saved("input")
     geometry = {
         "kernel": tuple(weight.shape[2:]),
-        "stride": tuple(site.saved("stride")),
-        "padding": tuple(site.saved("padding")),
-        "dilation": tuple(site.saved("dilation")),
+        **{name: _each(site, name) for name in ("stride", "padding", "dilation")},
         "groups": int(site.saved("groups")),
     }
     n, frames = site.samples, x.shape[0] // site.samples
@@ -57,6 +55,12 @@ def _plain(site: Site, weight: Columns) -> list[Term]:
     return [Outer(frame.columns, a, cotangents)]
 
 
+def _each(site: Site, name: str) -> tuple[int, ...]:
+    """A saved extent for each axis of space; torch may keep one number for all."""
+    values, rank = tuple(site.saved(name)), len(site.shape) - 2
+    return values * rank if len(values) == 1 else values
+
+
 def _transposed(site: Site, weight: Columns) -> list[Term]:
     """Roles swap: positions of the input see a patch of the result, weight (i, o / q, *kernel)."""
     if site.separable is not None or site.gradient.shape[1] != site.samples:
@@ -69,9 +73,9 @@ def _transposed(site: Site, weight: Columns) -> list[Term]:
     patches = _patches(
         g.flatten(0, 1),
         kernel,
-        tuple(site.saved("stride")),
-        tuple(site.saved("padding")),
-        tuple(site.saved("dilation")),
+        _each(site, "stride"),
+        _each(site, "padding"),
+        _each(site, "dilation"),
         tuple(x.shape[2:]),
     )  # (c * n, o, taps, s)
     width = o // q * math.prod(kernel)

@@ -90,7 +90,7 @@ def repeat(site: Site) -> list[Term]:
         shape += [size // width, width]
     tiles = g.reshape(g.shape[0], *shape)
     sample = 1 + 2 * site.layout.axis
-    if tiles.shape[sample] % site.samples or not site.layout.major:
+    if tiles.shape[sample] % site.samples or site.layout.outer != 1:
         raise NotUnderstood("repeat: samples within a tile")
     tiles = tiles.unflatten(sample, (site.samples, -1)).movedim(sample, 0)
     # (n, c, tiles 0, width 0, ...): the sample's own tile axis keeps its rest.

@@ -74,6 +74,15 @@ class Graph:
             stack.extend((m, False) for m, _ in node.next_functions if m is not None)
         return order
 
+    def users(self) -> dict[Node, int]:
+        """How many edges lead to each node."""
+        count = dict.fromkeys(self.nodes, 0)
+        for node in self.nodes:
+            for below, _ in node.next_functions:
+                if below is not None:
+                    count[below] += 1
+        return count
+
     def opaque(self) -> list[str]:
         """Names of nodes that may hide parameters: compiled, scripted and custom functions."""
         return [

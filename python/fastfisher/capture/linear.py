@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from fastfisher.capture.columns import Columns
-from fastfisher.capture.site import Family, NotUnderstood, Site, broadcast_term
+from fastfisher.capture.site import Family, NotUnderstood, SampleAxis, Site, broadcast_term
 from fastfisher.capture.terms import Outer, Term
 
 _MOST_MATRICES = 64
@@ -105,7 +105,7 @@ def trilinear(site: Site) -> list[Term]:
         raise NotUnderstood("trilinear")
     columns = site.weights[1]
     o, i, j = columns.shape
-    left, right = site.saved("i1"), site.saved("i2")
+    left, right = site.saved("i1"), site.saved("i3")
     _expect(site, 0)
     if left.numel() != left.shape[0] * i or right.numel() != right.shape[0] * j:
         raise NotUnderstood("trilinear")
@@ -129,8 +129,8 @@ def _few(columns: Columns) -> int:
     return columns.shape[0]
 
 
-def _first(site: Site) -> type(site.layout):  # type: ignore[valid-type]
-    return type(site.layout)(0, site.layout.major)
+def _first(site: Site) -> SampleAxis:
+    return SampleAxis(0, site.layout.outer)
 
 
 FAMILIES: dict[str, Family] = {

@@ -91,13 +91,15 @@ def torch_model(
     if select is not None and not callable(select):
         raise TypeError(f"select: expected a callable, got {type(select).__name__}")
     if isinstance(model, torch.nn.Module):
+        # A compiled model hides its graph; the module that it was made from computes the same.
+        runner = getattr(model, "_orig_mod", model)
         named = dict(model.named_parameters())
         kept = _choose(named, params)
         trainable = {name: p for name, p in kept.items() if p.requires_grad}
         _check_parameters(trainable)
 
         def run(x: Inputs) -> Any:
-            return model(**x) if isinstance(x, Mapping) else model(x)
+            return runner(**x) if isinstance(x, Mapping) else runner(x)
 
         return Model(run, trainable, model, select)
     function, given = model
@@ -126,6 +128,10 @@ def torch_model(
 
 def _check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
     for name, p in parameters.items():
+        if torch.nn.parameter.is_lazy(p):
+            raise CaptureError(
+                f"parameter {name!r} is not initialized yet (a lazy module): run the model once"
+            )
         if p.is_inference():
             raise CaptureError(
                 f"parameter {name!r} was made in inference mode and records no gradients; make the "
@@ -133,11 +139,12 @@ def _check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
             )
         if p.is_complex():
             raise CaptureError(f"parameter {name!r} is complex, expected real numbers")
-        if not bool(torch.isfinite(p).all()):
-            where = torch.nonzero(~torch.isfinite(p))[0].tolist()
+        values = p.detach()
+        if not bool(torch.isfinite(values).all()):
+            where = torch.nonzero(~torch.isfinite(values))[0].tolist()
             raise NonFiniteError(
                 f"parameter {name!r}: expected finite numbers, got "
-                f"{float(p.detach()[tuple(where)])} at index {tuple(where)}"
+                f"{float(values[tuple(where)])} at index {tuple(where)}"
             )
 
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a probe of a few samples teaches about a model: which nodes use weights, and how.
 
-A node *depends on samples* if it stands above an input, or if samples appear with it: the probe's
-number of samples is a prime that divides no other extent, so an axis that it divides holds
-samples. A *use* is an edge from a node that depends on samples to one that does not, but depends on
-parameters. Where samples stand in its result is read off one backward pass of the first sample.
+A node *depends on samples* if it stands above an input, or if samples appear with it: the probe
+is run with two numbers of samples, and an axis whose extent follows the number holds samples. A
+*use* is an edge from a node that depends on samples to one that does not, but depends on
+parameters. Where samples stand in its result is read off backward passes of single samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,14 +17,14 @@ import torch
 
 from fastfisher.capture import conv, elementwise, linear
 from fastfisher.capture import graph as ag
-from fastfisher.capture.columns import Columns, base_name, columns_of, leaves_below
+from fastfisher.capture.columns import RESHAPING, Columns, base_name, columns_of, leaves_below
 from fastfisher.capture.graph import Edge, Graph, Node
 from fastfisher.capture.site import Family, SampleAxis
 from fastfisher.errors import CaptureError
 
 FAMILIES: dict[str, Family] = {**elementwise.FAMILIES, **linear.FAMILIES, **conv.FAMILIES}
 SEPARABLE: dict[str, int] = {**linear.SEPARABLE, **conv.SEPARABLE}
-PRIMES = (3, 5, 7, 11, 13, 17, 19, 23)
+PROBE = 3
 
 
 @dataclass(eq=False)
@@ -52,6 +53,8 @@ class Use:
     layout: SampleAxis
     derived: tuple[int, ...] = ()
     separable: bool = False
+    bias: Columns | None = None
+    """Of a vector that the next node adds to a matrix product."""
 
 
 @dataclass(eq=False)
@@ -80,16 +83,35 @@ class Plan:
     separate: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
 
-def probe_size(extents: Sequence[int]) -> int:
-    """Prime that divides none of `extents`, the smallest one there is in a short list."""
-    return next((p for p in PRIMES if all(k % p or k == 0 for k in extents)), PRIMES[-1])
+class Extents:
+    """Which axes of tensors hold samples.
+
+    With a second run of another number of samples: those whose extent differs. Without one (a model
+    that insists on its number, or takes another way for other samples): those that the number
+    divides.
+    """
+
+    def __init__(self, graph: Graph, samples: int, other: Graph | None) -> None:
+        self.graph, self.samples = graph, samples
+        self.other = other if other is not None and other.signature == graph.signature else None
+
+    def axes(self, edge: Edge) -> list[int]:
+        """Axes of an edge's tensor that hold samples."""
+        here = ag.shape(edge)
+        if self.other is None:
+            return [k for k, extent in enumerate(here) if extent and extent % self.samples == 0]
+        node, number = edge
+        there = ag.shape((self.other.nodes[self.graph.index[node]], number))
+        if len(there) != len(here):
+            return []
+        return [k for k, (a, b) in enumerate(zip(here, there, strict=True)) if a != b]
 
 
 def find_uses(
     graph: Graph,
     parameters: Mapping[str, torch.Tensor],
     inputs: Sequence[torch.Tensor],
-    samples: int,
+    extents: Extents,
 ) -> tuple[list[tuple[int, list[int]]], dict[Node, int], dict[Node, str]]:
     """Uses as (node, edges), offsets and names of the parameters' leaf nodes."""
     starts, start = {}, 0
@@ -113,8 +135,8 @@ def find_uses(
         below = [(m, nr) for m, nr in ag.edges(node) if m is not None]
         parametric[node] = any(parametric[m] for m, _ in below)
         sampled[node] = any(sampled[m] for m, _ in below) or (
-            _holds(samples, [(node, k) for k in range(ag.output_count(node))])
-            and not _holds(samples, below)
+            any(extents.axes((node, k)) for k in range(ag.output_count(node)))
+            and not any(extents.axes(edge) for edge in below)
         )
     uses = []
     for index, node in enumerate(graph.nodes):
@@ -130,46 +152,51 @@ def find_uses(
     return uses, offsets, names
 
 
-def _holds(samples: int, edges: Sequence[Edge]) -> bool:
-    return any(k > 0 and k % samples == 0 for edge in edges for k in ag.shape(edge))
-
-
 def make_plan(
     graph: Graph,
     parameters: Mapping[str, torch.Tensor],
     inputs: Sequence[torch.Tensor],
     samples: int,
+    other: Graph | None = None,
 ) -> Plan:
-    """Plan of a probe's run.
+    """Plan of a probe's run; `other` is one of another number of samples.
 
     Raises
     ------
     CaptureError
         Samples that depend on each other, or parameters that may be hidden in an opaque node.
     """
-    found, offsets, names = find_uses(graph, parameters, inputs, samples)
+    if any("CheckpointFunction" in name for name in graph.names):
+        raise CaptureError(
+            "a reentrant checkpoint hides its parameters from autograd's graph; call "
+            "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
+    extents = Extents(graph, samples, other)
+    found, offsets, names = find_uses(graph, parameters, inputs, extents)
     plan = Plan(graph.signature, [])
     edges = [(graph.nodes[index], 0) for index, _ in found]
-    first = torch.zeros_like(graph.y)
-    first[0] = torch.linspace(0.7, 1.3, graph.y.shape[1]).to(first)
-    pattern = ag.gradients(
-        [graph.y], [*edges, *((_node_of(graph, x), 0) for x in inputs if _node_of(graph, x))],
-        [first],
-    )  # fmt: skip
+    leaves = [(node, 0) for x in inputs if (node := _node_of(graph, x)) is not None]
+    first = _pattern(graph, [*leaves, *edges], 0)
+    last = _pattern(graph, [*leaves, *edges], samples - 1)
+    for pair in zip(first[: len(leaves)], last, strict=False):
+        for gradient, sample in zip(pair, (0, samples - 1), strict=True):
+            if gradient is not None and bool((_without(gradient, sample) != 0).any()):
+                raise CaptureError(COUPLED)
     reached: set[str] = set()
-    for (index, slots), edge, gradient in zip(found, edges, pattern, strict=False):
+    for (index, slots), edge, one, end in zip(
+        found, edges, first[len(leaves) :], last[len(leaves) :], strict=True
+    ):
         node = graph.nodes[index]
         touched = {slot: leaves_below(ag.edges(node)[slot], offsets) for slot in slots}
         owners = tuple(dict.fromkeys(names[m] for ms in touched.values() for m in ms))
         reached.update(owners)
-        layout = sample_axis(ag.shape(edge), gradient, samples)
-        if layout is None:
-            raise CaptureError(_coupled(base_name(node)))
+        layout = sample_axis(ag.shape(edge), extents.axes(edge), [(0, one), (-1, end)], samples)
         weights: dict[int, Columns] = {}
         derived: list[int] = []
-        if ag.output_count(node) != 1 or base_name(node) not in FAMILIES:
-            for name in owners:
-                plan.explicit[name] = f"used by {base_name(node)}"
+        if base_name(node) not in FAMILIES:
+            plan.explicit |= dict.fromkeys(owners, f"used by {base_name(node)}")
+        elif layout is None:
+            plan.explicit |= dict.fromkeys(owners, f"samples not found in {base_name(node)}")
         else:
             for slot in slots:
                 weight = ag.edges(node)[slot]
@@ -178,12 +205,52 @@ def make_plan(
                     derived.append(slot)
                     columns = Columns(ag.shape(weight))
                 weights[slot] = columns
-        plan.uses.append(Use(index, weights, owners, layout, tuple(derived)))
-    for gradient in pattern[len(edges) :]:
-        if gradient is not None and bool((gradient[1:] != 0).any()):
-            raise CaptureError(_coupled(None))
+        plan.uses.append(Use(index, weights, owners, layout or SampleAxis(0), tuple(derived)))
+    _fold_biases(plan, graph)
     _note_unreached(plan, graph, parameters, reached)
     return plan
+
+
+def _fold_biases(plan: Plan, graph: Graph) -> None:
+    """Let products keep the bias that is added to their result: both have the same gradient."""
+    users = graph.users()
+    by_node = {use.node: use for use in plan.uses}
+    for use in list(plan.uses):
+        node = graph.nodes[use.node]
+        if base_name(node) != "Add" or len(use.weights) != 1 or use.derived:
+            continue
+        ((slot, columns),) = use.weights.items()
+        if len(columns.shape) != 1 or float(ag.saved(node, "alpha")) != 1:
+            continue
+        below, number = ag.edges(node)[1 - slot]
+        while below is not None and base_name(below) in RESHAPING and users[below] == 1:
+            below, number = ag.edges(below)[0]
+        product = None if below is None else by_node.get(graph.index[below])
+        if (
+            product is None
+            or base_name(below) != "Mm"
+            or users[below] != 1
+            or set(product.weights) != {1}
+            or product.derived
+            or ag.shape((below, number))[-1] != columns.size
+            or math.prod(ag.shape((below, number))) != math.prod(ag.shape((node, 0)))
+        ):
+            continue
+        product.bias = columns
+        product.names += use.names
+        plan.uses.remove(use)
+
+
+def _pattern(graph: Graph, edges: Sequence[Edge], sample: int) -> list[torch.Tensor | None]:
+    """Gradients of a mixture of one sample's outputs."""
+    u = torch.zeros_like(graph.y)
+    u[sample] = torch.linspace(0.7, 1.3, graph.y.shape[1]).to(u)
+    with torch.autocast(graph.y.device.type, enabled=False):
+        return ag.gradients([graph.y], edges, [u])
+
+
+def _without(x: torch.Tensor, sample: int) -> torch.Tensor:
+    return torch.cat([x[:sample], x[sample + 1 :]])
 
 
 def _note_unreached(
@@ -210,32 +277,37 @@ def _node_of(graph: Graph, x: torch.Tensor) -> Node | None:
 
 
 def sample_axis(
-    shape: tuple[int, ...], gradient: torch.Tensor | None, samples: int
+    shape: tuple[int, ...],
+    axes: Sequence[int],
+    patterns: Sequence[tuple[int, torch.Tensor | None]],
+    samples: int,
 ) -> SampleAxis | None:
-    """Axis of samples of a tensor, given its gradient for the first sample; None if coupled."""
-    candidates = [
-        SampleAxis(axis, major)
-        for axis, extent in enumerate(shape)
-        if extent and extent % samples == 0
-        for major in ((True, False) if extent > samples else (True,))
-    ]
-    # The exact number first: an axis of samples alone rather than a multiple.
-    candidates.sort(key=lambda c: shape[c.axis] != samples)
-    if gradient is None:
-        return candidates[0] if candidates else None
-    for candidate in candidates:
-        extent = shape[candidate.axis]
-        pair = (samples, extent // samples) if candidate.major else (extent // samples, samples)
-        split = gradient.unflatten(candidate.axis, pair)
-        others = split.movedim(candidate.axis + (not candidate.major), 0)[1:]
-        if not bool((others != 0).any()):
-            return candidate
+    """Axis of samples of a tensor, given gradients for single samples; None if there is none.
+
+    Parameters
+    ----------
+    axes : sequence of int
+        Axes whose extent follows the number of samples.
+    patterns : sequence of (int, Tensor or None)
+        A sample, first or last (-1), and the gradient of its outputs.
+    """
+    for axis in axes:
+        times, rest = divmod(shape[axis], samples)
+        if rest:
+            continue
+        for outer in [k for k in range(1, times + 1) if times % k == 0]:
+            layout = SampleAxis(axis, outer)
+            if all(
+                gradient is None or _is_alone(layout.split(gradient, samples), sample)
+                for sample, gradient in patterns
+            ):
+                return layout
     return None
 
 
-def _coupled(name: str | None) -> str:
-    return (
-        "the outputs of a sample depend on other samples"
-        + (f" (seen at {name})" if name else "")
-        + ": there are no per-sample gradients"
-    )
+def _is_alone(x: torch.Tensor, sample: int) -> bool:
+    others = x[1:] if sample == 0 else x[:-1]
+    return not bool((others != 0).any())
+
+
+COUPLED = "the outputs of a sample depend on other samples: there are no per-sample gradients"

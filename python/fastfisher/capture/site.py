@@ -21,13 +21,23 @@ class NotUnderstood(Exception):
 
 @dataclass(frozen=True)
 class SampleAxis:
-    """Where the samples are in a tensor: on `axis`, which holds them `times` over.
-
-    With `major` the sample is the slow index of that axis, else the fast one.
-    """
+    """Where the samples are in a tensor: on `axis`, whose extent is (outer, n, inner)."""
 
     axis: int
-    major: bool = True
+    outer: int = 1
+
+    def inner(self, extent: int, samples: int) -> int:
+        """Fast index within a sample's part of an axis of `extent`."""
+        return extent // (self.outer * samples)
+
+    def split(self, x: torch.Tensor, samples: int, axis: int | None = None) -> torch.Tensor:
+        """`x` with the samples of `axis` in front: (n, ..., outer * inner, ...)."""
+        axis = self.axis if axis is None else axis
+        inner, rest = divmod(x.shape[axis], self.outer * samples)
+        if rest:
+            raise NotUnderstood(f"axis {axis} of {tuple(x.shape)} for {samples} samples")
+        x = x.unflatten(axis, (self.outer, samples, inner)).movedim(axis + 1, 0)
+        return x.flatten(axis + 1, axis + 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +84,8 @@ class Site:
 
     def split(self, x: torch.Tensor, axis: int) -> torch.Tensor:
         """`x` with the samples of `axis` in front: (n, ..., times, ...), `times` only if > 1."""
-        n = self.samples
-        times, rest = divmod(x.shape[axis], n)
-        if rest:
-            raise NotUnderstood(f"{self.node.name()}: axis {axis} of {tuple(x.shape)}")
-        if times == 1:
-            return x.movedim(axis, 0)
-        pair = (n, times) if self.layout.major else (times, n)
-        x = x.unflatten(axis, pair)
-        return x.movedim(axis if self.layout.major else axis + 1, 0)
+        x = self.layout.split(x, self.samples, axis)
+        return x.squeeze(axis + 1) if x.shape[axis + 1] == 1 else x
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """Matrix `x` (rows, features) with samples among its rows, as (n, s, features)."""
@@ -112,19 +115,11 @@ def broadcast_term(site: Site, contribution: torch.Tensor, columns: Columns) -> 
     if len(columns.shape) > rank:
         raise NotUnderstood(f"{site.node.name()}: weight {columns.shape} above its result")
     weight = [1] * (rank - len(columns.shape)) + list(columns.shape)
-    axis = site.layout.axis
-    n = site.samples
+    axis, n = site.layout.axis, site.samples
     times = contribution.shape[axis + 1] // n
-    if weight[axis] not in (1, times) or (weight[axis] != 1 and not site.layout.major):
+    if weight[axis] not in (1, times):
         raise NotUnderstood(f"{site.node.name()}: weight {columns.shape} along the samples")
-    # Split the sample axis in two: the weight is broadcast over the samples.
-    pair = (n, times) if site.layout.major else (times, n)
-    contribution = contribution.unflatten(axis + 1, pair)
-    widths = [weight[axis] if weight[axis] == times else 1]
-    weight[axis : axis + 1] = [1, *widths] if site.layout.major else [1, 1]
-    sample = axis + 1 if site.layout.major else axis + 2
-    contribution = contribution.movedim(sample, 0)
-    del weight[sample - 1]
+    contribution = site.layout.split(contribution, n, axis + 1)  # (n, c, ..., times, ...)
     over = [k + 2 for k, width in enumerate(weight) if width == 1 and contribution.shape[k + 2] > 1]
     if over:
         contribution = contribution.sum(over, keepdim=True)
