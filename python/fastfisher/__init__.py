@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from fastfisher import errors, models
+from fastfisher import errors, layouts, models
 from fastfisher._conv import Conv
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
@@ -34,6 +34,7 @@ __all__ = [
     "errors",
     "gram",
     "jacobian",
+    "layouts",
     "models",
     "ntk",
 ]

@@ -59,7 +59,7 @@ class GramInfo:
     sample_blocks: int = 1
 
     def plus(self, other: GramInfo) -> GramInfo:
-        """This and another call for the same layers, as one."""
+        """Add another call for the same layers."""
         layers = tuple(
             replace(
                 a,

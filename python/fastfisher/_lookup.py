@@ -66,7 +66,7 @@ class Lookup(Layer):
                 f"index: expected shape {expected} as g {tuple(g.shape)}, got {tuple(index.shape)}"
             )
         host = to_numpy(index)
-        if host.size and not (0 <= host.min() and host.max() < rows):
+        if host.size and not (host.min() >= 0 and host.max() < rows):
             raise ValueError(
                 f"index: expected rows from 0 to {rows - 1}, got {host.min()} to {host.max()}"
             )

@@ -89,8 +89,7 @@ def _split_shared_bias(
             and term.bias is not None
             and (len(uses[term.columns.key]) > 1 or len(uses[term.bias.key]) > 1)
         ):
-            weight, bias = names[:-1], names[-1:]
-            result += [(replace(term, bias=None), weight), (term.bias_term(), bias)]
+            result += [(replace(term, bias=None), names[:-1]), (term.bias_term(), names[-1:])]
         else:
             result.append((term, names))
     return result
@@ -191,7 +190,7 @@ def _order(pieces: Sequence[range | np.ndarray[Any, Any]], total: int) -> Any:
 
 
 def _module_of(name: str) -> str:
-    """Module that owns a parameter; a parameter of the model itself stands for itself."""
+    """Name the module that owns a parameter; one of the model itself stands for itself."""
     return name.rpartition(".")[0] or name
 
 

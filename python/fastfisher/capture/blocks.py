@@ -47,7 +47,7 @@ def free_memory() -> int:
 
 
 def plan_blocks(n: int, m: int | None, cost: Cost, limit: int) -> tuple[int, int, int]:
-    """Samples of a left block, of a right block, and bytes for the Gram's workspace.
+    """Choose samples of a left block, of a right block, and bytes for the Gram's workspace.
 
     `m` is None where `x` meets itself.
 
@@ -182,9 +182,7 @@ class _Run:
         diagonal = self.square and row == column
         left = self.jacobian(0, row)
         right = None if diagonal else self.jacobian(1, column)
-        whole = (
-            row.stop - row.start == self.n and column.stop - column.start == self.m
-        )
+        whole = row.stop - row.start == self.n and column.stop - column.start == self.m
         parts = left.split() if self.each else {"": left}
         others = None if right is None else right.split() if self.each else {"": right}
         for name, part in parts.items():
@@ -246,4 +244,3 @@ class _Run:
             for name, info in self.infos.items()
         }
         return arrays, infos
-

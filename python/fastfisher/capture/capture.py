@@ -115,7 +115,9 @@ class Capture:
         """Compare the outputs of the same samples in two batches of different samples."""
         if y.shape[1:] != z.shape[1:]:
             return
-        again = torch.stack([z[others.index(k)] if k in others else y[i] for i, k in enumerate(chosen)])
+        again = torch.stack(
+            [z[others.index(k)] if k in others else y[i] for i, k in enumerate(chosen)]
+        )
         truth = y.detach().double()
         off = float((truth - again.detach().double()).norm())
         if off > torch.finfo(y.dtype).eps ** 0.5 * float(truth.norm()):
@@ -183,7 +185,9 @@ class Capture:
             for name, module in self.model.named_modules()
             if module.training and draws(module)
         ]
-        return f"; training with random numbers: {', '.join(names)}; call model.eval()" if names else ""
+        if not names:
+            return ""
+        return f"; training with random numbers: {', '.join(names)}; call model.eval()"
 
     # -- Runs -------------------------------------------------------------------------------------
 
@@ -326,22 +330,16 @@ class Capture:
         parts = [term.columns]
         if isinstance(term, Outer | Convolution) and term.bias is not None:
             parts.append(term.bias)
-        names: list[str] = []
+        names = list(self.model.parameters)
+        ends = torch.tensor([p.numel() for p in self.model.parameters.values()]).cumsum(0)
+        found: list[str] = []
         for part in parts:
             flat = part.flat()
-            low, high = (
-                (flat.start, flat.stop - 1)
-                if isinstance(flat, range)
-                else (int(flat.min()), int(flat.max()))
-                if len(flat)
-                else (0, -1)
-            )
-            start = 0
-            for name, p in self.model.parameters.items():
-                if start <= high and low < start + p.numel() and name not in names:
-                    names.append(name)
-                start += p.numel()
-        return tuple(names)
+            if isinstance(flat, range):
+                flat = torch.tensor([flat.start, flat.stop - 1] if len(flat) else [])
+            owners = torch.bucketize(flat.cpu(), ends, right=True).unique().tolist()
+            found += [names[int(k)] for k in owners]
+        return tuple(found)
 
     def _pulled_back(self, term: Term, edge: Edge) -> list[tuple[Term, tuple[str, ...]]]:
         """Terms of the parameters that a derived weight is made of: J dW / dtheta."""
@@ -386,8 +384,7 @@ class Capture:
         c = graph.y.shape[1]
         unique = list(dict.fromkeys(edges))
         result = {
-            edge: allocate((c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge))
-            for edge in unique
+            edge: allocate((c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge)) for edge in unique
         }
         with torch.autocast(graph.y.device.type, enabled=False):
             for k in range(c):

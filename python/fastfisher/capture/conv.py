@@ -56,7 +56,7 @@ def _plain(site: Site, weight: Columns) -> list[Term]:
 
 
 def _each(site: Site, name: str) -> tuple[int, ...]:
-    """A saved extent for each axis of space; torch may keep one number for all."""
+    """Return a saved extent for each axis of space; torch may keep one number for all."""
     values, rank = tuple(site.saved(name)), len(site.shape) - 2
     return values * rank if len(values) == 1 else values
 

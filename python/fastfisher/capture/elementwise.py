@@ -74,13 +74,13 @@ def where(site: Site) -> list[Term]:
 
 
 def expand(site: Site) -> list[Term]:
-    """A weight copied along new axes, one of them the samples."""
+    """Copy a weight along new axes, one of them the samples."""
     (columns,) = site.weights.values()
     return [broadcast_term(site, full_gradient(site), columns)]
 
 
 def repeat(site: Site) -> list[Term]:
-    """A weight tiled, along the samples too (instance norm)."""
+    """Tile a weight, along the samples too (instance norm)."""
     (columns,) = site.weights.values()
     rank = len(site.shape)
     widths = [1] * (rank - len(columns.shape)) + list(columns.shape)
@@ -158,12 +158,12 @@ def embedding(site: Site) -> list[Term]:
 
 
 def embedding_bag(site: Site) -> list[Term]:
-    """Sums or means of rows of a table, one bag a sample."""
+    """Add up or average rows of a table, one bag a sample."""
     from fastfisher.capture.terms import Rows
 
     mode = int(site.saved("mode"))
     weights = site.saved("per_sample_weights")
-    if set(site.weights) != {0} or mode > 1 or weights is not None and weights.numel():
+    if set(site.weights) != {0} or mode > 1 or (weights is not None and weights.numel()):
         raise NotUnderstood("embedding bag: maximum, or weights of its own")
     if site.saved("scale_grad_by_freq") or site.layout.axis != 0:
         raise NotUnderstood("embedding bag")
@@ -188,8 +188,6 @@ def embedding_bag(site: Site) -> list[Term]:
 
 def index(site: Site) -> list[Term]:
     """``table[index]`` along the first axis."""
-    from fastfisher.capture.terms import Rows
-
     (columns,) = site.weights.values()
     given = site.saved("indices")
     picked = [k for k in given if k is not None]

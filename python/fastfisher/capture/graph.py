@@ -129,12 +129,12 @@ def device(edge: Edge) -> torch.device:
 
 
 def output_count(node: Node) -> int:
-    """Number of tensors that a node made."""
+    """Count the tensors that a node made."""
     return len(node._input_metadata)
 
 
 def saved(node: Node, name: str) -> Any:
-    """What a node saved under `name`; AttributeError where it has no such thing."""
+    """Return what a node saved under `name`; AttributeError where it has no such thing."""
     value = getattr(node, f"_saved_{name}")
     return value.detach() if isinstance(value, torch.Tensor) else value
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrix products: linear layers, packed projections, recurrent steps, einsum, matmul, bilinear.
 
-A product ``z = alpha A B + beta C`` with the weight on either side is ``g (x) a``: for B the rows of
-A are the positions, for A the columns of B.
+A product ``z = alpha A B + beta C`` with the weight on either side is ``g (x) a``: for B the
+rows of A are the positions, for A the columns of B.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Model:
     select: Callable[[Any], torch.Tensor] | None
 
     def __call__(self, x: Inputs) -> torch.Tensor:
-        """Outputs (n, C), recorded by autograd; further output axes are flattened into C."""
+        """Compute outputs (n, C) under autograd; further output axes are flattened into C."""
         returned = self.forward(x)
         y = returned if self.select is None else self.select(returned)
         if not isinstance(y, torch.Tensor):
@@ -178,7 +178,7 @@ def tensors_of(x: Inputs) -> list[torch.Tensor]:
 
 
 def gather(x: Any, name: str) -> Inputs:
-    """Samples as one tensor or one mapping of tensors; batches of an iterable are put together.
+    """Gather samples into one tensor or one mapping; batches of an iterable are put together.
 
     Raises
     ------
@@ -215,12 +215,12 @@ def gather(x: Any, name: str) -> Inputs:
 
 
 def samples_of(x: Inputs) -> int:
-    """Number of samples."""
+    """Count the samples."""
     return int(tensors_of(x)[0].shape[0])
 
 
 def take(x: Inputs, index: slice | torch.Tensor) -> Inputs:
-    """Samples of `x`."""
+    """Take samples of `x`."""
     if isinstance(x, Mapping):
         return {
             name: value[index] if isinstance(value, torch.Tensor) else value

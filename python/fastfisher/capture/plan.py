@@ -113,7 +113,7 @@ def find_uses(
     inputs: Sequence[torch.Tensor],
     extents: Extents,
 ) -> tuple[list[tuple[int, list[int]]], dict[Node, int], dict[Node, str]]:
-    """Uses as (node, edges), offsets and names of the parameters' leaf nodes."""
+    """Find uses as (node, edges), and offsets and names of the parameters' leaf nodes."""
     starts, start = {}, 0
     for name, p in parameters.items():
         starts[name] = start
@@ -126,10 +126,10 @@ def find_uses(
     sampled: dict[Node, bool] = {}
     for node in graph.bottom_up():
         if ag.is_leaf(node):
-            name = owners.get(id(ag.leaf(node)))
-            if name is not None:
-                offsets[node], names[node] = starts[name], name
-            parametric[node] = name is not None
+            owner = owners.get(id(ag.leaf(node)))
+            if owner is not None:
+                offsets[node], names[node] = starts[owner], owner
+            parametric[node] = owner is not None
             sampled[node] = id(ag.leaf(node)) in given
             continue
         below = [(m, nr) for m, nr in ag.edges(node) if m is not None]

@@ -68,7 +68,7 @@ class Site:
     separable: torch.Tensor | None = None
 
     def saved(self, name: str) -> Any:
-        """What the node saved, in the dtype of the gradient if it is a float."""
+        """Return what the node saved, in the dtype of the gradient if it is a float."""
         try:
             value = ag.saved(self.node, name)
         except AttributeError as error:

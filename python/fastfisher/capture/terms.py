@@ -6,7 +6,6 @@ Letters as everywhere: n samples, c outputs, s positions, i in-features, o out-f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +50,7 @@ class Outer(Term):
     bias: Columns | None = None
 
     def layer(self, label: str | None) -> Layer:
+        """Dense or shared layer."""
         bias = self.bias is not None
         if self.w is not None:
             return Shared(self.a, Separable(self.g, self.w), bias=bias, label=label)
@@ -59,13 +59,13 @@ class Outer(Term):
         return Shared(self.a, self.g, bias=bias, label=label)
 
     def bias_term(self) -> Full:
-        """The bias alone."""
+        """Split off the bias."""
         assert self.bias is not None
         total = self.g.sum(-2)
         return Full(self.bias, total if self.w is None else total[:, None] * self.w)
 
     def dense_g(self) -> torch.Tensor:
-        """g (n, c, s, o) whether separable or not."""
+        """G (n, c, s, o) whether separable or not."""
         return self.g if self.w is None else self.g[:, None] * self.w[None, :, None]
 
 
@@ -83,23 +83,26 @@ class Convolution(Term):
     bias: Columns | None = None
 
     def layer(self, label: str | None) -> Conv:
+        """Convolution."""
         g = self.g if self.w is None else Separable(self.g, self.w)
         return Conv(self.x, g, bias=self.bias is not None, label=label, **self.geometry)
 
     def bias_term(self) -> Full:
-        """The bias alone."""
+        """Split off the bias."""
         assert self.bias is not None
         space = tuple(range(self.g.ndim - len(self.geometry["kernel"]), self.g.ndim))
         total = self.g.sum(space)
         return Full(self.bias, total if self.w is None else total[:, None] * self.w)
 
     def unfolded(self) -> Outer | None:
-        """The same with the patches as positions; None with groups."""
+        """Write the patches out as positions; None with groups."""
         conv = replace(self, bias=None).layer(None)
         if conv.groups != 1:
             return None
-        g = self.g if self.w is None else self.g[:, None] * self.w.reshape(
-            1, *self.w.shape, *[1] * len(conv.kernel)
+        g = (
+            self.g
+            if self.w is None
+            else self.g[:, None] * self.w.reshape(1, *self.w.shape, *[1] * len(conv.kernel))
         )
         g = g.reshape(*g.shape[:3], conv.positions).transpose(2, 3)
         columns = self.columns.reshaped((self.columns.shape[0], conv.in_features))
@@ -113,6 +116,7 @@ class Full(Term):
     j: torch.Tensor
 
     def layer(self, label: str | None) -> Explicit:
+        """Explicit layer."""
         return Explicit(self.j, label=label)
 
 
@@ -124,6 +128,7 @@ class Rows(Term):
     g: torch.Tensor
 
     def layer(self, label: str | None) -> Lookup:
+        """Table."""
         return Lookup(self.index, self.g, rows=self.columns.shape[0], label=label)
 
 
@@ -153,8 +158,3 @@ def join(first: Term, second: Term) -> Term | None:
             w=None,
         )
     return None
-
-
-def size_of(columns: Columns) -> int:
-    """Number of entries."""
-    return math.prod(columns.shape)

@@ -29,9 +29,7 @@ def check_products(
     u = u.to(graph.y.device, graph.y.dtype)
     leaves = list(parameters.values())
     with torch.autocast(graph.y.device.type, enabled=False):
-        expected = torch.autograd.grad(
-            graph.y, leaves, u, retain_graph=True, allow_unused=True
-        )
+        expected = torch.autograd.grad(graph.y, leaves, u, retain_graph=True, allow_unused=True)
     got = jacobian.unflatten(jacobian.T @ u.reshape(-1).to(_product_dtype(jacobian)))
     truth = {
         name: None if grad is None else grad.detach().to_dense()
