@@ -58,7 +58,7 @@ def assemble(
         merged = sorted(_merge([term for term, _ in members]), key=_first)
         for term in merged:
             label = _label(names, len(merged), layers)
-            owners.append(_module_of(names[0]))
+            owners.append(module_of(names[0]))
             layers.append(cast(term, dtype).layer(label))
             order.extend(_positions(term))
         kinds = "+".join(sorted({type(layer).__name__ for layer in layers[-len(merged) :]}))
@@ -189,13 +189,13 @@ def _order(pieces: Sequence[range | np.ndarray[Any, Any]], total: int) -> Any:
     return np.concatenate([np.asarray(piece, np.int64) for piece in pieces])
 
 
-def _module_of(name: str) -> str:
+def module_of(name: str) -> str:
     """Name the module that owns a parameter; one of the model itself stands for itself."""
     return name.rpartition(".")[0] or name
 
 
 def _label(names: tuple[str, ...], parts: int, layers: Sequence[Layer]) -> str:
-    modules = {_module_of(name) for name in names}
+    modules = {module_of(name) for name in names}
     label = modules.pop() if len(modules) == 1 and len(names) > 1 else ", ".join(names)
     taken = {layer.label for layer in layers}
     if parts == 1 and label not in taken:

@@ -27,12 +27,13 @@ from fastfisher._gram import (
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._progress import progress_numbers
+from fastfisher.capture.assemble import module_of
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Cost
 from fastfisher.capture.model import Inputs, samples_of, take
 
 _SHARE = 0.5  # of the memory that is free, where no limit is given
-_LEAST_WORKSPACE = 8 << 20
+_LEAST_WORKSPACE = 1 << 20
 
 
 def free_memory() -> int:
@@ -58,7 +59,7 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int) -> tuple[int, int
     """
     samples = n if m is None else n + m
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
-    work = max(min(wanted, limit // 4), min(limit // 4, _LEAST_WORKSPACE))
+    work = max(min(wanted, limit // 4), min(limit // 2, _LEAST_WORKSPACE))
     rest = limit - work - cost.fixed
     if samples * cost.factors + max(n, m or 0) * cost.graph <= rest:
         return n, n if m is None else m, work
@@ -72,7 +73,7 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int) -> tuple[int, int
     if width < 1:
         needed = work + cost.fixed + 2 * cost.factors + cost.graph
         raise MemoryError(
-            f"memory_limit: {limit} bytes, expected at least {math.ceil(needed * 4 / 3)} for two "
+            f"memory_limit: {limit} bytes, expected at least {math.ceil(needed * 2)} for two "
             "samples at a time"
         )
     width = min(width, max(n, m or 0))
@@ -102,10 +103,14 @@ def kernel(
     m = None if x2 is None else samples_of(x2)
     limit = int(free_memory() * _SHARE) if memory_limit is None else memory_bytes(memory_limit)
     left_width, right_width, work = plan_blocks(n, m, capture.cost(), limit)
-    run = _Run(capture, x, x if x2 is None else x2, outputs, each, out, m is None, n, m or n)
+    run = _Run(
+        capture, x, x if x2 is None else x2, outputs, each, out, m is None, n, n if m is None else m
+    )
     given = dict(options)
     if memory_limit is not None:
         given["memory_limit"] = work
+    if n == 0 or m == 0:
+        return run.nothing()
     rows = _spans(n, left_width)
     columns = rows if m is None else _spans(m, right_width)
     pairs = len(rows) * (len(rows) + 1) // 2 if m is None else len(rows) * len(columns)
@@ -133,8 +138,6 @@ def kernel(
 
 
 def _spans(n: int, width: int) -> list[slice]:
-    if n == 0:
-        return [slice(0, 0)]
     return [slice(k, min(k + width, n)) for k in range(0, n, max(width, 1))]
 
 
@@ -202,7 +205,7 @@ class _Run:
 
     def _view(self, name: str, part: Jacobian, row: slice, column: slice) -> Any:
         if name not in self.arrays:
-            self.arrays[name] = self._array(part)
+            self.arrays[name] = self._array(part.n_outputs, part.layers[0].g)
         array = self.arrays[name]
         if self._four():
             return array[row, :, column]
@@ -211,15 +214,13 @@ class _Run:
     def _four(self) -> bool:
         return self.outputs == "full"
 
-    def _array(self, part: Jacobian) -> Any:
-        c = part.n_outputs
+    def _array(self, c: int, like: torch.Tensor) -> Any:
         kind = check_outputs(self.outputs, c)
         shape = {
             "full": (self.n, c, self.m, c),
             "trace": (self.n, self.m),
             "diagonal": (self.n, self.m, c),
         }[kind]
-        like = part.layers[0].g
         dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
         if self.out is None:
             return torch.empty(shape, dtype=dtype, device=like.device)
@@ -234,6 +235,17 @@ class _Run:
             array[column, :, row] = tile.permute(2, 3, 0, 1)
         else:
             array[column, row] = tile.transpose(0, 1)
+
+    def nothing(self) -> tuple[dict[str, Any], dict[str, GramInfo]]:
+        """Kernels without entries, for a side without samples."""
+        jacobian = self.capture.jacobian(take(self.x if self.n else self.x2, slice(0, 0)))
+        names = [""]
+        if self.each:
+            names = list(dict.fromkeys(module_of(name) for name in self.capture.model.parameters))
+        like = jacobian.layers[0].g
+        self.arrays = {name: self._array(jacobian.n_outputs, like) for name in names}
+        self.infos = {name: GramInfo((), 0, 0, 0, 0.0) for name in names}
+        return self.results()
 
     def results(self) -> tuple[dict[str, Any], dict[str, GramInfo]]:
         """Arrays and infos by name."""

@@ -154,7 +154,7 @@ class Capture:
             if hopeless:
                 raise CaptureError(
                     f"the gradients of parameter {hopeless[0]!r} do not add up to its gradient for "
-                    "all samples: samples are coupled, or a run on one sample differs from a run on "
+                    "all samples: samples are coupled, or a run on one sample differs from one on "
                     "many" + self._mixing()
                 )
             for name in wrong:
