@@ -153,6 +153,13 @@ def widened(x: Array) -> Array:
     return x.float() if library(x) == "torch" else x.astype("float32")
 
 
+def to_dtype(x: Array, name: str) -> Array:
+    """`x` in the dtype `name`."""
+    if library(x) == "torch":
+        return x.to(getattr(_module("torch"), name))
+    return x.astype(name)
+
+
 def scratch(size: int, like: Array) -> Array:
     """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
     if isinstance(like, np.ndarray) or device_name(like) == "cpu":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher import _native
+from fastfisher import _by_library, _native
 from fastfisher._arrays import (
     Array,
     device_name,
@@ -242,6 +242,14 @@ def gram_factors(
     dtype = result_dtype(like)
     result = empty(shape, like, dtype) if out is None else check_out(out, shape, like, dtype)
     start = time.perf_counter()
+    if _by_library.is_needed((*left, *(right or ()))):
+        if batch is not None or method != "auto":
+            what = "batch" if batch is not None else "method"
+            raise NotImplementedError(f"{what}: runs on the CPU only, got {device_name(like)}")
+        limit = memory_bytes(memory_limit)
+        _by_library.gram(left, right, result, outputs=kind, memory_limit=limit)
+        seconds = time.perf_counter() - start
+        return (result, library_info(left, limit, seconds)) if return_info else result
     with progress_numbers(progress, "Gram") as numbers_:
         report, estimate = _native.gram(
             [layer.native() for layer in left],
@@ -283,6 +291,15 @@ def _info_of(
         )
     )
     return GramInfo(layers, estimate.workspace_bytes, estimate.blocks, estimate.slabs, seconds)
+
+
+def library_info(left: Sequence[Layer], limit: int, seconds: float) -> GramInfo:
+    """Info of a Gram by the caller's library, whose method has no number."""
+    layers = tuple(
+        LayerInfo(layer.label or str(k), type(layer).__name__, "library", math.nan, math.nan)
+        for k, layer in enumerate(left)
+    )
+    return GramInfo(layers, limit, 1, 1, seconds)
 
 
 def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:

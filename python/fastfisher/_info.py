@@ -13,9 +13,9 @@ class LayerInfo:
 
     name: str
     form: str
-    """``Dense``, ``Shared``, ``Conv`` or ``Explicit``."""
+    """Name of the layer's class, ``Dense`` for instance."""
     method: str
-    """``S0`` to ``S4``, see `fastfisher.gram`."""
+    """``S0`` to ``S4``, see `fastfisher.gram`; ``library`` on a device without native kernel."""
     multiply_adds: float
     """Of the method, halved by symmetry."""
     predicted_seconds: float

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with a Jacobian held as factors: ``J v`` and ``J^T u``, no matrix formed.
 
-On the CPU native ops do the work for every layer; elsewhere the caller's library does, for dense
-layers.
+On the CPU native ops do the work; elsewhere the caller's library does.
 """
 
 from __future__ import annotations
@@ -11,24 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastfisher import _native
+from fastfisher import _by_library, _native
 from fastfisher._arrays import (
     Array,
     device_name,
     empty,
     final,
-    namespace,
     result_dtype,
     to_numpy,
 )
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense, Layer
+from fastfisher.factors import Layer
 
 
 def jvp(layers: Sequence[Layer], v: Array, given: Array) -> Array:
     """``J v`` (n, c, k) for v (p, k); `given` is v as the caller has it, for messages."""
     if device_name(v) != "cpu":
-        return _jvp_dense(layers, v)
+        return _by_library.jvp(layers, v)
     like = layers[0].g
     shape = (layers[0].samples, layers[0].n_outputs, int(v.shape[1]))
     out = empty(shape, like, result_dtype(like))
@@ -41,7 +39,7 @@ def jvp(layers: Sequence[Layer], v: Array, given: Array) -> Array:
 def vjp(layers: Sequence[Layer], u: Array, given: Array) -> Array:
     """``J^T u`` (p, k) for u (n, c, k); `given` is u as the caller has it, for messages."""
     if device_name(u) != "cpu":
-        return _vjp_dense(layers, u)
+        return _by_library.vjp(layers, u)
     like = layers[0].g
     shape = (sum(layer.parameters for layer in layers), int(u.shape[2]))
     out = empty(shape, like, result_dtype(like))
@@ -71,40 +69,3 @@ def _raise(report: _native.ProductReport, layers: Sequence[Layer], given: Array,
         )
     index = tuple(int(k) for k in bad[0])
     raise NonFiniteError(f"{where}: expected finite numbers, got {host[index]} at index {index}")
-
-
-def _check_dense(layers: Sequence[Layer]) -> None:
-    for index, layer in enumerate(layers):
-        if type(layer) is not Dense:
-            raise NotImplementedError(
-                f"layers[{index}]: products with {type(layer).__name__} layers run on the CPU "
-                f"only, got one on {device_name(layer.g)}"
-            )
-
-
-def _jvp_dense(layers: Sequence[Layer], v: Array) -> Array:
-    """By the caller's library: the change of the pre-activations first, then g."""
-    _check_dense(layers)
-    total, start = 0, 0
-    for layer in layers:
-        (n, i), o, k = layer.a.shape, layer.g.shape[2], v.shape[1]
-        part = v[start : start + layer.parameters]
-        start += layer.parameters
-        weight = namespace(v).moveaxis(part[: o * i].reshape(o, i, k), 1, 0).reshape(i, o * k)
-        change = (layer.a @ weight).reshape(n, o, k)
-        total = total + layer.g @ (change + part[o * i :] if layer.bias else change)
-    return total
-
-
-def _vjp_dense(layers: Sequence[Layer], u: Array) -> Array:
-    """By the caller's library: the gradient of the pre-activations first, then a."""
-    _check_dense(layers)
-    xp, parts = namespace(u), []
-    for layer in layers:
-        (n, i), o, k = layer.a.shape, layer.g.shape[2], u.shape[2]
-        gradient = layer.g.swapaxes(1, 2) @ u
-        weight = (layer.a.T @ gradient.reshape(n, o * k)).reshape(i, o, k)
-        parts.append(xp.moveaxis(weight, 0, 1).reshape(o * i, k))
-        if layer.bias:
-            parts.append(gradient.sum(0))
-    return xp.concatenate(parts, 0)
