@@ -216,11 +216,16 @@ CASES = [
     TorchCase(
         "mixed-dtypes",
         lambda: Net(
-            lambda m, x: m.head(m.body(x).float()), body=nn.Linear(5, 4), head=mlp(4, 5, 3)
+            lambda m, x: m.head(m.body(x).double()),
+            body=nn.Linear(5, 4),
+            head=mlp(4, 5, 3).double(),
         ),
         (5,),
+        kind="either",
+        match="dtype",
+        error=("CaptureError", "TypeError"),
         dtypes=SINGLE,
-        notes="the cast does nothing in float32",
+        notes="a float32 body under a float64 head",
     ),
     TorchCase(
         "dict-output",
