@@ -99,6 +99,15 @@ class Subject:
         assert error <= bound, f"error {error:.3e} above {bound:.3e}"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    # Models this small only make torch's threads wait for each other.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     yield
