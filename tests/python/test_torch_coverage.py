@@ -26,6 +26,7 @@ from torch_cases import BY_ID, REFUSED, WORKS, M, N  # noqa: E402
 
 # What torch says about these models to whoever runs them.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
@@ -97,15 +98,6 @@ class Subject:
             own = (form(*truth(self.case.id, self.dtype)) - expected).norm()
             bound = max(4.0, p**0.5) * eps * expected.norm() + 4 * own
         assert error <= bound, f"error {error:.3e} above {bound:.3e}"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # Models this small only make torch's threads wait for each other.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

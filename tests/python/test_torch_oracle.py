@@ -12,6 +12,8 @@ from torch.func import functional_call, jacrev  # noqa: E402 - after the skip
 import torch_oracle as oracle  # noqa: E402
 from torch_cases import BY_ID, CASES, WORKS, N  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_by_hand():
     model = torch.nn.Linear(2, 2)

@@ -21,6 +21,8 @@ from torch import nn  # noqa: E402 - after the skip
 import fastfisher as ff  # noqa: E402
 import torch_oracle as oracle  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def folder(package: str, distribution: str) -> Path:
     """Where `package` is installed, found without importing it."""
