@@ -76,6 +76,16 @@ def _ignore_foreign_warnings():
     return
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread for torch: on small models its threads mostly wait for each other."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20190604)
