@@ -19,6 +19,7 @@ from fastfisher._arrays import (
     Array,
     device_name,
     dtype_name,
+    empty,
     is_negated,
     library,
     namespace,
@@ -299,6 +300,9 @@ class Jacobian:
         ValueError
             A name that is missing or unknown, or a shape that does not fit.
         """
+        if not self.parameter_shapes and not parameters:
+            like = self.layers[0].g
+            return empty((0,), like, result_dtype(like))
         return flatten(parameters, self.parameter_shapes)
 
     def unflatten(self, vector: Array) -> dict[str, Array]:

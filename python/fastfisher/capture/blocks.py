@@ -27,6 +27,7 @@ from fastfisher._gram import (
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._progress import progress_numbers
+from fastfisher.capture.align import aligned
 from fastfisher.capture.assemble import module_of
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Cost
@@ -186,6 +187,8 @@ class _Run:
         left = self.jacobian(0, row)
         right = None if diagonal else self.jacobian(1, column)
         whole = row.stop - row.start == self.n and column.stop - column.start == self.m
+        if right is not None:
+            left, right = aligned(left, right)
         parts = left.split() if self.each else {"": left}
         others = None if right is None else right.split() if self.each else {"": right}
         for name, part in parts.items():

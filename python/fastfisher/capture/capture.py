@@ -59,6 +59,7 @@ class Capture:
     def __init__(self, model: Model, x: Inputs, *, verify: bool = True) -> None:
         self.model, self.verify = model, verify
         self.plan: Plan | None = None
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self._without_mkldnn = False
         self._cost = Cost(1.0, 1.0)
         check_inputs(x, model, "x")
@@ -90,7 +91,7 @@ class Capture:
                 run = self._run(few)
                 self._refuse_random(few, run[0])
                 other = self._run(more)[0]
-                self._refuse_company(run[0].y, other.y, chosen.tolist(), others.tolist())
+                self._refuse_company(run[0], other.y, chosen.tolist(), others.tolist())
             except (NonFiniteError, CaptureError):
                 raise
             except Exception:
@@ -110,9 +111,10 @@ class Capture:
             )
 
     def _refuse_company(
-        self, y: torch.Tensor, z: torch.Tensor, chosen: list[int], others: list[int]
+        self, graph: Graph, z: torch.Tensor, chosen: list[int], others: list[int]
     ) -> None:
         """Compare the outputs of the same samples in two batches of different samples."""
+        y = graph.y
         if y.shape[1:] != z.shape[1:]:
             return
         again = torch.stack(
@@ -120,7 +122,7 @@ class Capture:
         )
         truth = y.detach().double()
         off = float((truth - again.detach().double()).norm())
-        if off > torch.finfo(y.dtype).eps ** 0.5 * float(truth.norm()):
+        if off > max(graph.coarsest(), torch.finfo(y.dtype).eps) ** 0.5 * float(truth.norm()):
             raise CaptureError(f"{COUPLED} (they change with the other samples){self._mixing()}")
 
     def _learn(
@@ -135,7 +137,7 @@ class Capture:
             plan = make_plan(graph, self.model.parameters, leaves, n, other)
         except CaptureError as error:
             raise CaptureError(f"{error}{self._mixing()}") from error
-        self.plan = plan
+        self.plan = self._plans[graph.signature] = plan
         plan.head = find_head(graph, n)
         while True:
             try:
@@ -195,7 +197,7 @@ class Capture:
         """Graph of one run and the leaves of its inputs."""
         given, leaves = recorded(x)
         before = torch.get_rng_state()
-        with torch.backends.mkldnn.flags(enabled=False) if self._without_mkldnn else nullcontext():
+        with ag.without_mkldnn() if self._without_mkldnn else nullcontext():
             y = self.model(given)
         self._drew = not torch.equal(before, torch.get_rng_state())
         if not bool(torch.isfinite(y).all()):
@@ -213,7 +215,9 @@ class Capture:
     def _captured(self, x: Inputs) -> Jacobian:
         graph, leaves = self._run(x)
         assert self.plan is not None
-        if graph.signature != self.plan.signature:
+        if graph.signature in self._plans:
+            self.plan = self._plans[graph.signature]
+        else:
             # Other samples may take another way through the model.
             self._learn(x, graph, leaves)
         while True:
@@ -421,7 +425,7 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
     Writing 100 MB for the first time takes a third of the time that way.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or not math.prod(shape):
         return torch.empty(shape, dtype=dtype, device=device)
     storage = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(storage).view(dtype).reshape(shape)

@@ -7,7 +7,8 @@ A node's *edges* are the tensors it received in the forward pass, in order; an e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +75,14 @@ class Graph:
             stack.extend((m, False) for m, _ in node.next_functions if m is not None)
         return order
 
+    def coarsest(self) -> float:
+        """Largest spacing of numbers at one, of all floating-point results."""
+        kinds = {dtype((node, k)) for node in self.nodes for k in range(output_count(node))}
+        return max(
+            (float(torch.finfo(kind).eps) for kind in kinds if kind.is_floating_point),
+            default=float(torch.finfo(self.y.dtype).eps),
+        )
+
     def users(self) -> dict[Node, int]:
         """How many edges lead to each node."""
         count = dict.fromkeys(self.nodes, 0)
@@ -91,6 +100,17 @@ class Graph:
             if any(part in name for part in OPAQUE)
             or isinstance(node, torch.autograd.function.BackwardCFunction)
         ]
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Recurrent layers step by step, so that their weights can be seen."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def edges(node: Node) -> tuple[Edge, ...]:
@@ -130,6 +150,8 @@ def device(edge: Edge) -> torch.device:
 
 def output_count(node: Node) -> int:
     """Count the tensors that a node made."""
+    if is_leaf(node):
+        return 1
     return len(node._input_metadata)
 
 

@@ -263,7 +263,10 @@ def untouched(model: Model) -> Iterator[None]:
     buffers = []
     if model.module is not None:
         for _, module in model.named_modules():
-            for name, value in list(module._buffers.items()):
+            held = list(module._buffers.items())
+            if getattr(module, "max_norm", None) is not None:
+                held += module._parameters.items()  # the forward pass writes into the table
+            for name, value in held:
                 if isinstance(value, torch.Tensor):
                     buffers.append((module, name, value, value.detach().clone()))
     cpu = torch.get_rng_state()
@@ -276,7 +279,7 @@ def untouched(model: Model) -> Iterator[None]:
         for k, state in zip(devices, states, strict=True):
             torch.cuda.set_rng_state(state, k)
         for module, name, value, copy in buffers:
-            if module._buffers.get(name) is not value:
+            if name in module._buffers and module._buffers[name] is not value:
                 module._buffers[name] = value
             if not torch.equal(value, copy):
                 with torch.no_grad():
