@@ -150,13 +150,15 @@ void pack_panel(const TileKernels<T>& kernels, const T* const* rows, std::int64_
   }
 }
 
+/// For products of which no tile is skipped.
+constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
+
 /// c[left.rows, right.rows] = left right^T over the whole depth.
 template <class T>
 void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_data,
               std::int64_t left_from, std::int64_t left_rows, const Panels& right,
               const T* right_data, std::int64_t right_from, std::int64_t right_rows, T* c,
               std::int64_t ldc) {
-  constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
   for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product(left_data + left.at(from, left_from), right_data + right.at(from, right_from),
@@ -165,6 +167,39 @@ void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_d
                     kNoSkew, c, ldc, from != 0);
   }
 }
+
+/// Spatial axes of a convolution as three, missing ones in front with extent 1, seen from one tap
+/// of the kernel.
+struct TapView {
+  std::int64_t input[3] = {1, 1, 1}, output[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
+  std::int64_t step[3] = {1, 1, 1}, shift[3] = {0, 0, 0};
+
+  TapView(const LayerFactors& layer, std::int64_t tap);
+
+  /// Calls visit(at, from, upto, run, z, y, x) for each stretch of `run` of the outputs s ..
+  /// s + count that lie in one line: those from `from` to `upto` of it see the input at z, y and x,
+  /// x + step[2], ..., the others see padding.
+  template <class Visit>
+  void stretches(std::int64_t s, std::int64_t count, const Visit& visit) const {
+    const std::int64_t first = shift[2] < 0 ? product_blocks(-shift[2], step[2]) : 0;
+    const std::int64_t end = input[2] > shift[2] ? product_blocks(input[2] - shift[2], step[2]) : 0;
+    std::int64_t w = s % output[2], h = s / output[2] % output[1], d = s / (output[1] * output[2]);
+    for (std::int64_t at = 0; at < count;) {
+      const std::int64_t run = std::min(count - at, output[2] - w);
+      const std::int64_t y = h * step[1] + shift[1], z = d * step[0] + shift[0];
+      const bool inside = y >= 0 && y < input[1] && z >= 0 && z < input[0];
+      const std::int64_t from = inside ? std::clamp(first - w, std::int64_t{0}, run) : run;
+      const std::int64_t upto = inside ? std::clamp(end - w, from, run) : run;
+      visit(at, from, upto, run, z, y, (w + from) * step[2] + shift[2]);
+      at += run;
+      w = 0;
+      if (++h == output[1]) {
+        h = 0;
+        ++d;
+      }
+    }
+  }
+};
 
 /// Inputs of a piece: features of a position, or positions of a feature.
 template <class S, class T>
@@ -178,6 +213,8 @@ class Inputs {
   }
   /// Positions s .. s + count of sample n at feature i of the stretch, the bias too.
   void positions(std::int64_t n, std::int64_t i, std::int64_t s, std::int64_t count, T* to) const;
+  /// All of channel `channel` of sample n of a convolution's input: in place, or in `buffer`.
+  const T* plane(std::int64_t n, std::int64_t channel, T* buffer) const;
 
  private:
   const Piece& piece_;
