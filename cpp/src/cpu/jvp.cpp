@@ -145,6 +145,8 @@ class Jvp {
     } else {
       pack_inputs(work, inputs, n, samples, s, count, d);
     }
+    // The cotangents come in while z is computed.
+    const Ahead ahead = inside ? Ahead{} : work.cotangents.ahead(work.piece, n, s, samples * count);
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
@@ -154,8 +156,11 @@ class Jvp {
         multiply(kernels_, vector, packed, 0, rows, inputs, d.inputs, 0, samples * count, d.z,
                  pitch);
       } else {
-        multiply(kernels_, inputs, d.inputs, 0, samples * count, vector, packed, 0, rows, d.z,
-                 pitch);
+        const std::int64_t share = ahead.bytes / (vector.rows / vector.width) + 1;
+        for (std::int64_t j = 0; j < vector.rows; j += vector.width) {
+          multiply_ahead(kernels_, inputs, d.inputs, samples * count, vector, packed, j, d.z + j,
+                         pitch, ahead, j / vector.width * share, share, false);
+        }
       }
       const std::int64_t first = (block + b) * work.plan.units;
       for (std::int64_t j = 0; j < samples; ++j) {

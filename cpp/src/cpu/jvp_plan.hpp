@@ -65,6 +65,11 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
       // threads.
       plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions),
                               inside ? std::max<std::int64_t>(1, piece.samples / 16) : share);
+      // Cotangents of a group come in during its product, if a cache holds them.
+      const std::int64_t sample = piece.outputs * piece.positions * piece.units * item;
+      if (!inside && columns <= 2 && piece.positions >= 48)
+        plan.samples = std::clamp<std::int64_t>(kProductAhead / std::max<std::int64_t>(1, sample),
+                                                1, plan.samples);
     } else {
       plan.positions = most;
     }

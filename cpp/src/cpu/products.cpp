@@ -256,6 +256,34 @@ const T* Cotangents<S, T>::row(std::int64_t n, std::int64_t c, std::int64_t oute
   return buffer;
 }
 
+template <class S, class T>
+Ahead Cotangents<S, T>::ahead(const Piece& piece, std::int64_t n, std::int64_t s,
+                              std::int64_t rows) const {
+  Ahead ahead;
+  if (piece.layer->separable() || piece.explicit_form() || axes_ != 0 || inner_ != 1) return ahead;
+  const std::int64_t within = std::min(rows, piece.positions - s);
+  std::int64_t segment = within, pitch = outer_, count = piece.outputs * piece.units;
+  if (!piece.positions_inside()) {
+    if (piece.positions > 1 && outer_ != piece.units) return {};
+    segment = within * piece.units;
+    pitch = output_;
+    count = piece.outputs;
+  } else if (output_ != piece.units * outer_) {
+    return {};
+  }
+  // Whole samples, one after the other.
+  if (s == 0 && rows >= piece.positions && pitch == segment && sample_ == count * segment)
+    count *= std::min(product_blocks(rows, piece.positions), piece.samples - n);
+  const auto item = static_cast<std::int64_t>(sizeof(S));
+  ahead.base = reinterpret_cast<const char*>(data_ + n * sample_ +
+                                             s * (piece.positions_inside() ? 1 : outer_));
+  ahead.segment = segment * item;
+  ahead.pitch = pitch * item;
+  ahead.bytes = count * segment * item;
+  if (pitch == segment) ahead.segment = ahead.pitch = std::max<std::int64_t>(1, ahead.bytes);
+  return ahead.bytes > kProductAhead || ahead.segment <= 0 ? Ahead{} : ahead;
+}
+
 template class Inputs<float, float>;
 template class Inputs<double, double>;
 template class Inputs<BFloat16, float>;

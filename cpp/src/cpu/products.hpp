@@ -150,6 +150,9 @@ void pack_panel(const TileKernels<T>& kernels, const T* const* rows, std::int64_
   }
 }
 
+/// What is asked for ahead of its use: about half of the second cache level.
+constexpr std::int64_t kProductAhead = std::int64_t{400} << 10;
+
 /// For products of which no tile is skipped.
 constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
 
@@ -201,6 +204,22 @@ struct TapView {
   }
 };
 
+/// The same for one panel of right rows, asking for its share of what comes next.
+template <class T>
+void multiply_ahead(const TileKernels<T>& kernels, const Panels& left, const T* left_data,
+                    std::int64_t left_rows, const Panels& right, const T* right_data,
+                    std::int64_t right_from, T* c, std::int64_t ldc, const Ahead& ahead,
+                    std::int64_t at, std::int64_t share, bool accumulate) {
+  const std::int64_t chunks = product_blocks(left.depth, kProductDepth);
+  for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
+    const std::int64_t depth = left.chunk_depth(from);
+    kernels.product_ahead(left_data + left.at(from, 0), right_data + right.at(from, right_from),
+                          depth, depth * left.width, product_blocks(left_rows, left.width), c, ldc,
+                          accumulate || from > 0, ahead, at, share / chunks);
+    at += share / chunks;
+  }
+}
+
 /// Inputs of a piece: features of a position, or positions of a feature.
 template <class S, class T>
 class Inputs {
@@ -236,6 +255,10 @@ class Cotangents {
   [[nodiscard]] bool packed(std::int64_t count) const {
     return std::is_same_v<S, T> && axes_ == 0 && inner_ == 1 && outer_ == count;
   }
+  /// What `rows` rows (n,s) from (n, s) on take in memory for all outputs and units of the piece;
+  /// nothing if that is not packed or more than a cache holds.
+  [[nodiscard]] Ahead ahead(const Piece& piece, std::int64_t n, std::int64_t s,
+                            std::int64_t rows) const;
   /// Units from .. from + count of w for output c.
   const T* separable(std::int64_t c, std::int64_t from, std::int64_t count, T* buffer) const {
     return load_packed<S, T>(w_ + c * w_output_ + from * w_unit_, w_unit_, count, buffer);

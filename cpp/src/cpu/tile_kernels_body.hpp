@@ -27,8 +27,9 @@ struct VectorOf {
   using type __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
 };
 
-template <class T>
-void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate) {
+template <class T, bool Fetch = false>
+void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
+           const char* ahead = nullptr, std::int64_t step = 0) {
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t lanes = kLanes<T>;
   V sum[kRows][kVectors] = {};
@@ -40,6 +41,10 @@ void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc
   }
 #pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
+    if constexpr (Fetch) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += step;
+    }
     const V right_0 = *reinterpret_cast<const V*>(right);
     const V right_1 = *reinterpret_cast<const V*>(right + lanes);
 #pragma GCC unroll 6
@@ -78,6 +83,22 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
       }
       micro<T>(left + i * left_pitch, right + j * right_pitch, k,
                c + i * kRows * ldc + j * kCols<T>, ldc, accumulate);
+    }
+  }
+}
+
+// One line of `ahead` asked for every few steps of the depth: in bursts they would wait.
+template <class T>
+void product_ahead(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
+                   std::int64_t rows, T* c, std::int64_t ldc, bool accumulate, const Ahead& ahead,
+                   std::int64_t at, std::int64_t share) {
+  const std::int64_t tile = share / rows + 1, step = tile / k + 1;
+  for (std::int64_t i = 0; i < rows; ++i, at += tile) {
+    if (at < ahead.bytes) {
+      micro<T, true>(left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate,
+                     ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment, step);
+    } else {
+      micro<T>(left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate);
     }
   }
 }
@@ -295,6 +316,7 @@ TileKernels<T> make_kernels(const char* name) {
   kernels.pack_bf16 = pack<BFloat16, T>;
   kernels.pack_f16 = pack<Float16, T>;
   kernels.product = product<T>;
+  kernels.product_ahead = product_ahead<T>;
   kernels.combine = combine<T>;
   kernels.fold = fold<T>;
   return kernels;

@@ -89,7 +89,12 @@ inline bool vjp_parts(VjpPlan& plan, const Piece& piece, std::int64_t mr, std::i
   plan.part_rows = product_blocks(all, plan.parts);
   plan.units = piece.units;
   plan.plane = plane;
+  // Cotangents of the next rows come in during a product, if a cache holds them; short ones pay for
+  // adding to the sums.
+  const std::int64_t bytes = std::max<std::int64_t>(1, piece.outputs * piece.units * item);
   plan.slab = kProductDepth;
+  while (plan.columns <= 2 && plan.slab > 64 && plan.slab * bytes > kProductAhead) plan.slab /= 2;
+  if (plan.slab * bytes > kProductAhead) plan.slab = kProductDepth;
   plan.ranges = std::min(product_blocks(threads, plan.parts), plane / mr);
   plan.gradients = Panels(plan.slab, mr, plan.columns * plane);
   plan.inputs = Panels(plan.slab, nr, features);
