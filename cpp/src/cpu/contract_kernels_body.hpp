@@ -63,6 +63,7 @@ void dots(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys
           std::int64_t count, T* sums) {
   std::int64_t i = 0;
   for (; i + 4 <= xs; i += 4) dots_rows<T, 4>(x + i, y, ys, count, sums + i * ys);
+  for (; i + 2 <= xs; i += 2) dots_rows<T, 2>(x + i, y, ys, count, sums + i * ys);
   for (; i < xs; ++i) dots_rows<T, 1>(x + i, y, ys, count, sums + i * ys);
 }
 
@@ -151,7 +152,9 @@ void sum_panel(const T* panel, std::int64_t width, std::int64_t depth, T* sums) 
     for (std::int64_t i = 0; i < width; ++i) rest[i] += panel[k * width + i];
   }
   const T* lanes = reinterpret_cast<const T*>(sum);
-  for (std::int64_t at = 0; at < width * kLanes<T>; ++at) rest[at % width] += lanes[at];
+  for (std::int64_t line = 0; line < kLanes<T>; ++line) {
+    for (std::int64_t i = 0; i < width; ++i) rest[i] += lanes[line * width + i];
+  }
   for (std::int64_t i = 0; i < width; ++i) sums[i] += rest[i];
 }
 

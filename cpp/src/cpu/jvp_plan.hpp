@@ -14,6 +14,10 @@ namespace fastfisher::cpu {
 constexpr std::int64_t kJvpOutputs = 4;
 // Entries that one sum takes without a break.
 constexpr std::int64_t kJvpLongRow = 4096;
+// Positions of a block that are multiplied where they lie.
+constexpr std::int64_t kJvpRows = 192;
+// Rows of V, all columns counted, up to which that is worth it.
+constexpr std::int64_t kJvpInPlace = 128;
 // Rows of V in one block, all columns counted.
 constexpr std::int64_t kJvpBlockRows = 512;
 // Parameters of an explicit Jacobian that one stretch takes: it stays in cache for all samples.
@@ -29,6 +33,7 @@ struct JvpPlan {
   std::int64_t samples = 1;            ///< of a group
   std::int64_t positions = 1;          ///< of one sample in a block of positions
   Panels vector, inputs;               ///< of a block of units, of positions
+  bool in_place = false;  ///< inputs are not packed if they lie together: few panels read them
   std::int64_t chunk_items = 0;
   // Of one thread: panels of the inputs, z, lines on their way, cotangents, sums.
   std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
@@ -57,7 +62,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =
         std::clamp<std::int64_t>((inside ? 4 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
-                                 inside ? 1024 : 192) /
+                                 inside ? 1024 : kJvpRows) /
         width * width;
     if (piece.positions <= most) {
       plan.positions = piece.positions;
@@ -74,6 +79,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
       plan.positions = most;
     }
     plan.vector = Panels(piece.depth(), inside ? mr : nr, plan.units * columns);
+    plan.in_place = !inside && plan.vector.rows <= kJvpInPlace;
     plan.inputs = Panels(piece.depth(), width, plan.samples * plan.positions);
     plan.z = plan.inputs.rows * plan.vector.rows;
     plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);

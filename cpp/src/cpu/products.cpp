@@ -193,6 +193,17 @@ const T* Inputs<S, T>::plane(std::int64_t n, std::int64_t channel, T* buffer) co
 }
 
 template <class S, class T>
+Ahead Inputs<S, T>::ahead(std::int64_t row, std::int64_t rows) const {
+  const std::int64_t pitch = piece_.positions == 1 ? sample_ : position_;
+  const auto item = static_cast<std::int64_t>(sizeof(S));
+  if (piece_.positions_inside() || feature_ != 1 || pitch != piece_.features ||
+      sample_ != piece_.positions * pitch || rows * pitch * item > kProductAhead)
+    return {};
+  const std::int64_t bytes = rows * pitch * item;
+  return {reinterpret_cast<const char*>(data_ + row * pitch), bytes, bytes, bytes};
+}
+
+template <class S, class T>
 Cotangents<S, T>::Cotangents(const Piece& piece) {
   const LayerFactors& layer = *piece.layer;
   const ArrayRef& g = layer.g;

@@ -230,6 +230,10 @@ class Inputs {
   [[nodiscard]] Row<T> features(std::int64_t n, std::int64_t s, T* buffer) const {
     return load<S, T>(data_ + n * sample_ + s * position_, feature_, piece_.features, buffer);
   }
+  /// Whether those lie together in memory as they are.
+  [[nodiscard]] bool together() const { return std::is_same_v<S, T> && feature_ == 1; }
+  /// What `rows` rows (n,s) from `row` on take in memory; nothing if they do not lie together.
+  [[nodiscard]] Ahead ahead(std::int64_t row, std::int64_t rows) const;
   /// Positions s .. s + count of sample n at feature i of the stretch, the bias too.
   void positions(std::int64_t n, std::int64_t i, std::int64_t s, std::int64_t count, T* to) const;
   /// All of channel `channel` of sample n of a convolution's input: in place, or in `buffer`.

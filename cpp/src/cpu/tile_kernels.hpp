@@ -51,6 +51,11 @@ struct TileKernels {
                         std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
                         const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
 
+  /// The same for rows on the left that lie in memory as they are, `one` followed by a number 1.
+  void (*product_rows)(const T* const* left, const T* right, std::int64_t k, bool one,
+                       std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
+                       const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
+
   /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
   void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,
                   T* x) = nullptr;

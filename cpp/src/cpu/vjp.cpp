@@ -150,21 +150,24 @@ class Vjp {
       const Panels right(depth, nr, plan.inputs.rows);
       form_->form(work, Panelled{left, right, d.gradients, d.inputs, plane, false}, first, units,
                   row, 0, depth, d);
-      // The next rows' cotangents come in meanwhile.
-      const std::int64_t next = row + plan.slab;
-      const Ahead ahead = next < end
-                              ? work.cotangents.ahead(work.piece, next / work.piece.positions,
-                                                      next % work.piece.positions, plan.slab)
-                              : Ahead{};
+      // What the next rows are formed of comes in meanwhile: inputs, then cotangents.
+      const std::int64_t next = row + plan.slab, positions = work.piece.positions;
+      Ahead inputs, cotangents;
+      if (next < end) {
+        inputs = work.inputs.ahead(next, std::min(plan.slab, end - next));
+        cotangents = work.cotangents.ahead(work.piece, next / positions, next % positions,
+                                           std::min(plan.slab, end - next));
+      }
       const std::int64_t share =
-          ahead.bytes / std::max<std::int64_t>(1, right.rows / nr * plan.columns) + 1;
-      std::int64_t at = 0;
+          cotangents.bytes / std::max<std::int64_t>(1, right.rows / nr * plan.columns - 1) + 1;
+      std::int64_t at = -share;
       for (std::int64_t j = 0; j < right.rows; j += nr) {
         for (std::int64_t k = 0; k < plan.columns; ++k, at += share) {
           kernels_.product_ahead(d.gradients + left.at(0, k * plane), d.inputs + right.at(0, j),
                                  depth, depth * left.width, plane / left.width,
                                  sums + j / nr * strip + (k * plan.plane + first) * nr, nr,
-                                 row > from, ahead, at, share);
+                                 row > from, at < 0 ? inputs : cotangents,
+                                 std::max<std::int64_t>(0, at), at < 0 ? inputs.bytes : share);
         }
       }
       if (!work.piece.bias) continue;
