@@ -122,7 +122,8 @@ class Vjp {
     const std::int64_t range =
         product_round(product_blocks(work.piece.units, plan.ranges), kernels_.mr);
     const std::int64_t ranges = product_blocks(work.piece.units, range);
-    parallel_for(ctx_, threads_, plan.parts * ranges, [&](std::int64_t task, int worker) {
+    // A thread's parts follow each other, for it asks for the next one's rows.
+    parallel_shares(ctx_, threads_, plan.parts * ranges, [&](std::int64_t task, int worker) {
       const std::int64_t first = task % ranges * range;
       part(work, task / ranges, first, std::min(range, work.piece.units - first),
            desk(plan, worker));
@@ -151,12 +152,12 @@ class Vjp {
       form_->form(work, Panelled{left, right, d.gradients, d.inputs, plane, false}, first, units,
                   row, 0, depth, d);
       // What the next rows are formed of comes in meanwhile: inputs, then cotangents.
-      const std::int64_t next = row + plan.slab, positions = work.piece.positions;
+      const std::int64_t next = std::min(row + plan.slab, end), positions = work.piece.positions;
       Ahead inputs, cotangents;
-      if (next < end) {
-        inputs = work.inputs.ahead(next, std::min(plan.slab, end - next));
+      if (next < all) {
+        inputs = work.inputs.ahead(next, std::min(plan.slab, all - next));
         cotangents = work.cotangents.ahead(work.piece, next / positions, next % positions,
-                                           std::min(plan.slab, end - next));
+                                           std::min(plan.slab, all - next));
       }
       const std::int64_t share =
           cotangents.bytes / std::max<std::int64_t>(1, right.rows / nr * plan.columns - 1) + 1;

@@ -10,8 +10,9 @@
 
 namespace fastfisher::cpu {
 
-// Cotangent rows that are summed at a time.
-constexpr std::int64_t kVjpOutputs = 16;
+// Cotangent rows that are summed at a time: as many as the first cache level holds a line of, for
+// they often lie a multiple of 4 KiB apart.
+constexpr std::int64_t kVjpOutputs = 8;
 // Rows that one task packs: long enough for the kernels, short enough to balance.
 constexpr std::int64_t kVjpTaskRows = 32;
 constexpr std::int64_t kVjpTaskRowsMost = 1024;
