@@ -11,11 +11,13 @@
 //
 // Multiply-adds a sample and column: T i o + C T o. Bytes: a and g are read once for each chunk, V
 // once; nothing of the size of z or of unfolded inputs is stored. Units of one entry of `out` are
-// summed block by block in order, so threads never change a bit.
+// summed block by block in order, so threads never change a bit. With few columns the product takes
+// no longer than reading g, so a group's cotangents are asked for while its z is computed.
 #include "backend.hpp"
 #include "contract_kernels.hpp"
 #include "jvp_plan.hpp"
 #include "parallel.hpp"
+#include "product_op.hpp"
 #include "products.hpp"
 
 #include <array>
@@ -69,8 +71,7 @@ class Jvp {
 
   Desk desk(const JvpPlan& plan, int worker) const {
     Desk d;
-    d.inputs = scratch_ + product_round(plan.chunk_items, ProductScratch::kAlignment) +
-               worker * plan.thread_items;
+    d.inputs = scratch_ + plan.shared_items + worker * plan.thread_items;
     d.z = d.inputs + plan.inputs.size();
     d.lines = d.z + plan.z;
     d.rows = d.lines + plan.lines;
@@ -368,44 +369,16 @@ class Jvp {
   std::int64_t column_ = 0;
 };
 
-std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_t columns,
-                      int threads) {
-  return visit_dtype(dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const TileKernels<T>& kernels = tile_kernels<T>();
-    std::int64_t most = 0;
-    for (const std::int64_t at_once : column_counts(columns)) {
-      for (const Piece& piece : pieces) {
-        const JvpPlan plan = jvp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
-        most = std::max(most, product_round(plan.chunk_items, ProductScratch::kAlignment) +
-                                  threads * plan.thread_items);
-      }
-    }
-    return most * static_cast<std::int64_t>(sizeof(T)) + ProductScratch::kAlignment;
-  });
-}
-
 }  // namespace
 
 std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return bytes_of(pieces_of(layers), layers.front().g.dtype, columns,
-                  product_threads(ctx, product_flops(layers, columns)));
+  return product_workspace(ctx, layers, columns, jvp_plan);
 }
 
 ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
                   const ArrayRef& out) {
-  const ParallelRegion region;
-  const int threads = product_threads(ctx, product_flops(layers, out.extent(2)));
-  const std::vector<Piece> pieces = pieces_of(layers);
-  const DType dtype = layers.front().g.dtype;
-  const ProductScratch scratch(ctx, "jvp", bytes_of(pieces, dtype, out.extent(2), threads));
-  visit_storage(dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
-    Jvp<S, T>(ctx, pieces, v, out, threads, scratch.data()).run();
-  });
-  return verdict(ctx, threads, layers, v, out);
+  return run_product<Jvp>(ctx, "jvp", layers, out.extent(2), v, out, jvp_plan);
 }
 
 }  // namespace fastfisher::cpu

@@ -34,7 +34,7 @@ struct JvpPlan {
   std::int64_t positions = 1;          ///< of one sample in a block of positions
   Panels vector, inputs;               ///< of a block of units, of positions
   bool in_place = false;  ///< inputs are not packed if they lie together: few panels read them
-  std::int64_t chunk_items = 0;
+  std::int64_t shared_items = 0;  ///< of the chunk's panels of V
   // Of one thread: panels of the inputs, z, lines on their way, cotangents, sums.
   std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
 };
@@ -86,7 +86,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
   }
   plan.chunk =
       std::clamp<std::int64_t>(kJvpChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
-  plan.chunk_items = plan.chunk * plan.vector.size();
+  plan.shared_items = product_round(plan.chunk * plan.vector.size(), ProductScratch::kAlignment);
   plan.rows = std::max(plan.units, plan.positions);
   plan.sums = columns * std::max(kJvpOutputs, plan.units);
   plan.thread_items =

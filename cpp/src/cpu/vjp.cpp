@@ -4,16 +4,23 @@
 //   h[n,s,o,k] = sum_c u[n,c,k] g[n,c,s,o],  the gradient of the pre-activations;
 // the bias is a feature that is always 1.
 //
-//   for each piece, for each range of units, for each slab of rows (n,s)
-//     h of the slab and its inputs (convolutions: unfolded), into panels     parallel over rows
-//     for each tile of W: out (+)= h^T a                                     parallel over tiles
+//   where W is small, for each part of the rows (n,s), for each few of them    parallel over parts
+//     h and inputs into panels, both stay in cache; sums of the part += h^T a
+//   then the parts of each entry of W are added in order                       parallel over units
+//
+//   elsewhere, for each range of units, for each slab of rows
+//     h of the slab and its inputs (convolutions: unfolded), into panels       parallel over rows
+//     for each tile of W: out (+)= h^T a                                       parallel over tiles
 //
 // Multiply-adds a sample and column: C T o + T i o. Bytes: g is read once, a once for each range of
-// units. No thread adds to another's sums: slabs depend on the sizes alone, and within one an entry
-// of W is summed by one thread in the order of rows, so threads never change a bit.
+// units. No thread adds to another's sums: parts and slabs depend on the sizes alone, and within
+// one an entry of W is summed by one thread in the order of rows, so threads never change a bit.
+// With few columns the product takes no longer than reading g, so what the next rows are formed of
+// is asked for while these are multiplied.
 #include "backend.hpp"
 #include "contract_kernels.hpp"
 #include "parallel.hpp"
+#include "product_op.hpp"
 #include "products.hpp"
 #include "vjp_form.hpp"
 #include "vjp_plan.hpp"
@@ -292,43 +299,16 @@ class Vjp {
   std::int64_t column_ = 0;
 };
 
-std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_t columns,
-                      int threads) {
-  return visit_dtype(dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const TileKernels<T>& kernels = tile_kernels<T>();
-    std::int64_t most = 0;
-    for (const std::int64_t at_once : column_counts(columns)) {
-      for (const Piece& piece : pieces) {
-        const VjpPlan plan = vjp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
-        most = std::max(most, plan.shared_items + threads * plan.thread_items);
-      }
-    }
-    return most * static_cast<std::int64_t>(sizeof(T)) + ProductScratch::kAlignment;
-  });
-}
-
 }  // namespace
 
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return bytes_of(pieces_of(layers), layers.front().g.dtype, columns,
-                  product_threads(ctx, product_flops(layers, columns)));
+  return product_workspace(ctx, layers, columns, vjp_plan);
 }
 
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out) {
-  const ParallelRegion region;
-  const int threads = product_threads(ctx, product_flops(layers, out.extent(1)));
-  const std::vector<Piece> pieces = pieces_of(layers);
-  const DType dtype = layers.front().g.dtype;
-  const ProductScratch scratch(ctx, "vjp", bytes_of(pieces, dtype, out.extent(1), threads));
-  visit_storage(dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
-    Vjp<S, T>(ctx, pieces, u, out, threads, scratch.data()).run();
-  });
-  return verdict(ctx, threads, layers, u, out);
+  return run_product<Vjp>(ctx, "vjp", layers, out.extent(1), u, out, vjp_plan);
 }
 
 }  // namespace fastfisher::cpu
