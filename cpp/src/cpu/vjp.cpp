@@ -161,7 +161,7 @@ class Vjp {
       // What the next rows are formed of comes in meanwhile: inputs, then cotangents.
       const std::int64_t next = std::min(row + plan.slab, end), positions = work.piece.positions;
       Ahead inputs, cotangents;
-      if (next < all) {
+      if (next < all && !work.piece.positions_inside()) {
         inputs = work.inputs.ahead(next, std::min(plan.slab, all - next));
         cotangents = work.cotangents.ahead(work.piece, next / positions, next % positions,
                                            std::min(plan.slab, all - next));

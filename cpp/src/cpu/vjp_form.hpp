@@ -68,8 +68,10 @@ class VjpForm {
     if (all == 0 && !add) {
       for (std::int64_t k = 0; k < columns; ++k) std::fill_n(to + k * pitch, count, T{0});
     }
+    const bool inside = work.piece.positions_inside();
+    const std::int64_t limit = inside ? kVjpOutputs : kVjpOutputs / 2;
     const std::int64_t most =
-        product_blocks(all, std::max<std::int64_t>(1, product_blocks(all, kVjpOutputs)));
+        product_blocks(all, std::max<std::int64_t>(1, product_blocks(all, limit)));
     for (std::int64_t c = 0; c < all; c += most) {
       const std::int64_t outputs = std::min(most, all - c);
       for (std::int64_t q = 0; q < outputs; ++q) {

@@ -10,9 +10,9 @@
 
 namespace fastfisher::cpu {
 
-// Cotangent rows that are summed at a time: as many as the first cache level holds a line of, for
-// they often lie a multiple of 4 KiB apart.
-constexpr std::int64_t kVjpOutputs = 8;
+// Cotangent rows that are summed at a time: half as many where they have been asked for before, and
+// lie a multiple of 4 KiB apart, of which the first cache level holds only eight.
+constexpr std::int64_t kVjpOutputs = 16;
 // Rows that one task packs: long enough for the kernels, short enough to balance.
 constexpr std::int64_t kVjpTaskRows = 32;
 constexpr std::int64_t kVjpTaskRowsMost = 1024;
@@ -94,7 +94,8 @@ inline bool vjp_parts(VjpPlan& plan, const Piece& piece, std::int64_t mr, std::i
   // adding to the sums.
   const std::int64_t bytes = std::max<std::int64_t>(1, piece.outputs * piece.units * item);
   plan.slab = kProductDepth;
-  while (plan.columns <= 2 && plan.slab > 64 && plan.slab * bytes > kProductAhead) plan.slab /= 2;
+  const bool few = plan.columns <= 2 && !piece.positions_inside();
+  while (few && plan.slab > 64 && plan.slab * bytes > kProductAhead) plan.slab /= 2;
   if (plan.slab * bytes > kProductAhead) plan.slab = kProductDepth;
   plan.ranges = std::min(product_blocks(threads, plan.parts), plane / mr);
   plan.gradients = Panels(plan.slab, mr, plan.columns * plane);
