@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """J v and J^T u from factors: a network of dense layers, a shared weight and a convolution.
 
-Floor: the longer of the counted multiply-adds at the rate of a 2048^3 product, and the bytes of the
-factors read once at the rate of a plain sum over 256 MB, both measured in the same run: with one
-column a product is hardly more than one read of g. Rival: the same two products a layer in torch
+Floor: the counted multiply-adds at the rate of a 2048^3 product of the same run. Beside it two
+ratios that excuse what the floor does not: to the roofline, the longer of that floor and of the
+bytes that must be moved (factors, v and result once) at the rate at which as many threads read the
+largest g of the case; and to the same multiply-adds at the rate of a product of the largest layer's
+own shape. None of them allows for both at once: arithmetic and reading must overlap to reach 1.
+Rival: the same two products a layer in torch
 (numpy where torch is not installed); for the convolution it unfolds with torch's own unfold.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 import fastfisher as ff
+from fastfisher import _native
 
 from . import harness
 
@@ -23,12 +29,12 @@ WIDTHS = (784, 1024, 1024, 1024, 10)
 
 def run(quick: bool) -> Iterator[dict[str, object]]:
     """Yield one record a case, op and number of columns; `quick` takes a quarter of the samples."""
-    rate, read = harness.MatmulRate("float32"), ReadRate()
+    rate = harness.MatmulRate("float32")
     scale = 4 if quick else 1
     for case, jacobian in cases(scale):
         for columns in (1, 8):
             for op in ("jvp", "vjp"):
-                yield one_case(op, case, jacobian, columns, rate, read, rounds=3 if quick else 5)
+                yield one_case(op, case, jacobian, columns, rate, rounds=3 if quick else 5)
     yield from small_calls()
 
 
@@ -51,25 +57,47 @@ def cases(scale: int) -> Iterator[tuple[str, ff.Jacobian]]:
 
 
 class ReadRate:
-    """Bytes a second of a sum over an array that no cache holds, on all threads."""
+    """Bytes a second at which all threads read an array: the faster of numpy and torch."""
 
-    def __init__(self) -> None:
-        self.data = np.ones(1 << 26, np.float32)
+    def __init__(self, data: np.ndarray) -> None:
+        self.size = data.nbytes
+        flat = data.flatten()
+        threads = len(os.sched_getaffinity(0))
+        pool, parts = ThreadPoolExecutor(threads), np.array_split(flat, threads)
+        self.calls: list[Callable[[], object]] = [lambda: list(pool.map(np.dot, parts, parts))]
         torch = harness.torch_or_none()
-        if torch is None:
-            self.call: Callable[[], object] = self.data.sum
-        else:
-            self.call = torch.from_numpy(self.data).sum
+        if torch is not None:
+            self.calls.append(torch.from_numpy(flat).sum)
+
+    def measure(self) -> float:
+        """Rate now."""
+        return self.size / min(harness.settled_seconds_of(call) for call in self.calls)
+
+
+class ShapeRate:
+    """Flops a second of the product a W of the layer with the most work, by our BLAS."""
+
+    def __init__(self, jacobian: ff.Jacobian, columns: int) -> None:
+        layer = max(
+            jacobian.layers,
+            key=lambda x: getattr(x, "positions", 1) * x.in_features * x.out_features,
+        )
+        rows = min(layer.samples * getattr(layer, "positions", 1), 1 << 15)
+        a = np.ones((rows, layer.in_features), np.float32)
+        w = np.ones((layer.in_features, layer.out_features * columns), np.float32)
+        out = np.empty((rows, layer.out_features * columns), np.float32)
+        self.flops = 2.0 * a.size * w.shape[1]
+        self.call = lambda: _native.matmul(a, w, out)
         self.call()
 
     def measure(self) -> float:
         """Rate now."""
-        return self.data.nbytes / harness.settled_seconds_of(self.call)
+        return self.flops / harness.settled_seconds_of(self.call)
 
 
 def flops_and_bytes(jacobian: ff.Jacobian, columns: int) -> tuple[float, float]:
-    """Twice the multiply-adds, and the bytes of the factors."""
-    flops, size = 0.0, 0.0
+    """Twice the multiply-adds, and the bytes of factors, vector and result."""
+    flops, size = 0.0, 4.0 * sum(jacobian.shape) * columns
     for layer in jacobian.layers:
         rows = float(layer.samples * getattr(layer, "positions", 1) * layer.out_features)
         flops += 2 * rows * (layer.in_features + layer.n_outputs) * columns
@@ -83,7 +111,6 @@ def one_case(
     jacobian: ff.Jacobian,
     columns: int,
     rate: harness.MatmulRate,
-    read: ReadRate,
     rounds: int,
 ) -> dict[str, object]:
     """Check against the rival in float64 for a few samples, then time."""
@@ -98,12 +125,16 @@ def one_case(
     got, expected = call(), np.asarray(rival())
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     flops, size = flops_and_bytes(jacobian, columns)
-    seconds, floors, rivals = [], [], []
+    read = ReadRate(max((layer.arrays["g"] for layer in jacobian.layers), key=lambda g: g.nbytes))
+    shape = ShapeRate(jacobian, columns)
+    seconds, floors, roofs, shapes, rivals = [], [], [], [], []
     for _ in range(rounds):
         before = rate.measure()
         seconds.append(harness.settled_seconds_of(call))
         reading = size / read.measure()
-        floors.append(max(flops / max(before, rate.measure()), reading))
+        floors.append(flops / max(before, rate.measure()))
+        roofs.append(seconds[-1] / max(floors[-1], reading))
+        shapes.append(seconds[-1] / flops * shape.measure())
         rivals.append(harness.settled_seconds_of(rival) / seconds[-1])
     return {
         "op": op,
@@ -111,6 +142,8 @@ def one_case(
         "seconds": statistics.median(seconds),
         "floor_seconds": statistics.median(floors),
         "ratio_to_floor": statistics.median(s / f for s, f in zip(seconds, floors, strict=True)),
+        "ratio_to_roofline": statistics.median(roofs),
+        "ratio_to_shape": statistics.median(shapes),
         "rival": "torch, two products a layer" if harness.torch_or_none() else "numpy",
         "rival_ratio": statistics.median(rivals),
         "error": float(error),

@@ -179,12 +179,8 @@ std::vector<double> jacobian_row(const LayerFactors& layer, std::int64_t n, std:
 }
 
 template <class T>
-void one_problem() {
-  Arrays<T> arrays;
-  const std::int64_t n = draw(0, 7), c = draw(0, 19), k = draw(0, 9) == 0 ? 37 : draw(0, 6);
-  std::vector<LayerFactors> layers;
-  for (std::int64_t count = draw(1, 3); count > 0; --count)
-    layers.push_back(draw_layer(arrays, n, c));
+void check_layers(Arrays<T>& arrays, const std::vector<LayerFactors>& layers, std::int64_t n,
+                  std::int64_t c, std::int64_t k) {
   std::int64_t parameters = 0;
   for (const LayerFactors& layer : layers) parameters += sizes_of(layer).parameters;
 
@@ -232,6 +228,38 @@ void one_problem() {
       compare(at<T>(back, {p, q}), expected_back[static_cast<std::size_t>(p * k + q)]);
   }
   FF_CHECK(std::sqrt(error) <= 20 * std::numeric_limits<T>::epsilon() * std::sqrt(size));
+}
+
+template <class T>
+void one_problem() {
+  Arrays<T> arrays;
+  const std::int64_t n = draw(0, 7), c = draw(0, 19), k = draw(0, 9) == 0 ? 37 : draw(0, 6);
+  std::vector<LayerFactors> layers;
+  for (std::int64_t count = draw(1, 3); count > 0; --count)
+    layers.push_back(draw_layer(arrays, n, c));
+  check_layers(arrays, layers, n, c, k);
+}
+
+// Many rows and a small W, with few channels and with enough of them to lie innermost.
+template <class T>
+void many_rows() {
+  for (const std::int64_t channels : {3, 16}) {
+    Arrays<T> arrays;
+    const std::int64_t n = 3, c = 2, o = draw(1, 9), k = draw(1, 4);
+    LayerFactors shared, conv;
+    shared.form = LayerForm::shared;
+    conv.form = LayerForm::conv;
+    shared.bias = conv.bias = draw(0, 1) == 0;
+    shared.a = arrays.make({n, 600, channels});
+    shared.g = arrays.make({n, c, 600, o});
+    conv.conv.rank = 2;
+    conv.conv.kernel = {2, 3, 1};
+    conv.conv.padding = {1, 1, 0};
+    conv.conv.stride = {1, draw(1, 2), 1};
+    conv.a = arrays.make({n, channels, 25, 41});
+    conv.g = arrays.make({n, c, o, conv.conv.output_extent(0, 25), conv.conv.output_extent(1, 41)});
+    check_layers(arrays, {shared, conv}, n, c, k);
+  }
 }
 
 void reports() {
@@ -291,6 +319,10 @@ int main() {
   for (int k = 0; k < 150; ++k) {
     one_problem<float>();
     one_problem<double>();
+  }
+  for (int k = 0; k < 4; ++k) {
+    many_rows<float>();
+    many_rows<double>();
   }
   reports();
   interrupted();

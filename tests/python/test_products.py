@@ -174,9 +174,30 @@ SMALL = [
     case for case in CASES if "conv3" in case.id or case.id in ("all-forms", "conv2-separable")
 ]
 
+# Many rows and a small W: each part of the rows has sums of its own.
+PARTS = [
+    Case("shared-parts", (Spec("shared", 33, 19, t=521, bias=True),), n=4, c=3),
+    Case("shared-parts-bias", (Spec("shared", 0, 5, t=521, bias=True),), n=4, c=2),
+    Case("shared-parts-separable", (Spec("shared", 16, 7, t=700, separable=True),), n=3, c=5),
+    Case("conv1-parts", (conv(531, i=5, o=7, kernel=3, padding=1, bias=True),), n=4, c=2),
+    Case(
+        "conv2-parts-channels",
+        (conv(40, 45, i=32, o=10, kernel=3, stride=(1, 2), dilation=2, groups=2, bias=True),),
+        n=3,
+        c=2,
+    ),
+    Case(
+        "conv2-parts-padding",
+        (conv(21, 22, i=31, o=7, kernel=(3, 2), padding=(2, 1), bias=True),),
+        n=4,
+        c=2,
+    ),
+    Case("conv3-parts", (conv(9, 8, 9, i=16, o=5, kernel=2, padding=1, separable=True),), n=2),
+]
 
-def check(jacobian, plain, rng, columns, dtype, convert=lambda x: x) -> None:
-    """Both products against the reference."""
+
+def check(jacobian, plain, rng, columns, dtype, convert=lambda x: x, positions=1) -> None:
+    """Both products against the reference; an entry sums so many positions."""
     n, c, (rows, parameters) = jacobian.samples, jacobian.n_outputs, jacobian.shape
     v, u = rng.standard_normal((parameters, *columns)), rng.standard_normal((rows, *columns))
     v, u = v.astype(dtype), u.astype(dtype)
@@ -185,9 +206,9 @@ def check(jacobian, plain, rng, columns, dtype, convert=lambda x: x) -> None:
     out, back = jacobian @ convert(v), jacobian.T @ convert(u)
 
     expected = reference.jvp(plain, v.reshape(parameters, k)).reshape(rows, *columns)
-    assert_close(out, expected, terms=parameters, dtype=dtype)
+    assert_close(out, expected, terms=parameters * positions, dtype=dtype)
     expected = reference.vjp(plain, u.reshape(n, c, k)).reshape(parameters, *columns)
-    assert_close(back, expected, terms=rows, dtype=dtype)
+    assert_close(back, expected, terms=rows * positions, dtype=dtype)
     assert type(out) is type(back) is type(convert(v))
 
 
@@ -333,8 +354,19 @@ LARGE = [
     Case("shared-long", (Spec("shared", 64, 50, t=1000, bias=True),), n=3, c=4),
     Case("conv", (conv(16, 16, i=8, o=24, kernel=3, padding=1, bias=True),), n=12, c=4),
     Case("conv-small-images", (conv(4, 4, i=8, o=24, kernel=3, padding=1),), n=90, c=4),
+    Case("conv-channels", (conv(20, 20, i=32, o=25, kernel=3, padding=1, bias=True),), n=7, c=3),
     Case("explicit", (Spec("explicit", 9000),), n=40, c=4),
 ]
+
+
+@pytest.mark.parametrize("columns", [(), (3,), (17,)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", PARTS, ids=str)
+def test_parts_equal_reference(case, dtype, columns, rng):
+    arrays = case.draw(rng, lambda x: strided(x.astype(dtype), "slice") if columns else x)
+    arrays = [{name: x.astype(dtype, copy=False) for name, x in given.items()} for given in arrays]
+    positions = max(max(s.t, int(np.prod(s.output() if s.space else 1))) for s in case.specs)
+    check(case.jacobian(arrays), case.plain(arrays), rng, columns, dtype, positions=positions)
 
 
 @pytest.mark.parametrize("columns", [1, 5])

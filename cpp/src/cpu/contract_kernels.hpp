@@ -17,6 +17,9 @@ struct ContractKernels {
   /// y[j][k] (+)= sum_i weights[j, i] x[i][k].
   void (*combine)(const T* const* x, std::int64_t xs, const T* weights, T* const* y,
                   std::int64_t ys, std::int64_t count, bool accumulate) = nullptr;
+
+  /// sums[i] += sum_k panel[k, i] for a packed panel, `width` wide.
+  void (*sum_panel)(const T* panel, std::int64_t width, std::int64_t depth, T* sums) = nullptr;
 };
 
 template <class T>

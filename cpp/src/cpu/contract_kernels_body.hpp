@@ -63,7 +63,17 @@ void dots(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys
           std::int64_t count, T* sums) {
   std::int64_t i = 0;
   for (; i + 4 <= xs; i += 4) dots_rows<T, 4>(x + i, y, ys, count, sums + i * ys);
+  for (; i + 2 <= xs; i += 2) dots_rows<T, 2>(x + i, y, ys, count, sums + i * ys);
   for (; i < xs; ++i) dots_rows<T, 1>(x + i, y, ys, count, sums + i * ys);
+}
+
+template <class T>
+typename VectorOf<T>::type load(const T* from, std::int64_t lanes) {
+  using V = typename VectorOf<T>::type;
+  if (lanes == kLanes<T>) return *reinterpret_cast<const V*>(from);
+  V some = {};
+  for (std::int64_t lane = 0; lane < lanes; ++lane) some[lane] = from[lane];
+  return some;
 }
 
 template <class T, int Ys>
@@ -98,11 +108,20 @@ void combine_rows(const T* const* x, std::int64_t xs, const T* weights, T* const
         *reinterpret_cast<V*>(y[j] + k + u * kLanes<T>) = sum[j][u];
     }
   }
-  for (; k < count; ++k) {
+  // The rest in vectors too, the last of them filled up: an entry's bits never depend on its place.
+  for (; k < count; k += kLanes<T>) {
+    const std::int64_t lanes = count - k < kLanes<T> ? count - k : kLanes<T>;
+    V sum[Ys] = {};
+    if (accumulate) {
+      for (int j = 0; j < Ys; ++j) sum[j] = load<T>(y[j] + k, lanes);
+    }
+    for (std::int64_t i = 0; i < xs; ++i) {
+      const V row = load<T>(x[i] + k, lanes);
+#pragma GCC unroll 4
+      for (int j = 0; j < Ys; ++j) sum[j] += weights[j * xs + i] * row;
+    }
     for (int j = 0; j < Ys; ++j) {
-      T sum = accumulate ? y[j][k] : T{0};
-      for (std::int64_t i = 0; i < xs; ++i) sum += weights[j * xs + i] * x[i][k];
-      y[j][k] = sum;
+      for (std::int64_t lane = 0; lane < lanes; ++lane) y[j][k + lane] = sum[j][lane];
     }
   }
 }
@@ -113,6 +132,30 @@ void combine(const T* const* x, std::int64_t xs, const T* weights, T* const* y, 
   std::int64_t j = 0;
   for (; j + 4 <= ys; j += 4) combine_rows<T, 4>(x, xs, weights + j * xs, y + j, count, accumulate);
   for (; j < ys; ++j) combine_rows<T, 1>(x, xs, weights + j * xs, y + j, count, accumulate);
+}
+
+// Several lines of the panel at a time, as many as fill whole vectors whatever its width.
+template <class T>
+void sum_panel(const T* panel, std::int64_t width, std::int64_t depth, T* sums) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t kMost = 16;
+  V sum[kMost] = {};
+  T rest[kMost] = {};
+  std::int64_t k = 0;
+  if (width <= kMost) {
+    for (; k + kLanes<T> <= depth; k += kLanes<T>) {
+      for (std::int64_t q = 0; q < width; ++q)
+        sum[q] += *reinterpret_cast<const V*>(panel + k * width + q * kLanes<T>);
+    }
+  }
+  for (; k < depth; ++k) {
+    for (std::int64_t i = 0; i < width; ++i) rest[i] += panel[k * width + i];
+  }
+  const T* lanes = reinterpret_cast<const T*>(sum);
+  for (std::int64_t line = 0; line < kLanes<T>; ++line) {
+    for (std::int64_t i = 0; i < width; ++i) rest[i] += lanes[line * width + i];
+  }
+  for (std::int64_t i = 0; i < width; ++i) sums[i] += rest[i];
 }
 
 }  // namespace

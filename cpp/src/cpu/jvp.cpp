@@ -11,11 +11,13 @@
 //
 // Multiply-adds a sample and column: T i o + C T o. Bytes: a and g are read once for each chunk, V
 // once; nothing of the size of z or of unfolded inputs is stored. Units of one entry of `out` are
-// summed block by block in order, so threads never change a bit.
+// summed block by block in order, so threads never change a bit. With few columns the product takes
+// no longer than reading g, so a group's cotangents are asked for while its z is computed.
 #include "backend.hpp"
 #include "contract_kernels.hpp"
 #include "jvp_plan.hpp"
 #include "parallel.hpp"
+#include "product_op.hpp"
 #include "products.hpp"
 
 #include <array>
@@ -69,8 +71,7 @@ class Jvp {
 
   Desk desk(const JvpPlan& plan, int worker) const {
     Desk d;
-    d.inputs = scratch_ + product_round(plan.chunk_items, ProductScratch::kAlignment) +
-               worker * plan.thread_items;
+    d.inputs = scratch_ + plan.shared_items + worker * plan.thread_items;
     d.z = d.inputs + plan.inputs.size();
     d.lines = d.z + plan.z;
     d.rows = d.lines + plan.lines;
@@ -96,18 +97,19 @@ class Jvp {
         pack_vector(work, block + task / panels, task % panels, to);
       }
     });
-    parallel_for(ctx_, threads_, product_blocks(work.piece.samples, plan.samples),
-                 [&](std::int64_t task, int worker) {
-                   const Desk d = desk(plan, worker);
-                   const std::int64_t n = task * plan.samples;
-                   const std::int64_t samples = std::min(plan.samples, work.piece.samples - n);
-                   if (work.piece.explicit_form())
-                     return stretches(work, block, blocks, n, samples, d);
-                   for (std::int64_t s = 0; s < work.piece.positions; s += plan.positions) {
-                     positions(work, block, blocks, n, samples, s,
-                               std::min(plan.positions, work.piece.positions - s), d);
-                   }
-                 });
+    // A thread's groups follow each other, for it asks for the next one's inputs.
+    parallel_shares(ctx_, threads_, product_blocks(work.piece.samples, plan.samples),
+                    [&](std::int64_t task, int worker) {
+                      const Desk d = desk(plan, worker);
+                      const std::int64_t n = task * plan.samples;
+                      const std::int64_t samples = std::min(plan.samples, work.piece.samples - n);
+                      if (work.piece.explicit_form())
+                        return stretches(work, block, blocks, n, samples, d);
+                      for (std::int64_t s = 0; s < work.piece.positions; s += plan.positions) {
+                        positions(work, block, blocks, n, samples, s,
+                                  std::min(plan.positions, work.piece.positions - s), d);
+                      }
+                    });
   }
 
   // Panel `index` of a block: rows (k, o), the bias as a last feature.
@@ -140,22 +142,53 @@ class Jvp {
                  std::int64_t samples, std::int64_t s, std::int64_t count, const Desk& d) {
     const bool inside = work.piece.positions_inside();
     const Panels inputs(work.piece.depth(), work.plan.inputs.width, samples * count);
+    // Inputs that lie together in memory are multiplied where they are.
+    const bool packed = inside || !work.plan.in_place || !work.inputs.together();
+    std::array<const T*, kJvpRows> rows_in_place;
     if (inside) {
       unfold(work, inputs, n, samples, s, count, d);
+    } else if (!packed) {
+      for (std::int64_t r = 0; r < inputs.rows; ++r) {
+        const std::int64_t row = std::min(r, samples * count - 1);
+        rows_in_place[static_cast<std::size_t>(r)] =
+            work.inputs.features(n + row / count, s + row % count, d.lines).data;
+      }
     } else {
       pack_inputs(work, inputs, n, samples, s, count, d);
+    }
+    // While z is computed the inputs of the next group come in, then the cotangents of this one.
+    Ahead next, cotangents;
+    if (!inside) {
+      const std::int64_t row = n * work.piece.positions + s + samples * count;
+      const std::int64_t rest = work.piece.samples * work.piece.positions - row;
+      next = work.inputs.ahead(row, std::min(samples * count, rest));
+      cotangents = work.cotangents.ahead(work.piece, n, s, samples * count);
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
-      const T* packed = scratch_ + b * work.plan.vector.size();
+      const T* packed_vector = scratch_ + b * work.plan.vector.size();
       const std::int64_t pitch = inside ? inputs.rows : vector.rows;
       if (inside) {
-        multiply(kernels_, vector, packed, 0, rows, inputs, d.inputs, 0, samples * count, d.z,
-                 pitch);
+        multiply(kernels_, vector, packed_vector, 0, rows, inputs, d.inputs, 0, samples * count,
+                 d.z, pitch);
       } else {
-        multiply(kernels_, inputs, d.inputs, 0, samples * count, vector, packed, 0, rows, d.z,
-                 pitch);
+        const std::int64_t panels = vector.rows / vector.width;
+        const std::int64_t part = cotangents.bytes / std::max<std::int64_t>(1, panels - 1) + 1;
+        for (std::int64_t j = 0; j < panels; ++j) {
+          const bool early = j == 0 && panels > 1;
+          const Ahead& ahead = early ? next : cotangents;
+          const std::int64_t share = early ? next.bytes : part;
+          const std::int64_t at = early ? 0 : (j - (panels > 1 ? 1 : 0)) * part;
+          const std::int64_t row = j * vector.width;
+          if (packed) {
+            multiply_ahead(kernels_, inputs, d.inputs, samples * count, vector, packed_vector, row,
+                           d.z + row, pitch, ahead, at, share, false);
+          } else {
+            in_place(work, rows_in_place, samples * count, vector, packed_vector, row, d.z + row,
+                     pitch, ahead, at, share);
+          }
+        }
       }
       const std::int64_t first = (block + b) * work.plan.units;
       for (std::int64_t j = 0; j < samples; ++j) {
@@ -166,6 +199,24 @@ class Jvp {
           contract(work, n + j, first, units, s, count, z, pitch, d);
         }
       }
+    }
+  }
+
+  // z of one panel of V, from inputs as they are.
+  void in_place(const Work& work, const std::array<const T*, kJvpRows>& rows, std::int64_t count,
+                const Panels& vector, const T* data, std::int64_t j, T* z, std::int64_t pitch,
+                const Ahead& ahead, std::int64_t asked, std::int64_t share) const {
+    std::array<const T*, kJvpRows> at = rows;
+    const std::int64_t tiles = product_blocks(count, kernels_.mr);
+    const std::int64_t chunks = product_blocks(vector.depth, kProductDepth);
+    for (std::int64_t from = 0; from < vector.depth;
+         from += kProductDepth, asked += share / chunks) {
+      const std::int64_t features = std::min(vector.chunk_depth(from), work.piece.features - from);
+      kernels_.product_rows(at.data(), data + vector.at(from, j), features,
+                            features < vector.chunk_depth(from), tiles, z, pitch, from > 0, ahead,
+                            asked, share / chunks);
+      for (std::int64_t r = 0; r < tiles * kernels_.mr; ++r)
+        at[static_cast<std::size_t>(r)] += kProductDepth;
     }
   }
 
@@ -318,44 +369,16 @@ class Jvp {
   std::int64_t column_ = 0;
 };
 
-std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_t columns,
-                      int threads) {
-  return visit_dtype(dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const TileKernels<T>& kernels = tile_kernels<T>();
-    std::int64_t most = 0;
-    for (const std::int64_t at_once : column_counts(columns)) {
-      for (const Piece& piece : pieces) {
-        const JvpPlan plan = jvp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
-        most = std::max(most, product_round(plan.chunk_items, ProductScratch::kAlignment) +
-                                  threads * plan.thread_items);
-      }
-    }
-    return most * static_cast<std::int64_t>(sizeof(T)) + ProductScratch::kAlignment;
-  });
-}
-
 }  // namespace
 
 std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return bytes_of(pieces_of(layers), layers.front().g.dtype, columns,
-                  product_threads(ctx, product_flops(layers, columns)));
+  return product_workspace(ctx, layers, columns, jvp_plan);
 }
 
 ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
                   const ArrayRef& out) {
-  const ParallelRegion region;
-  const int threads = product_threads(ctx, product_flops(layers, out.extent(2)));
-  const std::vector<Piece> pieces = pieces_of(layers);
-  const DType dtype = layers.front().g.dtype;
-  const ProductScratch scratch(ctx, "jvp", bytes_of(pieces, dtype, out.extent(2), threads));
-  visit_storage(dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
-    Jvp<S, T>(ctx, pieces, v, out, threads, scratch.data()).run();
-  });
-  return verdict(ctx, threads, layers, v, out);
+  return run_product<Jvp>(ctx, "jvp", layers, out.extent(2), v, out, jvp_plan);
 }
 
 }  // namespace fastfisher::cpu

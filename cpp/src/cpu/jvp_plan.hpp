@@ -14,6 +14,10 @@ namespace fastfisher::cpu {
 constexpr std::int64_t kJvpOutputs = 4;
 // Entries that one sum takes without a break.
 constexpr std::int64_t kJvpLongRow = 4096;
+// Positions of a block that are multiplied where they lie.
+constexpr std::int64_t kJvpRows = 192;
+// Rows of V, all columns counted, up to which that is worth it.
+constexpr std::int64_t kJvpInPlace = 128;
 // Rows of V in one block, all columns counted.
 constexpr std::int64_t kJvpBlockRows = 512;
 // Parameters of an explicit Jacobian that one stretch takes: it stays in cache for all samples.
@@ -29,7 +33,8 @@ struct JvpPlan {
   std::int64_t samples = 1;            ///< of a group
   std::int64_t positions = 1;          ///< of one sample in a block of positions
   Panels vector, inputs;               ///< of a block of units, of positions
-  std::int64_t chunk_items = 0;
+  bool in_place = false;  ///< inputs are not packed if they lie together: few panels read them
+  std::int64_t shared_items = 0;  ///< of the chunk's panels of V
   // Of one thread: panels of the inputs, z, lines on their way, cotangents, sums.
   std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
 };
@@ -57,7 +62,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =
         std::clamp<std::int64_t>((inside ? 4 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
-                                 inside ? 1024 : 192) /
+                                 inside ? 1024 : kJvpRows) /
         width * width;
     if (piece.positions <= most) {
       plan.positions = piece.positions;
@@ -65,17 +70,23 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
       // threads.
       plan.samples = std::min(most / std::max<std::int64_t>(1, piece.positions),
                               inside ? std::max<std::int64_t>(1, piece.samples / 16) : share);
+      // Cotangents of a group come in during its product, if a cache holds them.
+      const std::int64_t sample = piece.outputs * piece.positions * piece.units * item;
+      if (!inside && columns <= 2 && piece.positions >= 48)
+        plan.samples = std::clamp<std::int64_t>(kProductAhead / std::max<std::int64_t>(1, sample),
+                                                1, plan.samples);
     } else {
       plan.positions = most;
     }
     plan.vector = Panels(piece.depth(), inside ? mr : nr, plan.units * columns);
+    plan.in_place = !inside && plan.vector.rows <= kJvpInPlace;
     plan.inputs = Panels(piece.depth(), width, plan.samples * plan.positions);
     plan.z = plan.inputs.rows * plan.vector.rows;
     plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);
   }
   plan.chunk =
       std::clamp<std::int64_t>(kJvpChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
-  plan.chunk_items = plan.chunk * plan.vector.size();
+  plan.shared_items = product_round(plan.chunk * plan.vector.size(), ProductScratch::kAlignment);
   plan.rows = std::max(plan.units, plan.positions);
   plan.sums = columns * std::max(kJvpOutputs, plan.units);
   plan.thread_items =

@@ -111,6 +111,21 @@ ProductReport verdict(const Context& ctx, int threads, std::span<const LayerFact
   return {Kind::overflow, -1, 0, 0};
 }
 
+TapView::TapView(const LayerFactors& layer, std::int64_t tap) {
+  const ConvGeometry& conv = layer.conv;
+  const int missing = 3 - conv.rank;
+  for (int r = conv.rank - 1; r >= 0; --r) {
+    const auto axis = static_cast<std::size_t>(r);
+    const int at = r + missing;
+    input[at] = layer.a.extent(2 + r);
+    stride[at] = layer.a.stride(2 + r);
+    output[at] = layer.g.extent(layer.g.rank - conv.rank + r);
+    step[at] = conv.stride[axis];
+    shift[at] = tap % conv.kernel[axis] * conv.dilation[axis] - conv.padding[axis];
+    tap /= conv.kernel[axis];
+  }
+}
+
 template <class S, class T>
 Inputs<S, T>::Inputs(const Piece& piece) : piece_(piece) {
   const ArrayRef& a = piece.layer->a;
@@ -134,54 +149,58 @@ void Inputs<S, T>::positions(std::int64_t n, std::int64_t i, std::int64_t s, std
     return;
   }
   const LayerFactors& layer = *piece_.layer;
-  const ConvGeometry& conv = layer.conv;
-  // The spatial axes as three, missing ones in front with extent 1.
-  std::int64_t input[3] = {1, 1, 1}, output[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
-  std::int64_t step[3] = {1, 1, 1}, shift[3] = {0, 0, 0};
-  const int missing = 3 - conv.rank;
-  std::int64_t tap = piece_.first_feature + i;
-  for (int r = conv.rank - 1; r >= 0; --r) {
-    const auto axis = static_cast<std::size_t>(r);
-    const int at = r + missing;
-    input[at] = layer.a.extent(2 + r);
-    stride[at] = layer.a.stride(2 + r);
-    output[at] = layer.g.extent(layer.g.rank - conv.rank + r);
-    step[at] = conv.stride[axis];
-    shift[at] = tap % conv.kernel[axis] * conv.dilation[axis] - conv.padding[axis];
-    tap /= conv.kernel[axis];
+  const std::int64_t taps = layer.conv.taps();
+  const TapView view(layer, (piece_.first_feature + i) % taps);
+  const S* plane = data_ + n * sample_ + (piece_.first_feature + i) / taps * layer.a.stride(1);
+  const std::int64_t pitch = view.step[2] * view.stride[2];
+  view.stretches(s, count,
+                 [&](std::int64_t at, std::int64_t from, std::int64_t upto, std::int64_t run,
+                     std::int64_t z, std::int64_t y, std::int64_t x) {
+                   T* line = to + at;
+                   std::fill(line, line + from, T{0});
+                   std::fill(line + upto, line + run, T{0});
+                   if (from == upto) return;
+                   const S* source =
+                       plane + z * view.stride[0] + y * view.stride[1] + x * view.stride[2];
+                   if (pitch == 1) {
+                     for (std::int64_t k = 0; k < upto - from; ++k)
+                       line[from + k] = widen(source[k]);
+                   } else {
+                     for (std::int64_t k = 0; k < upto - from; ++k)
+                       line[from + k] = widen(source[k * pitch]);
+                   }
+                 });
+}
+
+template <class S, class T>
+const T* Inputs<S, T>::plane(std::int64_t n, std::int64_t channel, T* buffer) const {
+  const LayerFactors& layer = *piece_.layer;
+  const TapView view(layer, 0);
+  const S* data = data_ + n * sample_ + channel * layer.a.stride(1);
+  if constexpr (std::is_same_v<S, T>) {
+    if (view.stride[2] == 1 && view.stride[1] == view.input[2] &&
+        (view.input[0] == 1 || view.stride[0] == view.input[1] * view.input[2]))
+      return data;
   }
-  const S* plane = data_ + n * sample_ + tap * layer.a.stride(1);
-  // Outputs whose input lies inside along the innermost axis: a stretch of it.
-  const std::int64_t first = shift[2] < 0 ? product_blocks(-shift[2], step[2]) : 0;
-  const std::int64_t end = input[2] > shift[2] ? product_blocks(input[2] - shift[2], step[2]) : 0;
-  std::int64_t w = s % output[2], h = s / output[2] % output[1], d = s / (output[1] * output[2]);
-  while (count > 0) {
-    const std::int64_t run = std::min(count, output[2] - w);
-    const std::int64_t y = h * step[1] + shift[1], z = d * step[0] + shift[0];
-    if (y < 0 || y >= input[1] || z < 0 || z >= input[0]) {
-      std::fill(to, to + run, T{0});
-    } else {
-      const std::int64_t from = std::clamp(first - w, std::int64_t{0}, run);
-      const std::int64_t upto = std::clamp(end - w, from, run);
-      std::fill(to, to + from, T{0});
-      const std::int64_t pitch = step[2] * stride[2];
-      const S* line =
-          plane + z * stride[0] + y * stride[1] + (w + from) * pitch + shift[2] * stride[2];
-      if (pitch == 1) {
-        for (std::int64_t k = 0; k < upto - from; ++k) to[from + k] = widen(line[k]);
-      } else {
-        for (std::int64_t k = 0; k < upto - from; ++k) to[from + k] = widen(line[k * pitch]);
-      }
-      std::fill(to + upto, to + run, T{0});
-    }
-    to += run;
-    count -= run;
-    w = 0;
-    if (++h == output[1]) {
-      h = 0;
-      ++d;
+  T* to = buffer;
+  for (std::int64_t z = 0; z < view.input[0]; ++z) {
+    for (std::int64_t y = 0; y < view.input[1]; ++y) {
+      const S* line = data + z * view.stride[0] + y * view.stride[1];
+      for (std::int64_t x = 0; x < view.input[2]; ++x) *to++ = widen(line[x * view.stride[2]]);
     }
   }
+  return buffer;
+}
+
+template <class S, class T>
+Ahead Inputs<S, T>::ahead(std::int64_t row, std::int64_t rows) const {
+  const std::int64_t pitch = piece_.positions == 1 ? sample_ : position_;
+  const auto item = static_cast<std::int64_t>(sizeof(S));
+  if (piece_.positions_inside() || feature_ != 1 || pitch != piece_.features ||
+      sample_ != piece_.positions * pitch || rows * pitch * item > kProductAhead)
+    return {};
+  const std::int64_t bytes = rows * pitch * item;
+  return {reinterpret_cast<const char*>(data_ + row * pitch), bytes, bytes, bytes};
 }
 
 template <class S, class T>
@@ -246,6 +265,34 @@ const T* Cotangents<S, T>::row(std::int64_t n, std::int64_t c, std::int64_t oute
     k += run;
   }
   return buffer;
+}
+
+template <class S, class T>
+Ahead Cotangents<S, T>::ahead(const Piece& piece, std::int64_t n, std::int64_t s,
+                              std::int64_t rows) const {
+  Ahead ahead;
+  if (piece.layer->separable() || piece.explicit_form() || axes_ != 0 || inner_ != 1) return ahead;
+  const std::int64_t within = std::min(rows, piece.positions - s);
+  std::int64_t segment = within, pitch = outer_, count = piece.outputs * piece.units;
+  if (!piece.positions_inside()) {
+    if (piece.positions > 1 && outer_ != piece.units) return {};
+    segment = within * piece.units;
+    pitch = output_;
+    count = piece.outputs;
+  } else if (output_ != piece.units * outer_) {
+    return {};
+  }
+  // Whole samples, one after the other.
+  if (s == 0 && rows >= piece.positions && pitch == segment && sample_ == count * segment)
+    count *= std::min(product_blocks(rows, piece.positions), piece.samples - n);
+  const auto item = static_cast<std::int64_t>(sizeof(S));
+  ahead.base = reinterpret_cast<const char*>(data_ + n * sample_ +
+                                             s * (piece.positions_inside() ? 1 : outer_));
+  ahead.segment = segment * item;
+  ahead.pitch = pitch * item;
+  ahead.bytes = count * segment * item;
+  if (pitch == segment) ahead.segment = ahead.pitch = std::max<std::int64_t>(1, ahead.bytes);
+  return ahead.bytes > kProductAhead || ahead.segment <= 0 ? Ahead{} : ahead;
 }
 
 template class Inputs<float, float>;

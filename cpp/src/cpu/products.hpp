@@ -150,19 +150,73 @@ void pack_panel(const TileKernels<T>& kernels, const T* const* rows, std::int64_
   }
 }
 
+/// What is asked for ahead of its use: about half of the second cache level.
+constexpr std::int64_t kProductAhead = std::int64_t{400} << 10;
+
+/// For products of which no tile is skipped.
+constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
+
 /// c[left.rows, right.rows] = left right^T over the whole depth.
 template <class T>
 void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_data,
               std::int64_t left_from, std::int64_t left_rows, const Panels& right,
               const T* right_data, std::int64_t right_from, std::int64_t right_rows, T* c,
               std::int64_t ldc) {
-  constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
   for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product(left_data + left.at(from, left_from), right_data + right.at(from, right_from),
                     depth, depth * left.width, depth * right.width,
                     product_blocks(left_rows, left.width), product_blocks(right_rows, right.width),
                     kNoSkew, c, ldc, from != 0);
+  }
+}
+
+/// Spatial axes of a convolution as three, missing ones in front with extent 1, seen from one tap
+/// of the kernel.
+struct TapView {
+  std::int64_t input[3] = {1, 1, 1}, output[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
+  std::int64_t step[3] = {1, 1, 1}, shift[3] = {0, 0, 0};
+
+  TapView(const LayerFactors& layer, std::int64_t tap);
+
+  /// Calls visit(at, from, upto, run, z, y, x) for each stretch of `run` of the outputs s ..
+  /// s + count that lie in one line: those from `from` to `upto` of it see the input at z, y and x,
+  /// x + step[2], ..., the others see padding.
+  template <class Visit>
+  void stretches(std::int64_t s, std::int64_t count, const Visit& visit) const {
+    const std::int64_t first = shift[2] < 0 ? product_blocks(-shift[2], step[2]) : 0;
+    const std::int64_t end = input[2] > shift[2] ? product_blocks(input[2] - shift[2], step[2]) : 0;
+    std::int64_t w = s % output[2], h = s / output[2] % output[1], d = s / (output[1] * output[2]);
+    for (std::int64_t at = 0; at < count;) {
+      const std::int64_t run = std::min(count - at, output[2] - w);
+      const std::int64_t y = h * step[1] + shift[1], z = d * step[0] + shift[0];
+      const bool inside = y >= 0 && y < input[1] && z >= 0 && z < input[0];
+      const std::int64_t from = inside ? std::clamp(first - w, std::int64_t{0}, run) : run;
+      const std::int64_t upto = inside ? std::clamp(end - w, from, run) : run;
+      visit(at, from, upto, run, z, y, (w + from) * step[2] + shift[2]);
+      at += run;
+      w = 0;
+      if (++h == output[1]) {
+        h = 0;
+        ++d;
+      }
+    }
+  }
+};
+
+/// The same for one panel of right rows, asking for its share of what comes next.
+template <class T>
+void multiply_ahead(const TileKernels<T>& kernels, const Panels& left, const T* left_data,
+                    std::int64_t left_rows, const Panels& right, const T* right_data,
+                    std::int64_t right_from, T* c, std::int64_t ldc, const Ahead& ahead,
+                    std::int64_t at, std::int64_t share, bool accumulate) {
+  const std::int64_t chunks = product_blocks(left.depth, kProductDepth);
+  for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
+    const std::int64_t depth = left.chunk_depth(from);
+    kernels.product_ahead(left_data + left.at(from, 0), right_data + right.at(from, right_from),
+                          depth, depth * left.width, product_blocks(left_rows, left.width), c, ldc,
+                          accumulate || from > 0, ahead, at, share / chunks);
+    at += share / chunks;
   }
 }
 
@@ -176,8 +230,14 @@ class Inputs {
   [[nodiscard]] Row<T> features(std::int64_t n, std::int64_t s, T* buffer) const {
     return load<S, T>(data_ + n * sample_ + s * position_, feature_, piece_.features, buffer);
   }
+  /// Whether those lie together in memory as they are.
+  [[nodiscard]] bool together() const { return std::is_same_v<S, T> && feature_ == 1; }
+  /// What `rows` rows (n,s) from `row` on take in memory; nothing if they do not lie together.
+  [[nodiscard]] Ahead ahead(std::int64_t row, std::int64_t rows) const;
   /// Positions s .. s + count of sample n at feature i of the stretch, the bias too.
   void positions(std::int64_t n, std::int64_t i, std::int64_t s, std::int64_t count, T* to) const;
+  /// All of channel `channel` of sample n of a convolution's input: in place, or in `buffer`.
+  const T* plane(std::int64_t n, std::int64_t channel, T* buffer) const;
 
  private:
   const Piece& piece_;
@@ -199,6 +259,10 @@ class Cotangents {
   [[nodiscard]] bool packed(std::int64_t count) const {
     return std::is_same_v<S, T> && axes_ == 0 && inner_ == 1 && outer_ == count;
   }
+  /// What `rows` rows (n,s) from (n, s) on take in memory for all outputs and units of the piece;
+  /// nothing if that is not packed or more than a cache holds.
+  [[nodiscard]] Ahead ahead(const Piece& piece, std::int64_t n, std::int64_t s,
+                            std::int64_t rows) const;
   /// Units from .. from + count of w for output c.
   const T* separable(std::int64_t c, std::int64_t from, std::int64_t count, T* buffer) const {
     return load_packed<S, T>(w_ + c * w_output_ + from * w_unit_, w_unit_, count, buffer);

@@ -10,6 +10,13 @@
 
 namespace fastfisher::cpu {
 
+/// Memory that a product asks for on its way, for whoever comes after it: stretches of `segment`
+/// bytes, `pitch` apart, `bytes` in all.
+struct Ahead {
+  const char* base = nullptr;
+  std::int64_t segment = 1, pitch = 0, bytes = 0;
+};
+
 /// Kernels for products in T. Panels are packed depth-major: left [k][mr], right [k][nr], edges
 /// padded with zeros, so that the bits of an entry depend on its two rows alone, never on where a
 /// tile begins.
@@ -37,6 +44,17 @@ struct TileKernels {
   void (*product)(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
                   std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
                   T* c, std::int64_t ldc, bool accumulate) = nullptr;
+
+  /// The same for one panel on the right and none skipped, asking for the next `share` bytes of
+  /// `ahead` from byte `at` on.
+  void (*product_ahead)(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
+                        std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
+                        const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
+
+  /// The same for rows on the left that lie in memory as they are, `one` followed by a number 1.
+  void (*product_rows)(const T* const* left, const T* right, std::int64_t k, bool one,
+                       std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
+                       const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
 
   /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
   void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,

@@ -27,8 +27,9 @@ struct VectorOf {
   using type __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
 };
 
-template <class T>
-void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate) {
+template <class T, bool Fetch = false>
+void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
+           const char* ahead = nullptr, std::int64_t step = 0) {
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t lanes = kLanes<T>;
   V sum[kRows][kVectors] = {};
@@ -40,6 +41,10 @@ void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc
   }
 #pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
+    if constexpr (Fetch) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += step;
+    }
     const V right_0 = *reinterpret_cast<const V*>(right);
     const V right_1 = *reinterpret_cast<const V*>(right + lanes);
 #pragma GCC unroll 6
@@ -79,6 +84,79 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
       micro<T>(left + i * left_pitch, right + j * right_pitch, k,
                c + i * kRows * ldc + j * kCols<T>, ldc, accumulate);
     }
+  }
+}
+
+// One line of `ahead` asked for every few steps of the depth: in bursts they would wait.
+template <class T>
+void product_ahead(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
+                   std::int64_t rows, T* c, std::int64_t ldc, bool accumulate, const Ahead& ahead,
+                   std::int64_t at, std::int64_t share) {
+  const std::int64_t tile = share / rows + 1, step = tile / k + 1;
+  for (std::int64_t i = 0; i < rows; ++i, at += tile) {
+    if (at < ahead.bytes) {
+      micro<T, true>(left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate,
+                     ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment, step);
+    } else {
+      micro<T>(left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate);
+    }
+  }
+}
+
+template <class T>
+void micro_rows(const T* const* left, const T* right, std::int64_t k, bool one, T* c,
+                std::int64_t ldc, bool accumulate, const char* ahead, std::int64_t step) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>;
+  static_assert(kRows == 6);
+  const T *const a = left[0], *const b = left[1], *const d = left[2], *const e = left[3],
+                 *const f = left[4], *const g = left[5];
+  V sum[kRows][kVectors] = {};
+#pragma GCC unroll 2
+  for (std::int64_t depth = 0; depth < k; ++depth) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += step;
+    const V right_0 = *reinterpret_cast<const V*>(right);
+    const V right_1 = *reinterpret_cast<const V*>(right + lanes);
+    sum[0][0] += a[depth] * right_0;
+    sum[0][1] += a[depth] * right_1;
+    sum[1][0] += b[depth] * right_0;
+    sum[1][1] += b[depth] * right_1;
+    sum[2][0] += d[depth] * right_0;
+    sum[2][1] += d[depth] * right_1;
+    sum[3][0] += e[depth] * right_0;
+    sum[3][1] += e[depth] * right_1;
+    sum[4][0] += f[depth] * right_0;
+    sum[4][1] += f[depth] * right_1;
+    sum[5][0] += g[depth] * right_0;
+    sum[5][1] += g[depth] * right_1;
+    right += kCols<T>;
+  }
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    if (one) {
+      sum[i][0] += *reinterpret_cast<const V*>(right);
+      sum[i][1] += *reinterpret_cast<const V*>(right + lanes);
+    }
+    V* row = reinterpret_cast<V*>(c + i * ldc);
+    V* next = reinterpret_cast<V*>(c + i * ldc + lanes);
+    *row = accumulate ? *row + sum[i][0] : sum[i][0];
+    *next = accumulate ? *next + sum[i][1] : sum[i][1];
+  }
+}
+
+// Without packing the left: its rows are read once for each panel of the right.
+template <class T>
+void product_rows(const T* const* left, const T* right, std::int64_t k, bool one, std::int64_t rows,
+                  T* c, std::int64_t ldc, bool accumulate, const Ahead& ahead, std::int64_t at,
+                  std::int64_t share) {
+  const std::int64_t tile = share / rows + 1, step = at < ahead.bytes && k > 0 ? tile / k + 1 : 0;
+  for (std::int64_t i = 0; i < rows; ++i, at += tile) {
+    const char* from = at < ahead.bytes
+                           ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
+                           : reinterpret_cast<const char*>(right);
+    micro_rows<T>(left + i * kRows, right, k, one, c + i * kRows * ldc, ldc, accumulate, from,
+                  at < ahead.bytes ? step : 0);
   }
 }
 
@@ -295,6 +373,8 @@ TileKernels<T> make_kernels(const char* name) {
   kernels.pack_bf16 = pack<BFloat16, T>;
   kernels.pack_f16 = pack<Float16, T>;
   kernels.product = product<T>;
+  kernels.product_ahead = product_ahead<T>;
+  kernels.product_rows = product_rows<T>;
   kernels.combine = combine<T>;
   kernels.fold = fold<T>;
   return kernels;

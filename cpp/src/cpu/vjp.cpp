@@ -4,17 +4,25 @@
 //   h[n,s,o,k] = sum_c u[n,c,k] g[n,c,s,o],  the gradient of the pre-activations;
 // the bias is a feature that is always 1.
 //
-//   for each piece, for each range of units, for each slab of rows (n,s)
-//     h of the slab and its inputs (convolutions: unfolded), into panels     parallel over rows
-//     for each tile of W: out (+)= h^T a                                     parallel over tiles
+//   where W is small, for each part of the rows (n,s), for each few of them    parallel over parts
+//     h and inputs into panels, both stay in cache; sums of the part += h^T a
+//   then the parts of each entry of W are added in order                       parallel over units
+//
+//   elsewhere, for each range of units, for each slab of rows
+//     h of the slab and its inputs (convolutions: unfolded), into panels       parallel over rows
+//     for each tile of W: out (+)= h^T a                                       parallel over tiles
 //
 // Multiply-adds a sample and column: C T o + T i o. Bytes: g is read once, a once for each range of
-// units. No thread adds to another's sums: slabs depend on the sizes alone, and within one an entry
-// of W is summed by one thread in the order of rows, so threads never change a bit.
+// units. No thread adds to another's sums: parts and slabs depend on the sizes alone, and within
+// one an entry of W is summed by one thread in the order of rows, so threads never change a bit.
+// With few columns the product takes no longer than reading g, so what the next rows are formed of
+// is asked for while these are multiplied.
 #include "backend.hpp"
 #include "contract_kernels.hpp"
 #include "parallel.hpp"
+#include "product_op.hpp"
 #include "products.hpp"
+#include "vjp_form.hpp"
 #include "vjp_plan.hpp"
 
 #include <array>
@@ -39,6 +47,8 @@ class Vjp {
   void run() {
     for (column_ = 0; column_ < out_.extent(1); column_ += kProductColumns) {
       const std::int64_t columns = std::min(kProductColumns, out_.extent(1) - column_);
+      const Form form(u_, column_);
+      form_ = &form;
       for (const Piece& piece : pieces_) {
         const VjpPlan plan =
             vjp_plan(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
@@ -50,6 +60,10 @@ class Vjp {
               [&](std::int64_t task, int worker) { stretch(work, task, desk(plan, worker)); });
           continue;
         }
+        if (plan.parts > 0) {
+          in_parts(work);
+          continue;
+        }
         for (std::int64_t first = 0; first < piece.units; first += plan.units) {
           if (rows == 0) clear(work, first);
           for (std::int64_t row = 0; row < rows; row += plan.slab) slab(work, first, row);
@@ -59,20 +73,19 @@ class Vjp {
   }
 
  private:
-  struct Work {
-    const Piece& piece;
-    const VjpPlan& plan;
-    Inputs<S, T> inputs;
-    Cotangents<S, T> cotangents;
-  };
-  // Where one thread keeps what it works on; the tile lies in the same place.
-  struct Desk {
-    T *lines, *rows, *weights;
-  };
+  using Form = VjpForm<S, T>;
+  using Work = typename Form::Work;
+  using Desk = typename Form::Desk;
+  using Panelled = typename Form::VjpPanels;
 
   Desk desk(const VjpPlan& plan, int worker) const {
     Desk d;
-    d.lines = scratch_ + plan.shared_items + worker * plan.thread_items;
+    T* at = scratch_ + plan.shared_items + worker * plan.thread_items;
+    const bool parts = plan.parts > 0;
+    d.gradients = at;
+    d.inputs = d.gradients + (parts ? plan.gradients.size() : 0);
+    d.image = d.inputs + (parts ? plan.inputs.size() : 0);
+    d.lines = d.image + plan.image;
     d.rows = d.lines + plan.lines;
     d.weights = d.rows + kVjpOutputs * plan.rows;
     return d;
@@ -92,26 +105,14 @@ class Vjp {
     const Panels right(rows, kernels_.nr, piece.depth());
     // With a single slab its inputs serve all ranges of units.
     const bool pack = first == 0 || plan.slab < piece.samples * piece.positions;
-    parallel_for(ctx_, threads_, product_blocks(rows, plan.task_rows),
-                 [&](std::int64_t task, int worker) {
-                   const Desk d = desk(plan, worker);
-                   std::int64_t at = task * plan.task_rows;
-                   const std::int64_t end = std::min(rows, at + plan.task_rows);
-                   while (at < end) {
-                     std::int64_t count = end - at;
-                     if (piece.positions_inside()) {
-                       // Those of one sample.
-                       const std::int64_t n = (row + at) / piece.positions;
-                       const std::int64_t s = (row + at) % piece.positions;
-                       count = std::min(count, piece.positions - s);
-                       convolution(work, left, right, pack, first, units, n, s, count, at, d);
-                     } else {
-                       count = std::min({count, plan.together, kProductDepth - at % kProductDepth});
-                       positions(work, left, right, pack, first, units, row + at, count, at, d);
-                     }
-                     at += count;
-                   }
-                 });
+    const Panelled to{left,       right,     gradients(), pack ? inputs(plan) : nullptr,
+                      plan.plane, piece.bias};
+    parallel_for(
+        ctx_, threads_, product_blocks(rows, plan.task_rows), [&](std::int64_t task, int worker) {
+          Desk d = desk(plan, worker);
+          const std::int64_t at = task * plan.task_rows;
+          form_->form(work, to, first, units, row, at, std::min(rows, at + plan.task_rows), d);
+        });
     const std::int64_t across = product_blocks(piece.depth(), plan.tile_features);
     const std::int64_t tiles = product_blocks(units, plan.tile_units) * across;
     parallel_for(ctx_, threads_, tiles, [&](std::int64_t task, int worker) {
@@ -120,144 +121,115 @@ class Vjp {
     });
   }
 
-  // y[k][..] = sum_c u[n,c,k] g[n,c,outer,from ..], one row for each column, `pitch` apart.
-  void combine(const Work& work, std::int64_t n, std::int64_t outer, std::int64_t from,
-               std::int64_t count, T* to, std::int64_t pitch, bool add, const Desk& d) const {
-    std::array<const T*, kVjpOutputs> x;
-    std::array<T*, kProductColumns> y;
-    const std::int64_t columns = work.plan.columns, all = work.piece.outputs;
-    for (std::int64_t k = 0; k < columns; ++k) y[static_cast<std::size_t>(k)] = to + k * pitch;
-    if (all == 0 && !add) {
-      for (std::int64_t k = 0; k < columns; ++k) std::fill_n(to + k * pitch, count, T{0});
-    }
-    for (std::int64_t c = 0; c < all; c += kVjpOutputs) {
-      const std::int64_t outputs = std::min(kVjpOutputs, all - c);
-      for (std::int64_t q = 0; q < outputs; ++q) {
-        x[static_cast<std::size_t>(q)] =
-            work.piece.layer->separable()
-                ? work.cotangents.separable(c + q, from, count, d.rows + q * work.plan.rows)
-                : work.cotangents.row(n, c + q, outer, from, count, d.rows + q * work.plan.rows);
-        for (std::int64_t k = 0; k < columns; ++k)
-          d.weights[k * outputs + q] = u_(n, c + q, column_ + k);
-      }
-      contract_.combine(x.data(), outputs, d.weights, y.data(), columns, count, add || c > 0);
-    }
-  }
-
-  // Rows (n,s) from `row` on, in one chunk of depth: units and features lie together.
-  void positions(const Work& work, const Panels& left, const Panels& right, bool pack,
-                 std::int64_t first, std::int64_t units, std::int64_t row, std::int64_t count,
-                 std::int64_t at, const Desk& d) const {
+  // The rows fall into parts, each of which one thread forms, multiplies and sums piecemeal in its
+  // cache; then the parts of an entry of W are added in order.
+  void in_parts(const Work& work) {
     const VjpPlan& plan = work.plan;
-    std::array<const T*, kVjpLines> rows;
-    const auto sample = [&](std::int64_t r) { return (row + r) / work.piece.positions; };
-    const auto position = [&](std::int64_t r) { return (row + r) % work.piece.positions; };
-    for (std::int64_t r = 0; r < count; ++r) {
-      T* h = d.lines + r * plan.columns * units;
-      rows[static_cast<std::size_t>(r)] = h;
-      combine(work, sample(r), position(r), first, units, h, units, false, d);
-      if (!work.piece.layer->separable()) continue;
-      const T* m = work.cotangents.row(sample(r), 0, position(r), first, units, d.rows);
-      for (std::int64_t k = 0; k < plan.columns; ++k) {
-        for (std::int64_t o = 0; o < units; ++o) h[k * units + o] *= m[o];
-      }
-    }
-    for (std::int64_t k = 0; k < plan.columns; ++k) {
-      scatter(rows.data(), count, 1, units, left, k * plan.plane, at, gradients(), false);
-      for (std::int64_t r = 0; r < count; ++r) rows[static_cast<std::size_t>(r)] += units;
-    }
-    if (!pack) return;
-    std::int64_t stride = 1;
-    for (std::int64_t r = 0; r < count; ++r) {
-      const Row<T> a =
-          work.inputs.features(sample(r), position(r), d.lines + r * work.piece.features);
-      rows[static_cast<std::size_t>(r)] = a.data;
-      stride = a.stride;
-    }
-    scatter(rows.data(), count, stride, work.piece.features, right, 0, at, inputs(plan),
-            work.piece.bias);
+    // What meets where does not depend on the ranges of units: they may depend on the threads.
+    const std::int64_t range =
+        product_round(product_blocks(work.piece.units, plan.ranges), kernels_.mr);
+    const std::int64_t ranges = product_blocks(work.piece.units, range);
+    // A thread's parts follow each other, for it asks for the next one's rows.
+    parallel_shares(ctx_, threads_, plan.parts * ranges, [&](std::int64_t task, int worker) {
+      const std::int64_t first = task % ranges * range;
+      part(work, task / ranges, first, std::min(range, work.piece.units - first),
+           desk(plan, worker));
+    });
+    parallel_for(ctx_, threads_, product_blocks(work.piece.units, kVjpJoined),
+                 [&](std::int64_t task, int worker) {
+                   const std::int64_t first = task * kVjpJoined;
+                   join(work, first, std::min(kVjpJoined, work.piece.units - first),
+                        desk(plan, worker).lines);
+                 });
   }
 
-  // Writes `count` lines of `entries` numbers, then a 1 if so `extended`, as lines of depth from
-  // `at` on of the panels from row `row` on, and zeros to the end of the last panel. Panel by
-  // panel: the same line of many panels would fall on the same few places of the cache.
-  static void scatter(const T* const* lines, std::int64_t count, std::int64_t stride,
-                      std::int64_t entries, const Panels& panels, std::int64_t row, std::int64_t at,
-                      T* base, bool extended) {
-    const std::int64_t width = panels.width, chunk = at / kProductDepth * kProductDepth;
-    const std::int64_t pitch = panels.chunk_depth(chunk) * width;
-    T* to = base + panels.at(chunk, row) + (at - chunk) * width;
-    std::int64_t from = 0;
-    const auto whole = [&](auto known) {
-      constexpr std::int64_t kWidth = decltype(known)::value;
-      if (kWidth != width || stride != 1) return;
-      for (; from + kWidth <= entries; from += kWidth, to += pitch) {
-        for (std::int64_t r = 0; r < count; ++r)
-          std::memcpy(to + r * kWidth, lines[r] + from, kWidth * sizeof(T));
+  // Sums of one part: [panel of features][k, o][nr], then of the bias [k, o].
+  void part(const Work& work, std::int64_t index, std::int64_t first, std::int64_t units, Desk d) {
+    const VjpPlan& plan = work.plan;
+    const std::int64_t all = work.piece.samples * work.piece.positions;
+    const std::int64_t from = index * plan.part_rows, end = std::min(all, from + plan.part_rows);
+    const std::int64_t plane = product_round(units, kernels_.mr), nr = kernels_.nr;
+    const std::int64_t strip = plan.columns * plan.plane * nr;
+    T* sums = scratch_ + index * plan.part_items;
+    T* bias = sums + plan.inputs.rows / nr * strip;
+    for (std::int64_t row = from; row < end; row += plan.slab) {
+      const std::int64_t depth = std::min(plan.slab, end - row);
+      const Panels left(depth, kernels_.mr, plan.columns * plane);
+      const Panels right(depth, nr, plan.inputs.rows);
+      form_->form(work, Panelled{left, right, d.gradients, d.inputs, plane, false}, first, units,
+                  row, 0, depth, d);
+      // What the next rows are formed of comes in meanwhile: inputs, then cotangents.
+      const std::int64_t next = std::min(row + plan.slab, end), positions = work.piece.positions;
+      Ahead inputs, cotangents;
+      if (next < all && !work.piece.positions_inside()) {
+        inputs = work.inputs.ahead(next, std::min(plan.slab, all - next));
+        cotangents = work.cotangents.ahead(work.piece, next / positions, next % positions,
+                                           std::min(plan.slab, all - next));
+      }
+      const std::int64_t share =
+          cotangents.bytes / std::max<std::int64_t>(1, right.rows / nr * plan.columns - 1) + 1;
+      std::int64_t at = -share;
+      for (std::int64_t j = 0; j < right.rows; j += nr) {
+        for (std::int64_t k = 0; k < plan.columns; ++k, at += share) {
+          kernels_.product_ahead(d.gradients + left.at(0, k * plane), d.inputs + right.at(0, j),
+                                 depth, depth * left.width, plane / left.width,
+                                 sums + j / nr * strip + (k * plan.plane + first) * nr, nr,
+                                 row > from, at < 0 ? inputs : cotangents,
+                                 std::max<std::int64_t>(0, at), at < 0 ? inputs.bytes : share);
+        }
+      }
+      if (!work.piece.bias) continue;
+      for (std::int64_t k = 0; k < plan.columns; ++k) {
+        T* to = bias + k * plan.plane + first;
+        if (row == from) std::fill_n(to, plane, T{0});
+        for (std::int64_t o = 0; o < plane; o += left.width)
+          contract_.sum_panel(d.gradients + left.at(0, k * plane + o), left.width, depth, to + o);
+      }
+    }
+  }
+
+  // Adds the parts of `units` units from `first` on.
+  void join(const Work& work, std::int64_t first, std::int64_t units, T* lines) {
+    const VjpPlan& plan = work.plan;
+    const Piece& piece = work.piece;
+    const std::int64_t nr = kernels_.nr, strip = plan.columns * plan.plane * nr;
+    const std::int64_t depth = piece.depth(), plane = units * depth;
+    const std::int64_t taps = plan.channel_panels > 0 ? piece.layer->conv.taps() : 1;
+    std::array<T, 64 * kVjpJoined> sums;
+    const auto add = [&](const T* from, std::int64_t count) {
+      std::copy_n(from, count, sums.data());
+      for (std::int64_t p = 1; p < plan.parts; ++p) {
+        for (std::int64_t q = 0; q < count; ++q)
+          sums[static_cast<std::size_t>(q)] += from[p * plan.part_items + q];
       }
     };
-    // A width that the compiler knows makes a line a few moves.
-    whole(std::integral_constant<std::int64_t, 4>{});
-    whole(std::integral_constant<std::int64_t, 6>{});
-    whole(std::integral_constant<std::int64_t, 8>{});
-    whole(std::integral_constant<std::int64_t, 16>{});
-    for (; from < entries + (extended ? 1 : 0); from += width, to += pitch) {
-      for (std::int64_t r = 0; r < count; ++r) {
-        for (std::int64_t q = 0; q < width; ++q) {
-          to[r * width + q] = from + q < entries                ? lines[r][(from + q) * stride]
-                              : extended && from + q == entries ? T{1}
-                                                                : T{0};
+    for (std::int64_t k = 0; k < plan.columns; ++k) {
+      T* const to = lines + k * plane;
+      const T* const column = scratch_ + (k * plan.plane + first) * nr;
+      for (std::int64_t j = 0; j < plan.inputs.rows / nr; ++j) {
+        add(column + j * strip, units * nr);
+        // Features in the order of W: with channels innermost in the panels, `taps` apart.
+        const std::int64_t tap = taps > 1 ? j / plan.channel_panels : 0;
+        const std::int64_t c = (taps > 1 ? j % plan.channel_panels : j) * nr;
+        const std::int64_t count = std::min(nr, piece.features / taps - c);
+        for (std::int64_t o = 0; o < units; ++o) {
+          for (std::int64_t q = 0; q < count; ++q)
+            to[o * depth + (c + q) * taps + tap] = sums[static_cast<std::size_t>(o * nr + q)];
         }
       }
+      if (!piece.bias) continue;
+      add(scratch_ + plan.inputs.rows / nr * strip + k * plan.plane + first, units);
+      for (std::int64_t o = 0; o < units; ++o)
+        to[o * depth + piece.features] = sums[static_cast<std::size_t>(o)];
     }
-  }
-
-  // Positions s .. s + count of one sample: they lie together.
-  void convolution(const Work& work, const Panels& left, const Panels& right, bool pack,
-                   std::int64_t first, std::int64_t units, std::int64_t n, std::int64_t s,
-                   std::int64_t count, std::int64_t at, const Desk& d) const {
-    const VjpPlan& plan = work.plan;
-    const std::int64_t width = left.width;
-    std::array<const T*, 64> rows;
-    for (std::int64_t o = 0; o < units; o += width) {
-      const std::int64_t used = std::min(width, units - o);
-      for (std::int64_t r = 0; r < used; ++r) {
-        T* line = d.lines + r * count;
-        if (work.piece.layer->separable()) {
-          separable_unit(work, n, first + o + r, s, count, line, width * count, d);
-        } else {
-          combine(work, n, first + o + r, s, count, line, width * count, false, d);
-        }
-        rows[static_cast<std::size_t>(r)] = line;
+    for (std::int64_t o = 0; o < units; ++o) {
+      const T* line = lines + o * depth;
+      if (piece.features > 0)
+        store(piece.parameter(first + o, 0), line, piece.features, plane, plan.columns, true);
+      if (piece.bias) {
+        store(piece.parameter(first + o, piece.features), line + piece.features, 1, plane,
+              plan.columns, true);
       }
-      for (std::int64_t k = 0; k < plan.columns; ++k) {
-        pack_panel(kernels_, rows.data(), used, 1, left, k * plan.plane + o, at, at + count,
-                   gradients());
-        for (std::int64_t r = 0; r < used; ++r) rows[static_cast<std::size_t>(r)] += width * count;
-      }
-    }
-    if (!pack) return;
-    for (std::int64_t i = 0; i < work.piece.depth(); i += right.width) {
-      const std::int64_t used = std::min(right.width, work.piece.depth() - i);
-      for (std::int64_t r = 0; r < used; ++r) {
-        T* line = d.lines + r * count;
-        work.inputs.positions(n, i + r, s, count, line);
-        rows[static_cast<std::size_t>(r)] = line;
-      }
-      pack_panel(kernels_, rows.data(), used, 1, right, i, at, at + count, inputs(plan));
-    }
-  }
-
-  // h of one unit for g = m w.
-  void separable_unit(const Work& work, std::int64_t n, std::int64_t o, std::int64_t s,
-                      std::int64_t count, T* to, std::int64_t pitch, const Desk& d) const {
-    const T* m = work.cotangents.row(n, 0, o, s, count, d.rows);
-    T buffer;
-    for (std::int64_t k = 0; k < work.plan.columns; ++k) {
-      T weight = 0;
-      for (std::int64_t c = 0; c < work.piece.outputs; ++c)
-        weight += u_(n, c, column_ + k) * *work.cotangents.separable(c, o, 1, &buffer);
-      for (std::int64_t q = 0; q < count; ++q) to[k * pitch + q] = weight * m[q];
     }
   }
 
@@ -311,7 +283,7 @@ class Vjp {
     const std::int64_t count = std::min(kVjpStretch, work.piece.features - from);
     std::fill_n(d.lines, work.plan.columns * count, T{0});
     for (std::int64_t n = 0; n < work.piece.samples; ++n)
-      combine(work, n, 0, from, count, d.lines, count, true, d);
+      form_->combine(work, n, 0, from, count, d.lines, count, true, d);
     store(work.piece.weight + from, d.lines, count, count, work.plan.columns, true);
   }
 
@@ -321,48 +293,22 @@ class Vjp {
   const View<T, 2> out_;
   int threads_;
   T* scratch_;
+  const Form* form_ = nullptr;
   const TileKernels<T>& kernels_ = tile_kernels<T>();
   const ContractKernels<T>& contract_ = contract_kernels<T>();
   std::int64_t column_ = 0;
 };
 
-std::int64_t bytes_of(const std::vector<Piece>& pieces, DType dtype, std::int64_t columns,
-                      int threads) {
-  return visit_dtype(dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const TileKernels<T>& kernels = tile_kernels<T>();
-    std::int64_t most = 0;
-    for (const std::int64_t at_once : column_counts(columns)) {
-      for (const Piece& piece : pieces) {
-        const VjpPlan plan = vjp_plan(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
-        most = std::max(most, plan.shared_items + threads * plan.thread_items);
-      }
-    }
-    return most * static_cast<std::int64_t>(sizeof(T)) + ProductScratch::kAlignment;
-  });
-}
-
 }  // namespace
 
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return bytes_of(pieces_of(layers), layers.front().g.dtype, columns,
-                  product_threads(ctx, product_flops(layers, columns)));
+  return product_workspace(ctx, layers, columns, vjp_plan);
 }
 
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out) {
-  const ParallelRegion region;
-  const int threads = product_threads(ctx, product_flops(layers, out.extent(1)));
-  const std::vector<Piece> pieces = pieces_of(layers);
-  const DType dtype = layers.front().g.dtype;
-  const ProductScratch scratch(ctx, "vjp", bytes_of(pieces, dtype, out.extent(1), threads));
-  visit_storage(dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
-    Vjp<S, T>(ctx, pieces, u, out, threads, scratch.data()).run();
-  });
-  return verdict(ctx, threads, layers, u, out);
+  return run_product<Vjp>(ctx, "vjp", layers, out.extent(1), u, out, vjp_plan);
 }
 
 }  // namespace fastfisher::cpu

@@ -2,7 +2,8 @@
 """``fastfisher bench``: run the benches of package ``fastfisher._bench`` against their floors.
 
 A bench is a module with ``run(quick: bool) -> Iterator[dict]``; each row has the keys of `KEYS`. It
-checks its result before it times it; a row whose error exceeds its tolerance fails the command.
+may have those of `MORE` too: other ratios, shown where a row has them. It checks its result before
+it times it; a row whose error exceeds its tolerance fails the command.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ KEYS = (
     "error",
     "tolerance",
 )
+# Ratios to the floor that memory allows, and to that of a product of the case's own shape.
+MORE = {"ratio_to_roofline": "/ roofline", "ratio_to_shape": "/ own shape"}
 
 
 class BenchError(FastfisherError, ValueError):
@@ -79,6 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([{key: _plain(value) for key, value in row.items()} for row in rows])
     else:
+        more = [key for key in MORE if any(key in row for row in rows)]
         print_table(
             "benches",
             (
@@ -87,12 +91,13 @@ def _run(arguments: argparse.Namespace) -> int:
                 "time",
                 "floor",
                 "time / floor",
+                *(MORE[key] for key in more),
                 "rival",
                 "rival / time",
                 "error / tolerance",
             ),
-            [_cells(row) for row in rows],
-            numbers=(2, 3, 4, 6, 7),
+            [_cells(row, more) for row in rows],
+            numbers=(2, 3, 4, *range(5, 5 + len(more)), 6 + len(more), 7 + len(more)),
             alarming=wrong,
         )
         if wrong:
@@ -123,13 +128,14 @@ def _right(row: dict[str, Any]) -> bool:
     return bool(row["error"] <= row["tolerance"])
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], more: list[str]) -> tuple[str, ...]:
     return (
         str(row["op"]),
         str(row["case"]),
         _time(row["seconds"]),
         _time(row["floor_seconds"]),
         _ratio(row["ratio_to_floor"]),
+        *(_ratio(row.get(key)) for key in more),
         str(row["rival"] or ""),
         _ratio(row["rival_ratio"]),
         f"{row['error']:.1e} / {row['tolerance']:.1e}",
