@@ -16,7 +16,8 @@
 //     for each group of slabs of chunks that fits the workspace (one slab when it can be)
 //       form the group's gradients for the block's samples                 parallel over samples
 //       for each slab of the group
-//         pack the block's rows into panels                                parallel over panels
+//         pack the block's rows into panels; where the block meets itself  parallel over panels
+//           one copy serves both sides but in S2 and contracted S3
 //         for each tile of the pair                                        parallel over tiles
 //           for each chunk: P, Q of the tile, then acc += P o Q in float64 the tile stays in cache
 //           after the last slab: store the tile and its mirror image once

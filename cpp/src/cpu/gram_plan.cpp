@@ -95,6 +95,9 @@ struct Sizer {
 
   [[nodiscard]] std::int64_t chunk_bytes(const GramChunk& chunk, bool left) const {
     if (chunk.side == (left ? GramChunk::Side::right : GramChunk::Side::left)) return 0;
+    if (left && !two_sides() &&
+        !shape.layers[static_cast<std::size_t>(chunk.layer)].packs_left(shape))
+      return 0;
     const std::int64_t extent =
         left ? panel_extent(chunk.gradients, plan.block_rows, shape.left_outputs, plan.mr)
              : panel_extent(chunk.gradients, plan.block_cols, shape.right_outputs, plan.nr);
@@ -289,9 +292,14 @@ struct Sizer {
     const std::int64_t depth = unfolds        ? kUnfoldedDepthBytes
                                : any_formed() ? kFormedDepthBytes
                                               : kSlabDepthBytes;
+    const bool both = two_sides() ||
+                      std::any_of(shape.layers.begin(), shape.layers.end(),
+                                  [&](const LayerShape& layer) { return layer.packs_left(shape); });
+    const std::int64_t packed_left = both ? plan.block_rows : 0;
     const std::int64_t wanted =
-        std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
-    if (any_formed() && !unfolds && cut(wanted, std::min(3 * wanted, most - wanted))) {
+        std::min(most, std::max(kFewPanels, (packed_left + plan.block_cols) * depth));
+    const std::int64_t stretch = 3 * (plan.block_rows + plan.block_cols) * depth;
+    if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - wanted))) {
       total();
       if (plan.bytes <= limit) return true;
     }
@@ -371,7 +379,8 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
     }
     for (std::int64_t blocks = 1; blocks <= most; blocks += std::max<std::int64_t>(1, blocks / 8)) {
       sizer.set_blocks(blocks, blocks);
-      if (formed && sizer.try_single(limit)) return done(sizer);
+      // Slabs keep panels in cache; a single one spares several blocks from forming anew.
+      if (formed && blocks > 1 && sizer.try_single(limit)) return done(sizer);
       if (sizer.try_slabs(limit) || sizer.try_single(limit)) return done(sizer);
     }
     if (plan.tile_rows == mr && plan.tile_cols == nr) break;

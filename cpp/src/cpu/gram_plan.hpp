@@ -59,6 +59,9 @@ struct LayerShape {
   /// S3: whether P meets the cotangents of the right before those meet the left's; fewer
   /// multiply-adds where outputs meet outputs.
   [[nodiscard]] bool contracts(const GramShape& shape) const;
+  /// Whether the left has panels of its own where a block meets itself: where one row of it at a
+  /// time meets what was computed from the right.
+  [[nodiscard]] bool packs_left(const GramShape& shape) const;
 };
 
 struct GramShape {
@@ -78,6 +81,10 @@ struct GramShape {
 
 inline bool LayerShape::contracts(const GramShape& shape) const {
   return right_positions + shape.left_outputs < right_positions * shape.left_outputs;
+}
+
+inline bool LayerShape::packs_left(const GramShape& shape) const {
+  return !nothing() && (method == GramMethod::s2 || (method == GramMethod::s3 && contracts(shape)));
 }
 
 /// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
