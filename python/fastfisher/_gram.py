@@ -91,8 +91,8 @@ def gram(
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; by
         default 48 MiB, and an eighth of the factors where that is more and a weight is shared. Less
-        memory means more passes over the factors. A thread keeps up to 128 MiB of it for its next
-        call. "sum" makes the summed gradients besides, and float32 copies of 16-bit factors.
+        memory means more passes over the factors. "sum" makes the summed gradients besides, and
+        float32 copies of 16-bit factors.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
     batch : bool

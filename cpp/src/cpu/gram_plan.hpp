@@ -60,7 +60,8 @@ struct LayerShape {
   /// multiply-adds where outputs meet outputs.
   [[nodiscard]] bool contracts(const GramShape& shape) const;
   /// Whether the left has panels of its own where a block meets itself: where one row of it at a
-  /// time meets what was computed from the right.
+  /// time meets what was computed from the right, and where rows are so many that packing twice
+  /// costs less than the products lose (2 %) by reading rows from panels of columns.
   [[nodiscard]] bool packs_left(const GramShape& shape) const;
 };
 
@@ -84,7 +85,9 @@ inline bool LayerShape::contracts(const GramShape& shape) const {
 }
 
 inline bool LayerShape::packs_left(const GramShape& shape) const {
-  return !nothing() && (method == GramMethod::s2 || (method == GramMethod::s3 && contracts(shape)));
+  constexpr std::int64_t kManyRows = 1536;
+  return shape.rows > kManyRows || (!nothing() && (method == GramMethod::s2 ||
+                                                   (method == GramMethod::s3 && contracts(shape))));
 }
 
 /// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
