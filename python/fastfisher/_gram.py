@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,9 +21,9 @@ from fastfisher._arrays import (
     library,
     result_dtype,
     to_numpy,
-    total,
 )
 from fastfisher._info import GramInfo, LayerInfo
+from fastfisher._memory import memory_bytes, noted, scratch_bytes, sum_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.errors import NonFiniteError, NumericalError
 from fastfisher.factors import Dense, Layer, Separable, Shared, check_layers
@@ -37,11 +35,7 @@ Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
 Method = Literal["auto", "S0", "S1", "S2", "S3", "S4"]
 
-DEFAULT_MEMORY = 48 << 20
-_MOST_MEMORY = 2**62
 _PRECISIONS = ("highest", "high", "medium", "exact")
-_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def gram(
@@ -90,9 +84,10 @@ def gram(
         memmap too. Returned.
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; by
-        default 48 MiB, and an eighth of the factors where that is more and a weight is shared. Less
-        memory means more passes over the factors. "sum" makes the summed gradients besides, and
-        float32 copies of 16-bit factors.
+        default 48 MiB, and an eighth of the factors or two thirds of a byte a parameter where
+        that is more and a weight is shared. Less memory means more passes over the factors. The
+        summed gradients of "sum" and its float32 copies of 16-bit factors are part of a given
+        limit, and come on top of the default.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
     batch : bool
@@ -228,6 +223,13 @@ def gram_factors(
     if right is not None and outputs != "full" and outputs != "sum":
         _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
     given_left, given_right = left, right
+    besides = 0
+    if outputs == "sum" and memory_limit is not None:
+        besides = sum_bytes((*left, *(right or ())))
+        if besides > memory_bytes(memory_limit):
+            raise MemoryError(
+                f"memory_limit: the summed gradients need {besides} bytes, got {memory_limit}"
+            )
     if kind != outputs:
         left, right = _select(left, outputs), right and _select(right, outputs)
     like = left[0].g
@@ -240,7 +242,7 @@ def gram_factors(
     dtype = result_dtype(like)
     result = empty(shape, like, dtype) if out is None else _check_out(out, shape, like, dtype)
     start = time.perf_counter()
-    with progress_numbers(progress, "Gram") as numbers_:
+    with progress_numbers(progress, "Gram") as numbers_, noted(besides):
         report, estimate = _native.gram(
             [layer.native() for layer in left],
             [layer.native() for layer in right or ()],
@@ -248,7 +250,7 @@ def gram_factors(
             outputs=kind,
             exact=precision == "exact",
             method=method,
-            memory_limit=_memory(memory_limit, left, right),
+            memory_limit=scratch_bytes(memory_limit, left, right) - besides,
             threads=_thread_number(threads),
             batched=batch is not None,
             progress=numbers_,
@@ -282,19 +284,6 @@ def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
 
 
-def _memory(limit: int | str | None, left: Sequence[Layer], right: Sequence[Layer] | None) -> int:
-    """Bytes of scratch memory: gradients that are formed in slices like it large."""
-    given = memory_bytes(limit)
-    if limit is not None or all(type(layer) is Dense for layer in left):
-        return given
-    factors: int = sum(
-        math.prod(array.shape) * _BYTES[dtype_name(array)]
-        for layer in (*left, *(right or ()))
-        for array in layer.arrays.values()
-    )
-    return max(given, factors // 8)
-
-
 def check_outputs(outputs: Outputs, n_outputs: int) -> str:
     """Name of the native form of `outputs`: "full", "trace" or "diagonal"."""
     if isinstance(outputs, str):
@@ -319,8 +308,7 @@ def check_outputs(outputs: Outputs, n_outputs: int) -> str:
 def _select(layers: Sequence[Layer], outputs: Outputs) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
     if outputs == "sum":
-        # 16-bit floats are widened before they are added.
-        return [layer.widened().with_outputs(total) for layer in layers]
+        return [layer.summed() for layer in layers]
 
     def one(x: Array, axis: int) -> Array:
         c = int(outputs) % x.shape[axis]
@@ -376,20 +364,6 @@ def _check_out(out: Array, shape: tuple[int, ...], like: Array, dtype: str) -> A
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out: is read-only, expected a writable array")
     return out
-
-
-def memory_bytes(limit: int | str | None) -> int:
-    """Bytes that a `memory_limit` stands for: a number, or text such as "512MB", "1.5 GiB"."""
-    if limit is None:
-        return DEFAULT_MEMORY
-    if isinstance(limit, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?|)B?\s*", limit.upper())
-        if match is None:
-            raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
-        return int(min(float(match[1]) * _UNITS[match[2]], _MOST_MEMORY))
-    if isinstance(limit, bool) or not isinstance(limit, numbers.Real) or not limit >= 0:
-        raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
-    return int(min(limit, _MOST_MEMORY))
 
 
 def _thread_number(threads: int) -> int:

@@ -121,11 +121,21 @@ Call call_of(const Context& ctx, std::span<const LayerFactors> left,
     const std::int64_t each = call.abreast == 1 ? limit : limit / call.abreast / 64 * 64;
     if (fit<T>(call, left, right, options.outputs, threads, each)) return call;
   }
-  // The figure to name is one that works: found by asking.
-  std::int64_t needed = std::max<std::int64_t>(limit, 1024);
-  while (!fit<T>(call, left, right, options.outputs, 1, needed)) needed += needed / 8;
+  // The figure to name is one that works, at most an eighth too large: found by asking.
+  const auto works = [&](std::int64_t bytes) {
+    return fit<T>(call, left, right, options.outputs, 1, bytes);
+  };
+  std::int64_t enough = std::max<std::int64_t>(limit, 1024), short_of = limit;
+  while (!works(enough)) {
+    short_of = enough;
+    enough *= 4;
+  }
+  while (enough - short_of > std::max<std::int64_t>(short_of / 8, 64)) {
+    const std::int64_t middle = short_of + (enough - short_of) / 2;
+    (works(middle) ? enough : short_of) = middle;
+  }
   throw Error(ErrorCode::memory, "gram", "memory_limit",
-              "needs about " + std::to_string(needed) + " bytes of workspace, got " +
+              "needs about " + std::to_string(enough) + " bytes of workspace, got " +
                   std::to_string(limit));
 }
 

@@ -149,11 +149,18 @@ struct Sizer {
                  plan.states * plan.state_bytes + fixed_bytes();
   }
 
+  // The lists of slabs and groups count, twice while they grow.
+  [[nodiscard]] bool fits(std::int64_t limit) const {
+    const auto lists = static_cast<std::int64_t>(plan.slabs.size() * sizeof(GramSlab) +
+                                                 plan.groups.size() * sizeof(GramGroup));
+    return plan.bytes + 2 * lists <= limit;
+  }
+
   bool try_single(std::int64_t limit) {
     const std::int64_t most = limit - threads * one_state() - fixed_bytes();
     if (!cutter().cut(most, most, true)) return false;
     total();
-    return plan.bytes <= limit;
+    return fits(limit);
   }
 
   bool try_slabs(std::int64_t limit) {
@@ -177,12 +184,12 @@ struct Sizer {
     const std::int64_t stretch = 3 * (plan.block_rows + plan.block_cols) * depth;
     if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - wanted))) {
       total();
-      if (plan.bytes <= limit) return true;
+      if (fits(limit)) return true;
     }
     if (!cut(wanted, most - wanted) && !cut(most / 2, most - most / 2) && !cut(most, most))
       return false;
     total();
-    return plan.bytes <= limit;
+    return fits(limit);
   }
 };
 
@@ -220,7 +227,10 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
   plan.nr = nr;
-  plan.chunks = gram_chunks(shape);
+  // The lists are beside the workspace, and within the limit too.
+  plan.chunks = gram_chunks(shape, limit / static_cast<std::int64_t>(sizeof(GramChunk)));
+  limit -= gram_list_bytes(shape, static_cast<std::int64_t>(plan.chunks.size()), item_bytes);
+  if (plan.chunks.empty() || limit <= 0) return std::nullopt;
   const bool formed = sizer.any_formed();
   std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
   // Small problems: smaller tiles, so that every thread has several.

@@ -188,6 +188,10 @@ class GramSides {
     rows.outer_stride = piece.sample_entries;
     rows.run = std::max<std::int64_t>(1, chunk.from + chunk.depth);
     rows.depth_stride = 1;
+    if (chunk.across && chunk.units < units) {
+      rows.run = chunk.units * unit;
+      rows.run_stride = units * unit;
+    }
     if (chunk.gradients && shape_.kind == GramOutputs::full) {
       rows.inner = left ? shape_.left_outputs : shape_.right_outputs;
       rows.inner_stride = units * unit;

@@ -179,7 +179,7 @@ void SlabCutter::locate() {
         // Pieces lie in the order of the chunks, but for the two kinds of one group.
         piece -= piece > 0 ? 1 : 0;
         while (!belongs(chunk, group.pieces[piece])) ++piece;
-        chunk.piece = static_cast<int>(piece);
+        chunk.piece = static_cast<std::int32_t>(piece);
       }
     }
   }
