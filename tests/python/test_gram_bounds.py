@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Gram stays within its inputs, its output and its scratch memory, and that within its limit."""
+"""The Gram stays within its inputs, output and scratch memory, and that within its limit."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "gram_access.hpp"
+#include "gram_balance.hpp"
 #include "gram_form.hpp"
 #include "gram_plan.hpp"
 #include "scan.hpp"
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -31,6 +33,8 @@ struct ChunkRows {
   /// multiplied by weights[(r % inner) * by_row + k / run * by_run + k % run].
   const void* weights = nullptr;
   std::int64_t by_row = 0, by_run = 0;
+  /// Where samples are balanced: the scale of each.
+  const void* balance = nullptr;
 };
 
 template <class S, class T>
@@ -103,6 +107,7 @@ class GramSides {
         found.rows.data = static_cast<const S*>(found.rows.data) + plane_ * factors.g.stride(1);
       }
       found.rows.scale = chunk.gradients ? side.scale_g[index] : side.scale_a[index];
+      found.balance = balance_of(side, index, chunk, found.rows);
     }
     return found;
   }
@@ -119,6 +124,13 @@ class GramSides {
     }
     gather(pack_of<S>(kernels_), static_cast<const S*>(source.rows.data), source.rows, chunk, first,
            present, width, to);
+    if (source.balance != nullptr) {
+      const auto* balance = static_cast<const T*>(source.balance);
+      for (std::int64_t k = 0; k < chunk.depth; ++k) {
+        for (std::int64_t r = 0; r < present; ++r)
+          to[k * width + r] *= balance[(first + r) / source.rows.inner];
+      }
+    }
     if (source.weights == nullptr) return;
     const auto* weights = static_cast<const T*>(source.weights);
     const Rows& rows = source.rows;
@@ -133,10 +145,20 @@ class GramSides {
  private:
   struct Side {
     std::span<const LayerFactors> layers;
-    std::vector<double> scale_a, scale_g, scale_w;  // powers of two
-    std::vector<std::vector<T>> w;                  // separable: [c,o] times scale_w
+    std::vector<double> scale_a, scale_g, scale_w;     // powers of two
+    std::vector<std::vector<T>> w;                     // separable: [c,o] times scale_w
+    std::vector<std::vector<T>> balance_a, balance_g;  // scale of each sample, where balanced
     std::vector<std::optional<Former<S, T>>> formers;
   };
+
+  // The scales of samples, which then are instead of the common one.
+  static const void* balance_of(const Side& side, std::size_t index, const GramChunk& chunk,
+                                Rows& rows) {
+    const auto& balance = chunk.gradients ? side.balance_g[index] : side.balance_a[index];
+    if (balance.empty()) return nullptr;
+    rows.scale = 1;
+    return balance.data();
+  }
 
   // Whether chunks of the caller's arrays are those of one position.
   static bool by_position(const LayerShape& layer) {
@@ -221,6 +243,7 @@ class GramSides {
       rows.run = std::max<std::int64_t>(1, layer.in);
       rows.depth_stride = a.feature;
       rows.scale = side.scale_a[index];
+      found.balance = balance_of(side, index, chunk, rows);
       return;
     }
     const CotangentAccess g = cotangents_of(factors);
@@ -234,6 +257,7 @@ class GramSides {
     rows.run = layer.group_out();
     rows.depth_stride = g.unit;
     rows.scale = side.scale_g[index];
+    found.balance = balance_of(side, index, chunk, rows);
     const T* w = layer.separable ? side.w[index].data() + first_unit : nullptr;
     switch (shape_.kind) {
     case GramOutputs::full:
@@ -262,7 +286,8 @@ class GramSides {
     if (layer.method == GramMethod::s4 && shape_.kind != GramOutputs::full)
       lanes = weights_of_units(which, index);
     side.formers.back().emplace(side.layers[index], layer, kernels_, side.scale_a[index],
-                                side.scale_g[index], std::move(lanes));
+                                side.scale_g[index], std::move(lanes), side.balance_a[index],
+                                side.balance_g[index]);
   }
 
   // S4 where an output meets itself alone: sum over c (or plane c) of w[c,o] w'[c,o], all of it on
@@ -294,6 +319,8 @@ class GramSides {
       side.scale_g.assign(count, 1);
       side.scale_w.assign(count, 1);
       side.w.resize(count);
+      side.balance_a.resize(count);
+      side.balance_g.resize(count);
     }
     for (std::size_t index = 0; index < count; ++index) {
       const LayerShape& layer = shape_.layers[index];
@@ -306,13 +333,18 @@ class GramSides {
           side.scale_g[index] = sides_[0].scale_g[index];
           side.scale_w[index] = sides_[0].scale_w[index];
           side.w[index] = sides_[0].w[index];
+          side.balance_a[index] = sides_[0].balance_a[index];
+          side.balance_g[index] = sides_[0].balance_g[index];
         } else {
           const LayerFactors& factors = side.layers[index];
           const ArrayRef* arrays[] = {&factors.a, &factors.g, &factors.w};
           double* scales[] = {&side.scale_a[index], &side.scale_g[index], &side.scale_w[index]};
+          SampleScales largest_of;
+          std::vector<double>* samples[] = {&largest_of.a, &largest_of.g, nullptr};
           for (int argument = 0; argument < 3; ++argument) {
             if (arrays[argument]->rank == 0) continue;
-            const ScanResult found = scan(ctx, threads, *arrays[argument]);
+            const ScanResult found = scan(ctx, threads, *arrays[argument], samples[argument]);
+            if (argument == 2) largest_of.w = found.largest;
             if (found.first_bad >= 0) {
               return {GramReport::Kind::non_finite,
                       which,
@@ -326,6 +358,7 @@ class GramSides {
                 argument == 0 && factors.bias ? std::max(found.largest, 1.0) : found.largest;
             *scales[argument] = std::ldexp(1.0, -exponent_of(largest, layer));
           }
+          if (layer.form != LayerForm::jacobian) balance_samples(side, index, largest_of);
           if (factors.separable()) read_w(factors.w, side.scale_w[index], side.w[index]);
         }
         exponents_a += std::ilogb(side.scale_a[index]);
@@ -343,6 +376,41 @@ class GramSides {
       scales_[index].scale = std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
     }
     return {};
+  }
+
+  // Scales a and g sample by sample where no common scale will do.
+  void balance_samples(Side& side, std::size_t index, SampleScales& largest) const {
+    constexpr int low = std::is_same_v<T, float> ? -50 : -400;
+    constexpr int most = std::is_same_v<T, float> ? 126 : 1000;
+    const LayerShape& layer = shape_.layers[index];
+    if (layer.bias) {
+      for (double& a : largest.a) a = std::max(a, 1.0);
+    }
+    double& scale_a = side.scale_a[index];
+    double& scale_g = side.scale_g[index];
+    if (!opposed(largest, scale_a, scale_g * side.scale_w[index], low)) return;
+    if (layer.bias && layer.method != GramMethod::s1 && layer.method != GramMethod::s4) {
+      throw Error(ErrorCode::shape, "gram", "method",
+                  "layer " + std::to_string(index) +
+                      " has a bias and samples whose inputs and gradients are of opposed scale, "
+                      "which only S1 and precision='exact' can tell from zero");
+    }
+    const std::vector<int> exponents = balance(largest);
+    double most_a = 0, most_g = 0;
+    for (std::size_t n = 0; n < exponents.size(); ++n) {
+      most_a = std::max(most_a, std::ldexp(largest.a[n], exponents[n]));
+      most_g = std::max(most_g, std::ldexp(largest.g[n], -exponents[n]));
+    }
+    scale_a = std::ldexp(1.0, -exponent_of(most_a, layer));
+    scale_g = std::ldexp(1.0, -exponent_of(most_g, layer));
+    const int log_a = std::ilogb(scale_a), log_g = std::ilogb(scale_g);
+    for (const int wanted : exponents) {
+      // Both scales are normal numbers of T.
+      const int e = std::clamp(wanted, std::max(-most - log_a, log_g - most),
+                               std::min(most - log_a, log_g + most));
+      side.balance_a[index].push_back(static_cast<T>(std::ldexp(1.0, log_a + e)));
+      side.balance_g[index].push_back(static_cast<T>(std::ldexp(1.0, log_g - e)));
+    }
   }
 
   // Widened through the kernels, so that 16-bit types are known in one place.
