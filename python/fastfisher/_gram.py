@@ -140,9 +140,11 @@ def gram(
 
     Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
     2^48 (float64: 2^480; other methods than S0: 2^12 and 2^120) or below its inverse are scaled by
-    one power of two a layer: errors are relative to the product of the largest a and the largest g,
-    and factors that are smaller by the square root of the dtype's range do not count. Runs without
-    the GIL; Ctrl-C stops within a tile and leaves `out` unspecified.
+    one power of two a layer; where samples differ so much that this is not enough, a by one a
+    sample and g by its inverse (beside a bias only by S1, S4 and "exact"; others raise). Errors are
+    relative to the largest product of the a and the g of a sample, entries of one sample that are
+    smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
+    within a tile and leaves `out` unspecified.
 
     Examples
     --------

@@ -27,7 +27,8 @@
 // scale lose nothing. An entry's sums follow the chunks of GramPlan alone: tiles, blocks, slabs and
 // threads never change a bit. Products of float32 underflow or overflow only where entries leave
 // [2^-48, 2^48] (2^12 where what is formed is multiplied again): such a factor is packed times a
-// power of two, which fold() takes out again in float64.
+// power of two, which fold() takes out again in float64. Samples whose a and g are of opposed scale
+// are balanced besides, see gram_balance.hpp.
 #include "backend.hpp"
 #include "gram_engine.hpp"
 
