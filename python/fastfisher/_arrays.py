@@ -140,6 +140,14 @@ def total(x: Array, axis: int) -> Array:
     return out
 
 
+def stand_in(x: Array, axis: int | None = None) -> Array:
+    """Shape and dtype of ``widened(x)``, with an axis that is `total`, and no memory."""
+    shape = list(x.shape)
+    if axis is not None:
+        shape[axis] = 1
+    return np.broadcast_to(np.zeros((), result_dtype(x)), shape)
+
+
 def widened(x: Array) -> Array:
     """`x` in float32 if its dtype is a 16-bit float, else `x`."""
     if result_dtype(x) == dtype_name(x):

@@ -225,15 +225,14 @@ def gram_factors(
     if right is not None and outputs != "full" and outputs != "sum":
         _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
     given_left, given_right = left, right
-    besides = 0
+    besides, scarce = 0, False
     if outputs == "sum" and memory_limit is not None:
         besides = sum_bytes((*left, *(right or ())))
-        if besides > memory_bytes(memory_limit):
-            raise MemoryError(
-                f"memory_limit: the summed gradients need {besides} bytes, got {memory_limit}"
-            )
+        # Then nothing is summed, only asked how much it takes.
+        scarce = besides >= memory_bytes(memory_limit)
     if kind != outputs:
-        left, right = _select(left, outputs), right and _select(right, outputs)
+        left = _select(left, outputs, scarce)
+        right = right and _select(right, outputs, scarce)
     like = left[0].g
     n, c = left[0].samples, left[0].n_outputs
     m, d = (n, c) if right is None else (right[0].samples, right[0].n_outputs)
@@ -244,7 +243,7 @@ def gram_factors(
     dtype = result_dtype(like)
     result = empty(shape, like, dtype) if out is None else _check_out(out, shape, like, dtype)
     start = time.perf_counter()
-    with progress_numbers(progress, "Gram") as numbers_, noted(besides):
+    with progress_numbers(progress, "Gram") as numbers_, noted(besides, memory_limit):
         report, estimate = _native.gram(
             [layer.native() for layer in left],
             [layer.native() for layer in right or ()],
@@ -252,7 +251,7 @@ def gram_factors(
             outputs=kind,
             exact=precision == "exact",
             method=method,
-            memory_limit=scratch_bytes(memory_limit, left, right) - besides,
+            memory_limit=max(0, scratch_bytes(memory_limit, left, right) - besides),
             threads=_thread_number(threads),
             batched=batch is not None,
             progress=numbers_,
@@ -307,10 +306,10 @@ def check_outputs(outputs: Outputs, n_outputs: int) -> str:
     )
 
 
-def _select(layers: Sequence[Layer], outputs: Outputs) -> list[Layer]:
+def _select(layers: Sequence[Layer], outputs: Outputs, sizes_only: bool) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
     if outputs == "sum":
-        return [layer.summed() for layer in layers]
+        return [layer.summed(sizes_only=sizes_only) for layer in layers]
 
     def one(x: Array, axis: int) -> Array:
         c = int(outputs) % x.shape[axis]

@@ -69,11 +69,15 @@ def sum_bytes(layers: Sequence[Layer]) -> int:
 
 
 @contextmanager
-def noted(besides: int) -> Iterator[None]:
-    """Add what the limit held besides to an error of the native Gram about its part of it."""
+def noted(besides: int, limit: int | str | None) -> Iterator[None]:
+    """Add `besides` to what an error of the native Gram, given the rest of `limit`, asks for."""
     try:
         yield
     except MemoryError as error:
-        if besides == 0:
+        needed = re.search(r"needs about (\d+) bytes", str(error))
+        if besides == 0 or needed is None:
             raise
-        raise MemoryError(f"{error}; beside {besides} bytes of summed gradients") from None
+        raise MemoryError(
+            f"memory_limit: needs about {int(needed[1]) + besides} bytes, {besides} of them for "
+            f"summed gradients, got {limit}"
+        ) from None

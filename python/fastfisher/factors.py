@@ -23,6 +23,7 @@ from fastfisher._arrays import (
     library,
     namespace,
     requires_grad,
+    stand_in,
     total,
     widened,
 )
@@ -161,14 +162,15 @@ class Layer:
             return self._replaced(select(g, 1 + axis), None)
         return self._replaced(g, select(w, axis))
 
-    def summed(self) -> Layer:
+    def summed(self, *, sizes_only: bool = False) -> Layer:
         """Layer of the sum of all outputs; 16-bit floats are widened before they are added."""
+        wide, add = (stand_in, stand_in) if sizes_only else (widened, total)
         layer, axis = copy.copy(self), int(self._batch)
-        layer.a = None if self.a is None else widened(self.a)
+        layer.a = None if self.a is None else wide(self.a)
         if self.w is None:
-            layer.g = total(self.g, 1 + axis)
+            layer.g = add(self.g, 1 + axis)
         else:
-            layer.g, layer.w = widened(self.g), total(self.w, axis)
+            layer.g, layer.w = wide(self.g), add(self.w, axis)
         return layer
 
     def native(self) -> Native:
