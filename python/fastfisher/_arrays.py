@@ -126,10 +126,26 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
 
 
 def total(x: Array, axis: int) -> Array:
-    """Sum of `x` over `axis`, which stays with extent one."""
-    if library(x) == "torch":
-        return x.sum(axis, keepdim=True)
-    return x.sum(axis, keepdims=True)
+    """Sum of `x` over `axis`, which stays with extent one; of 16-bit floats in float32."""
+    name = result_dtype(x)
+    if library(x) != "torch":
+        return x.sum(axis, keepdims=True, dtype=name)
+    import torch
+
+    # On the CPU torch widens all of its operand before it adds: one entry of the axis at a time.
+    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    out = torch.zeros(shape, dtype=getattr(torch, name), device=x.device)
+    for k in range(x.shape[axis]):
+        out += x.narrow(axis, k, 1)
+    return out
+
+
+def stand_in(x: Array, axis: int | None = None) -> Array:
+    """Shape and dtype of ``widened(x)``, with an axis that is `total`, and no memory."""
+    shape = list(x.shape)
+    if axis is not None:
+        shape[axis] = 1
+    return np.broadcast_to(np.zeros((), result_dtype(x)), shape)
 
 
 def take_rows(x: Array, rows: np.ndarray[Any, Any]) -> Array:

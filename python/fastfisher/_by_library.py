@@ -78,8 +78,8 @@ def jvp(layers: Sequence[Layer], v: Array) -> Array:
     for layer in layers:
         part = v[start : start + layer.parameters]
         start += layer.parameters
-        pieces = [_block(layer, span) @ part for span in _pieces([layer], _PIECE)]
-        total = total + (namespace(v).concatenate(pieces, 0) if pieces else _block(layer) @ part)
+        spans = _pieces([layer], _PIECE) or [slice(0, 0)]
+        total = total + namespace(v).concatenate([_block(layer, s) @ part for s in spans], 0)
     return total
 
 
@@ -107,18 +107,19 @@ def _pieces(layers: Sequence[Layer], limit: int) -> list[slice]:
     return [slice(k, min(k + width, n)) for k in range(0, n, width)]
 
 
-def _part(layer: Layer, span: slice | None) -> Layer:
-    if span is None:
-        return layer
+def _part(layer: Layer, span: slice) -> Layer:
+    """Take samples of a layer, 16-bit floats widened."""
     piece = copy.copy(layer)
-    piece.g = layer.g[span]
-    piece.a = None if layer.a is None else layer.a[span]
+    dtype = result_dtype(layer.g)
+    piece.g = to_dtype(layer.g[span], dtype)
+    piece.a = None if layer.a is None else to_dtype(layer.a[span], dtype)
+    piece.w = None if layer.w is None else to_dtype(layer.w, dtype)
     return piece
 
 
-def _block(layer: Layer, span: slice | None = None) -> Array:
-    """Gradients (n, c, p) of a piece of the samples, 16-bit floats widened."""
-    return _part(layer, span).widened().block()
+def _block(layer: Layer, span: slice) -> Array:
+    """Gradients (n, c, p) of a piece of the samples."""
+    return _part(layer, span).block()
 
 
 def _tile(
@@ -127,7 +128,7 @@ def _tile(
     total: Any = 0
     for x, y in zip(left, right, strict=True):
         if type(x) is Dense and type(y) is Dense:
-            k = _dense(_part(x, row).widened(), _part(y, column).widened(), outputs)
+            k = _dense(_part(x, row), _part(y, column), outputs)
         else:
             k = _product(_block(x, row), _block(y, column), outputs)
         total = total + to_dtype(k, "float64")

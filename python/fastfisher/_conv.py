@@ -194,6 +194,11 @@ class Conv(Layer):
                 f"groups: expected a divisor of {channels} input and {o} output channels, got "
                 f"{self.groups}"
             )
+        if self.in_features >= 2**31:
+            raise ValueError(
+                f"kernel: expected patches of fewer than 2^31 entries, got {self.in_features} with "
+                f"kernel {self.kernel}"
+            )
         expected = tuple(
             max(0, (int(extent) + 2 * p - d * (k - 1) - 1) // s + 1)
             for extent, k, s, p, d in zip(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,10 +22,10 @@ from fastfisher._arrays import (
     library,
     result_dtype,
     to_numpy,
-    total,
 )
 from fastfisher._info import GramInfo, LayerInfo
 from fastfisher._lookup import cut_pair
+from fastfisher._memory import layer_bytes, memory_bytes, noted, scratch_bytes, sum_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.errors import NonFiniteError, NumericalError
 from fastfisher.factors import Dense, Layer, Separable, Shared, check_layers
@@ -38,11 +37,7 @@ Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
 Method = Literal["auto", "S0", "S1", "S2", "S3", "S4"]
 
-DEFAULT_MEMORY = 48 << 20
-_MOST_MEMORY = 2**62
 _PRECISIONS = ("highest", "high", "medium", "exact")
-_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def gram(
@@ -91,9 +86,10 @@ def gram(
         memmap too. Returned.
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; by
-        default 48 MiB, and an eighth of the factors where that is more and a weight is shared. Less
-        memory means more passes over the factors. A thread keeps up to 128 MiB of it for its next
-        call. "sum" makes the summed gradients besides, and float32 copies of 16-bit factors.
+        default 48 MiB, and an eighth of the factors or two thirds of a byte a parameter where
+        that is more and a weight is shared. Less memory means more passes over the factors. The
+        summed gradients of "sum" and its float32 copies of 16-bit factors are part of a given
+        limit, and come on top of the default.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
     batch : bool
@@ -146,9 +142,11 @@ def gram(
 
     Results do not depend on `threads` or `memory_limit`. Factors whose largest entry is beyond
     2^48 (float64: 2^480; other methods than S0: 2^12 and 2^120) or below its inverse are scaled by
-    one power of two a layer: errors are relative to the product of the largest a and the largest g,
-    and factors that are smaller by the square root of the dtype's range do not count. Runs without
-    the GIL; Ctrl-C stops within a tile and leaves `out` unspecified.
+    one power of two a layer; where samples differ so much that this is not enough, a by one a
+    sample and g by its inverse (beside a bias only by S1, S4 and "exact"; others raise). Errors are
+    relative to the largest product of the a and the g of a sample, entries of one sample that are
+    smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
+    within a tile and leaves `out` unspecified.
 
     Examples
     --------
@@ -230,8 +228,14 @@ def gram_factors(
         _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
     given_left, given_right = left, right
     left, right = cut_pair(left, right)
+    besides, scarce = 0, False
+    if outputs == "sum" and memory_limit is not None and device_name(left[0].g) == "cpu":
+        besides = sum_bytes((*left, *(right or ())))
+        # Then nothing is summed, only asked how much it takes.
+        scarce = besides >= memory_bytes(memory_limit)
     if kind != outputs:
-        left, right = _select(left, outputs), right and _select(right, outputs)
+        left = _select(left, outputs, scarce)
+        right = right and _select(right, outputs, scarce)
     like = left[0].g
     n, c = left[0].samples, left[0].n_outputs
     m, d = (n, c) if right is None else (right[0].samples, right[0].n_outputs)
@@ -250,7 +254,7 @@ def gram_factors(
         _by_library.gram(left, right, result, outputs=kind, memory_limit=limit)
         seconds = time.perf_counter() - start
         return (result, library_info(left, limit, seconds)) if return_info else result
-    with progress_numbers(progress, "Gram") as numbers_:
+    with progress_numbers(progress, "Gram") as numbers_, noted(besides, memory_limit):
         report, estimate = _native.gram(
             [layer.native() for layer in left],
             [layer.native() for layer in right or ()],
@@ -258,7 +262,7 @@ def gram_factors(
             outputs=kind,
             exact=precision == "exact",
             method=method,
-            memory_limit=_memory(memory_limit, left, right),
+            memory_limit=max(0, scratch_bytes(memory_limit, left, right) - besides),
             threads=_thread_number(threads),
             batched=batch is not None,
             progress=numbers_,
@@ -307,22 +311,6 @@ def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
 
 
-def _memory(limit: int | str | None, left: Sequence[Layer], right: Sequence[Layer] | None) -> int:
-    """Bytes of scratch memory: gradients that are formed in slices like it large."""
-    given = memory_bytes(limit)
-    if limit is not None or all(type(layer) is Dense for layer in left):
-        return given
-    factors = sum(layer_bytes(layer) for layer in (*left, *(right or ())))
-    return max(given, factors // 8)
-
-
-def layer_bytes(layer: Layer) -> int:
-    """Bytes of a layer's factors, as if they were contiguous."""
-    return sum(
-        math.prod(array.shape) * _BYTES[dtype_name(array)] for array in layer.arrays.values()
-    )
-
-
 def check_outputs(outputs: Outputs, n_outputs: int) -> str:
     """Name of the native form of `outputs`: "full", "trace" or "diagonal"."""
     if isinstance(outputs, str):
@@ -344,11 +332,10 @@ def check_outputs(outputs: Outputs, n_outputs: int) -> str:
     )
 
 
-def _select(layers: Sequence[Layer], outputs: Outputs) -> list[Layer]:
+def _select(layers: Sequence[Layer], outputs: Outputs, sizes_only: bool) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
     if outputs == "sum":
-        # 16-bit floats are widened before they are added.
-        return [layer.widened().with_outputs(total) for layer in layers]
+        return [layer.summed(sizes_only=sizes_only) for layer in layers]
 
     def one(x: Array, axis: int) -> Array:
         c = int(outputs) % x.shape[axis]
@@ -405,20 +392,6 @@ def check_out(out: Array, shape: tuple[int, ...], like: Array, dtype: str) -> Ar
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out: is read-only, expected a writable array")
     return out
-
-
-def memory_bytes(limit: int | str | None) -> int:
-    """Bytes that a `memory_limit` stands for: a number, or text such as "512MB", "1.5 GiB"."""
-    if limit is None:
-        return DEFAULT_MEMORY
-    if isinstance(limit, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?|)B?\s*", limit.upper())
-        if match is None:
-            raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
-        return int(min(float(match[1]) * _UNITS[match[2]], _MOST_MEMORY))
-    if isinstance(limit, bool) or not isinstance(limit, numbers.Real) or not limit >= 0:
-        raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
-    return int(min(limit, _MOST_MEMORY))
 
 
 def _thread_number(threads: int) -> int:

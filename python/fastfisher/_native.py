@@ -6,9 +6,7 @@ Knows neither layers nor approximations; whoever calls turns a report into an ex
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,52 +74,21 @@ def gram(
             threads,
         )
     )
-    size = estimate.workspace_bytes
-    with _workspace(size, out, stream) as workspace:
-        report = _core.gram(
-            [(*layer, number) for layer in left],
-            [(*layer, number) for layer in right],
-            out,
-            workspace,
-            progress,
-            kind,
-            exact,
-            batched,
-            memory_limit,
-            stream,
-            threads,
-        )
+    workspace = scratch(estimate.workspace_bytes, out)
+    report = _core.gram(
+        [(*layer, number) for layer in left],
+        [(*layer, number) for layer in right],
+        out,
+        workspace,
+        progress,
+        kind,
+        exact,
+        batched,
+        memory_limit,
+        stream,
+        threads,
+    )
     return GramReport(*report), estimate
-
-
-class _Kept(threading.local):
-    """The last host workspace of this thread, None while it is in use."""
-
-    buffer: np.ndarray[Any, Any] | None = None
-
-
-_kept = _Kept()
-_KEPT_BYTES = 128 << 20
-
-
-@contextmanager
-def _workspace(size: int, like: Array, stream: int) -> Iterator[Array]:
-    """Scratch memory for one call on the device of `like`.
-
-    On the CPU a thread keeps up to 128 MiB of it from call to call: the first touch of fresh pages
-    may cost as much as the arithmetic of a call of some milliseconds. Contents never matter.
-    """
-    if stream != 0:
-        yield scratch(size, like)
-        return
-    buffer, _kept.buffer = _kept.buffer, None
-    if buffer is None or buffer.size < size:
-        buffer = np.empty(size, np.uint8)
-    try:
-        yield buffer
-    finally:
-        if buffer.size <= _KEPT_BYTES:
-            _kept.buffer = buffer
 
 
 def _shapes(layer: Factors, method: int) -> tuple[int, Any, Any, Any, bool, Any, int]:
@@ -169,8 +136,7 @@ def _product(
     shapes = [_shapes(layer, -1) for layer in layers]
     size = query(shapes, dtype, stream != 0, vector.shape[-1], threads)
     numbered = [(*layer, -1) for layer in layers]
-    with _workspace(size, out, stream) as workspace:
-        return ProductReport(*op(numbered, vector, out, workspace, stream, threads))
+    return ProductReport(*op(numbered, vector, out, scratch(size, out), stream, threads))
 
 
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:

@@ -23,6 +23,8 @@ from fastfisher._arrays import (
     library,
     namespace,
     requires_grad,
+    stand_in,
+    total,
     widened,
 )
 
@@ -160,14 +162,15 @@ class Layer:
             return self._replaced(select(g, 1 + axis), None)
         return self._replaced(g, select(w, axis))
 
-    def widened(self) -> Layer:
-        """Widen factors that are stored in 16-bit floats to float32."""
-        if widened(self.g) is self.g:
-            return self
-        layer = copy.copy(self)
-        for name in ("a", "g", "w"):
-            array = getattr(self, name)
-            setattr(layer, name, None if array is None else widened(array))
+    def summed(self, *, sizes_only: bool = False) -> Layer:
+        """Layer of the sum of all outputs; 16-bit floats are widened before they are added."""
+        wide, add = (stand_in, stand_in) if sizes_only else (widened, total)
+        layer, axis = copy.copy(self), int(self._batch)
+        layer.a = None if self.a is None else wide(self.a)
+        if self.w is None:
+            layer.g = add(self.g, 1 + axis)
+        else:
+            layer.g, layer.w = wide(self.g), add(self.w, axis)
         return layer
 
     def native(self) -> Native:
@@ -431,6 +434,11 @@ def _check_array(x: Array, name: str, rank: int, expected: str) -> None:
     if dtype not in STORED:
         raise TypeError(
             f"{name}: expected dtype float32, float64, bfloat16 or float16, got dtype {dtype}"
+        )
+    if isinstance(x, np.ndarray) and dtype == "bfloat16":
+        raise TypeError(
+            f"{name}: numpy cannot hand over arrays of dtype bfloat16; expected a torch or jax "
+            "array, or x.astype('float32')"
         )
 
 

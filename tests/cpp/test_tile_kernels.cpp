@@ -72,6 +72,30 @@ void kernels_agree(const TileKernels<T>& kernels) {
     }
     FF_CHECK(worst <= 4 * std::numeric_limits<T>::epsilon());
 
+    // Left rows that lie in the panels of the right, from any even row on: the same bits.
+    const std::int64_t panels = 2, last = cols - 1;
+    for (std::int64_t first = 0; first <= last; first += 2) {
+      const std::int64_t tall =
+          std::min<std::int64_t>(2, (cols - first + kernels.mr - 1) / kernels.mr);
+      std::vector<T> copied(static_cast<std::size_t>(k * rows), T{0});
+      for (std::int64_t i = 0; i < std::min(tall * kernels.mr, cols - first); ++i) {
+        for (std::int64_t d = 0; d < k; ++d) {
+          const std::int64_t from = first + i;
+          copied[static_cast<std::size_t>((i / kernels.mr * k + d) * kernels.mr + i % kernels.mr)] =
+              right[static_cast<std::size_t>((from / kernels.nr * k + d) * kernels.nr +
+                                             from % kernels.nr)];
+        }
+      }
+      std::vector<T> expected(static_cast<std::size_t>(rows * cols), T{1}), got = expected;
+      kernels.product(copied.data(), right.data(), k, k * kernels.mr, k * kernels.nr, tall, 2,
+                      everything, expected.data(), cols, true);
+      kernels.product_within(right.data(), first, panels, right.data(), k, tall, 2, everything,
+                             got.data(), cols, true);
+      const auto used =
+          static_cast<std::ptrdiff_t>(std::min(tall * kernels.mr, cols - first) * cols);
+      FF_CHECK(std::equal(got.begin(), got.begin() + used, expected.begin()));
+    }
+
     std::vector<double> acc(static_cast<std::size_t>(cols), 0.5);
     kernels.fold(left.data(), c.data(), 1.0, 0.25, std::min(rows * k, cols), acc.data(), true);
     for (std::int64_t j = 0; j < std::min(rows * k, cols); ++j) {

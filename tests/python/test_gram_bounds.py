@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Gram stays within its inputs, its output and its scratch memory: pages beyond are guarded."""
+"""The Gram stays within its inputs, output and scratch memory, and that within its limit."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -36,15 +37,7 @@ def copied(x):
     y[...] = x
     return y
 
-class Guarded:
-    # numpy as the native waist sees it: scratch memory is guarded.
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-    def empty(self, size, dtype):
-        return guarded((size,), dtype)
-
-_native.np = Guarded()
+_native.scratch = lambda size, like: guarded((size,), "uint8")
 cases = [
     *LAYER_CASES,
     LayerCase("many-samples", 130, 70, 1, (C(16, (6, 6), 17, (3, 3), padding=(1, 1)),)),
@@ -85,3 +78,56 @@ def test_nothing_beyond_the_given_memory_is_touched(at_end, request):
     )
     last = (run.stdout.splitlines() or [""])[-1]
     assert (run.returncode, last) == (0, "done"), run.stderr
+
+
+PEAK = """
+import ctypes
+import numpy as np
+import fastfisher as ff
+from fastfisher._gram import gram_factors
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith(field + ":"))
+
+def ones(*shape):
+    return np.ones(shape, "float32")
+
+deep = ff.Conv(ones(4, 960, 3, 3), ones(4, 200, 960, 3, 3), kernel=3, padding=1, groups=960)
+few = ff.Conv(ones(4, 60, 3, 3), ones(4, 100, 60, 3, 3), kernel=3, padding=1, groups=60)
+split = ff.Separable(ones(4, 3000, 3, 3), ones(300, 3000))
+split = ff.Conv(ones(4, 3000, 3, 3), split, kernel=3, padding=1, groups=3000)
+head = ff.Shared(ones(2, 8, 512), ones(2, 1, 8, 20000), bias=True)
+for layer, outputs, method in (
+    (deep, "trace", "S1"), (few, "trace", "S2"), (deep, "full", "S1"),
+    (split, "full", "S4"), (head, "full", "S1"), (head, "trace", "S3"),
+):
+    def call(limit):
+        return gram_factors([layer], outputs=outputs, method=method, memory_limit=limit, threads=2)
+    try:
+        call(1)
+    except MemoryError as error:
+        least = int(str(error).split("about ")[1].split()[0])
+    for limit in (least, 3 * least):
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as peak:
+            peak.write("5")
+        before = status("VmRSS")
+        result = call(limit)
+        print(status("VmHWM") - before - result.nbytes, limit, outputs, method, flush=True)
+"""
+
+
+def test_the_limit_bounds_the_peak_of_memory():
+    """The workspace, the lists of the plan and copies of small factors, all of them."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the system does not tell the peak of a process")
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [line.split() for line in run.stdout.splitlines() if line[-3:-1] == " S"]
+    assert len(lines) == 12
+    for peak, limit, *case in lines:
+        # Stacks of the threads, pages of the allocator.
+        assert int(peak) <= int(limit) + (2 << 20), case

@@ -86,6 +86,58 @@ def test_overflow_of_the_result_is_an_error_not_infinity(case, dtype, rng):
             gram_factors(ours(layers), method=method)
 
 
+def opposed(layer, exponent):
+    """The same Jacobian: a up and g down for even samples, the other way round for odd ones."""
+
+    def scaled(x, sign):
+        power = np.where(np.arange(len(x)) % 2, exponent, -exponent) * sign
+        return np.ldexp(x, power.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype)
+
+    if isinstance(layer, reference.Explicit):
+        return layer
+    signs = iter([1, -1, 0])
+    return mapped(layer, lambda x: scaled(x, s) if (s := next(signs)) else x)
+
+
+@each_case
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [("float32", 40), ("float32", 70), ("float64", 480)]
+)
+def test_samples_of_opposed_scale_within_a_layer(case, dtype, exponent, rng):
+    case = plain(case)
+    left = [opposed(x, exponent) for x in case.draw(rng, dtype)]
+    right = [opposed(x, exponent) for x in case.draw(rng, dtype, right=True)]
+    for method in ("auto", *case.methods):
+        for outputs in ("full", "trace", "diagonal"):
+            got = gram_factors(ours(left), outputs=outputs, method=method, threads=1)
+            expected = reference.gram(left, outputs=outputs)
+            assert_close(got, expected, terms=case.terms(outputs, method), dtype=dtype)
+            again = gram_factors(ours(left), outputs=outputs, method=method, threads=2)
+            assert np.array_equal(got, again)
+        got = gram_factors(ours(left), ours(right), method=method)
+        expected = reference.gram(left, right)
+        assert_close(got, expected, terms=case.terms("full", method), dtype=dtype)
+
+
+def test_opposed_scales_beside_a_bias_are_right_or_an_error(rng):
+    for case in CASES[:-1]:
+        (layer,) = case.draw(rng, "float32")
+        huge = iter([2.0**80, 2.0**-80])
+        x, g = list(arrays(layer).values())[:2]
+        x[0] *= np.float32(next(huge))
+        g[0] *= np.float32(next(huge))
+        expected = reference.gram([layer])
+        for method in case.methods:
+            if method in ("S1", "S4"):
+                got = gram_factors(ours([layer]), method=method)
+                assert_close(got, expected, terms=case.terms("full", method), dtype="float32")
+            else:
+                with pytest.raises(ValueError, match="layer 0 has a bias and samples"):
+                    gram_factors(ours([layer]), method=method)
+            got = gram_factors(ours([layer]), method=method, precision="exact")
+            assert_close(got, expected, terms=case.terms("full", method), dtype="float32")
+
+
 def test_layers_of_very_different_scale_lose_nothing(rng):
     layers = [
         mapped(x, lambda v, k=k: v * np.float32(1e3 if k % 2 else 1e-3))

@@ -156,6 +156,35 @@ def test_mistakes_name_the_argument(name):
         call()
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_kernels_beyond_any_memory_are_refused(rank):
+    x, g = np.ones((1, 2, *[2] * rank)), np.ones((1, 1, 1, *[4] * rank))
+    with pytest.raises(ValueError, match=r"kernel: expected patches of fewer than 2\^31 entries"):
+        ff.Conv(x, g, kernel=2**31 - 1, padding=2**30)
+
+
+def test_numpy_bfloat16_names_the_argument():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    half = A.astype(ml_dtypes.bfloat16)
+    with pytest.raises(TypeError, match=r"^a: numpy cannot hand over arrays of dtype bfloat16"):
+        ff.gram(half, G.astype(ml_dtypes.bfloat16))
+    with pytest.raises(TypeError, match=r"^layer 'x': a: numpy cannot"):
+        ff.Shared(half, G, label="x")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sums_of_outputs_count_in_the_memory_limit(dtype):
+    a, g = A.astype(dtype), G.astype(dtype)
+    copies = 4 * g.size // g.shape[1] + (4 * a.size if dtype == "float16" else 0)
+    for limit in (1, copies, copies + 1):
+        message = rf"needs about \d+ bytes, {copies} of them for summed gradients, got {limit}"
+        with pytest.raises(MemoryError, match=message) as error:
+            ff.gram(a, g, outputs="sum", method="S1", memory_limit=limit)
+    needed = int(str(error.value).split("about ")[1].split()[0])
+    got = ff.gram(a, g, outputs="sum", method="S1", memory_limit=needed)
+    assert np.array_equal(got, ff.gram(a, g, outputs="sum", method="S1"))
+
+
 def test_mixed_libraries_are_refused():
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="x and g must have the same array library"):

@@ -25,6 +25,13 @@ void one_conv(const char* op, const std::string& name, const LayerFactors& layer
                conv.padding[r] >= 0;
   }
   if (!positive) fail(ErrorCode::shape, op, name + "conv", "has an extent that is not positive");
+  // So that no product of extents overflows.
+  std::int64_t entries = std::max<std::int64_t>(1, layer.a.extent(1) / conv.groups);
+  for (const std::int64_t taps : conv.kernel) {
+    if (entries >= (std::int64_t{1} << 31) / taps + 1)
+      fail(ErrorCode::shape, op, name + "kernel", "makes patches of 2^31 entries or more");
+    entries *= taps;
+  }
   const std::int64_t o = layer.g.extent(layer.separable() ? 1 : 2);
   if (layer.a.extent(1) % conv.groups != 0 || o % conv.groups != 0)
     fail(ErrorCode::shape, op, name + "groups", "does not divide the channels");

@@ -16,7 +16,8 @@
 //     for each group of slabs of chunks that fits the workspace (one slab when it can be)
 //       form the group's gradients for the block's samples                 parallel over samples
 //       for each slab of the group
-//         pack the block's rows into panels                                parallel over panels
+//         pack the block's rows into panels; where the block meets itself  parallel over panels
+//           one copy serves both sides but in S2 and contracted S3
 //         for each tile of the pair                                        parallel over tiles
 //           for each chunk: P, Q of the tile, then acc += P o Q in float64 the tile stays in cache
 //           after the last slab: store the tile and its mirror image once
@@ -26,7 +27,8 @@
 // scale lose nothing. An entry's sums follow the chunks of GramPlan alone: tiles, blocks, slabs and
 // threads never change a bit. Products of float32 underflow or overflow only where entries leave
 // [2^-48, 2^48] (2^12 where what is formed is multiplied again): such a factor is packed times a
-// power of two, which fold() takes out again in float64.
+// power of two, which fold() takes out again in float64. Samples whose a and g are of opposed scale
+// are balanced besides, see gram_balance.hpp.
 #include "backend.hpp"
 #include "gram_engine.hpp"
 
@@ -120,11 +122,21 @@ Call call_of(const Context& ctx, std::span<const LayerFactors> left,
     const std::int64_t each = call.abreast == 1 ? limit : limit / call.abreast / 64 * 64;
     if (fit<T>(call, left, right, options.outputs, threads, each)) return call;
   }
-  // The figure to name is one that works: found by asking.
-  std::int64_t needed = std::max<std::int64_t>(limit, 1024);
-  while (!fit<T>(call, left, right, options.outputs, 1, needed)) needed += needed / 8;
+  // The figure to name is one that works, at most an eighth too large: found by asking.
+  const auto works = [&](std::int64_t bytes) {
+    return fit<T>(call, left, right, options.outputs, 1, bytes);
+  };
+  std::int64_t enough = std::max<std::int64_t>(limit, 1024), short_of = limit;
+  while (!works(enough)) {
+    short_of = enough;
+    enough *= 4;
+  }
+  while (enough - short_of > std::max<std::int64_t>(short_of / 8, 64)) {
+    const std::int64_t middle = short_of + (enough - short_of) / 2;
+    (works(middle) ? enough : short_of) = middle;
+  }
   throw Error(ErrorCode::memory, "gram", "memory_limit",
-              "needs about " + std::to_string(needed) + " bytes of workspace, got " +
+              "needs about " + std::to_string(enough) + " bytes of workspace, got " +
                   std::to_string(limit));
 }
 

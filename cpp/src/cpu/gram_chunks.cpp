@@ -20,16 +20,25 @@ class Chunks {
  public:
   explicit Chunks(const GramShape& shape) : shape_(shape) {}
 
-  std::vector<GramChunk> all() {
+  // Counts first: a list that grows takes twice its memory, and one too long is never made.
+  std::vector<GramChunk> all(std::int64_t most) {
+    walk();
+    if (count_ > most) return {};
+    chunks_.reserve(static_cast<std::size_t>(count_));
+    counting_ = false;
+    walk();
+    return std::move(chunks_);
+  }
+
+ private:
+  void walk() {
     for (std::size_t index = 0; index < shape_.layers.size(); ++index) {
       next_ = {};
       next_.layer = static_cast<int>(index);
       layer(shape_.layers[index]);
     }
-    return std::move(chunks_);
   }
 
- private:
   void layer(const LayerShape& layer) {
     const bool trace = shape_.kind == GramOutputs::trace;
     const std::int64_t outputs = trace ? layer.outputs : 1;
@@ -57,16 +66,16 @@ class Chunks {
   void gradients(const LayerShape& layer, std::int64_t outputs) {
     const std::size_t begin = chunks_.size();
     units(layer, kGramDepth / layer.padded, [&](std::int64_t count) {
-      for (next_.output = 0; next_.output < outputs; ++next_.output) {
-        next_.source = GramChunk::Source::weights;
-        cut(true, 0, count * layer.padded, false, false, first_if(next_.output == 0));
-        if (!layer.bias) continue;
-        next_.source = GramChunk::Source::ones;
-        cut(true, 0, count, false, false, Atoms::none);
-      }
+      next_.across = outputs > 1;
+      next_.source = GramChunk::Source::weights;
+      cut(true, 0, count * layer.padded * outputs, false, false,
+          outputs > 1 ? Atoms::every : Atoms::first);
+      if (!layer.bias) return;
+      next_.source = GramChunk::Source::ones;
+      cut(true, 0, count * outputs, false, false, outputs > 1 ? Atoms::every : Atoms::none);
     });
-    chunks_[begin].first = true;
-    chunks_.back().last = true;
+    next_.across = false;
+    one_product(begin);
     fold_often(begin);
   }
 
@@ -137,7 +146,7 @@ class Chunks {
         if (layer.bias) {
           next_.source = GramChunk::Source::ones;
           next_.unit = from;
-          next_.units = count;
+          next_.units = static_cast<std::int32_t>(count);
           cut(true, 0, count, false, false, Atoms::none);
         }
         next_.side = GramChunk::Side::left;
@@ -149,6 +158,12 @@ class Chunks {
       }
       next_.side = GramChunk::Side::both;
     });
+    one_product(begin);
+  }
+
+  // The chunks from `begin` on are one product.
+  void one_product(std::size_t begin) {
+    if (counting_) return;
     chunks_[begin].first = true;
     chunks_.back().last = true;
   }
@@ -161,8 +176,9 @@ class Chunks {
       const std::int64_t end = (next_.group + 1) * layer.group_out();
       for (std::int64_t o = next_.group * layer.group_out(); o < end; o += wanted) {
         next_.unit = o;
-        next_.units = std::min(wanted, end - o);
-        each(next_.units);
+        const std::int64_t count = std::min(wanted, end - o);
+        next_.units = static_cast<std::int32_t>(count);
+        each(count);
       }
     }
     next_.group = next_.output = 0;
@@ -173,11 +189,13 @@ class Chunks {
   void cut(bool gradients, std::int64_t from, std::int64_t depth, bool first, bool last,
            Atoms atoms) {
     const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, kGramDepth));
+    count_ += count;
+    if (counting_) return;
     for (std::int64_t k = 0; k < count; ++k) {
       GramChunk chunk = next_;
       chunk.gradients = gradients;
       chunk.from = from + depth * k / count;
-      chunk.depth = depth * (k + 1) / count - depth * k / count;
+      chunk.depth = static_cast<std::int32_t>(depth * (k + 1) / count - depth * k / count);
       chunk.first = first && k == 0;
       chunk.last = last && k == count - 1;
       chunk.atom = atoms == Atoms::every || (atoms == Atoms::first && k == 0);
@@ -187,13 +205,28 @@ class Chunks {
 
   const GramShape& shape_;
   GramChunk next_;
+  bool counting_ = true;
+  std::int64_t count_ = 0;
   std::vector<GramChunk> chunks_;
 };
 
 }  // namespace
 
-std::vector<GramChunk> gram_chunks(const GramShape& shape) {
-  return Chunks(shape).all();
+std::vector<GramChunk> gram_chunks(const GramShape& shape, std::int64_t most) {
+  return Chunks(shape).all(most);
+}
+
+std::int64_t gram_list_bytes(const GramShape& shape, std::int64_t chunks, std::int64_t item_bytes) {
+  // Every chunk may be a slab and a group of its own only where memory is short: count the slab,
+  // twice as its list grows, and the pieces, one a group of channels and two while they grow.
+  std::int64_t bytes = chunks * static_cast<std::int64_t>(sizeof(GramChunk) + 2 * sizeof(GramSlab));
+  for (const LayerShape& layer : shape.layers) {
+    // One for each group of channels, twice while their list grows.
+    if (layer.formed()) bytes += 2 * layer.groups * static_cast<std::int64_t>(sizeof(GramPiece));
+    // Copies of w: of both sides, and of what forms with them.
+    if (layer.separable) bytes += 4 * layer.outputs * layer.out * item_bytes;
+  }
+  return bytes;
 }
 
 }  // namespace fastfisher::cpu

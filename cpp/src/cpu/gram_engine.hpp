@@ -97,7 +97,7 @@ class Gram {
           const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
           const std::int64_t r = above - grid.before.begin(), q = at - *above;
           GramTile<T, R> tile(shape_, plan_, kernels_, sides_->scales(), left_panels_,
-                              right_panels_);
+                              right_panels_, together);
           const std::int64_t state = plan_.single_slab() ? worker : at;
           if (!tile.run(i, j, r * plan_.tile_rows, q * plan_.tile_cols, slab,
                         states_ + state * plan_.state_bytes, pairs_ + worker * plan_.pair_bytes,
@@ -149,7 +149,7 @@ class Gram {
           const std::int64_t step =
               round_up(ceil_div(all, tasks), side ? kernels_.mr : kernels_.nr);
           pack_side(side, gradients, side ? i : j, task * step, std::min(all, (task + 1) * step),
-                    slab, group, side || together);
+                    slab, group, together, side || together);
         }
       }
     });
@@ -158,7 +158,8 @@ class Gram {
   // Rows [row, end) of the block that starts at `block`, one side. Where a block meets itself, the
   // right finds what was formed at the left's.
   void pack_side(bool left, bool gradients, std::int64_t block, std::int64_t row, std::int64_t end,
-                 const GramSlab& slab, const GramGroup& group, bool formed_left) const {
+                 const GramSlab& slab, const GramGroup& group, bool together,
+                 bool formed_left) const {
     const std::int64_t width = left ? kernels_.mr : kernels_.nr;
     const std::int64_t side_outputs = left ? shape_.left_outputs : shape_.right_outputs;
     const std::int64_t outputs = gradients ? 1 : side_outputs;
@@ -170,6 +171,9 @@ class Gram {
     for (std::size_t c = slab.first; c < slab.last; ++c) {
       const GramChunk& chunk = plan_.chunks[c];
       if (chunk.gradients != gradients) continue;
+      if (left && together &&
+          !shape_.layers[static_cast<std::size_t>(chunk.layer)].packs_left(shape_))
+        continue;
       if (chunk.side == (left ? GramChunk::Side::right : GramChunk::Side::left)) continue;
       T* to = left ? left_panels_ + chunk.left_at : right_panels_ + chunk.right_at;
       const GramPiece* piece =

@@ -32,7 +32,8 @@ class Former {
  public:
   /// `lanes`, where not empty, multiplies row (c,o) of the cotangents.
   Former(const LayerFactors& factors, const LayerShape& layer, const TileKernels<T>& kernels,
-         double scale_a, double scale_g, std::vector<T> lanes)
+         double scale_a, double scale_g, std::vector<T> lanes, const std::vector<T>& balance_a,
+         const std::vector<T>& balance_g)
       : layer_(layer),
         kernels_(kernels),
         input_(input_of(factors)),
@@ -40,7 +41,9 @@ class Former {
         positions_(positions_of(cotangents_)),
         scale_a_(scale_a),
         scale_g_(scale_g),
-        lanes_(std::move(lanes)) {}
+        lanes_(std::move(lanes)),
+        balance_a_(balance_a),
+        balance_g_(balance_g) {}
 
   /// Rows (c,o) of the piece for outputs [c0, c1) of sample n, each padded to layer.padded, and
   /// with a bias the sums over positions of the cotangents.
@@ -62,7 +65,7 @@ class Former {
           for (std::int64_t r = 0; r < count; r += kernels_.mr) {
             T* panel = scratch.left + r * depth;
             cotangent_panel(n, c0, piece, r0 + r, rows, t0, t1, panel);
-            if (ones != nullptr && i0 == 0) add_ones(panel, depth, ones + r0 + r);
+            if (ones != nullptr && i0 == 0) add_ones(n, panel, depth, ones + r0 + r);
           }
           kernels_.product(scratch.left, scratch.right, depth, depth * kernels_.mr,
                            depth * kernels_.nr, ceil_div(count, kernels_.mr), cols / kernels_.nr,
@@ -95,6 +98,16 @@ class Former {
     pack_of<S>(kernels_)(rows, count, width, stride, k, scale, to);
   }
 
+  // Of all samples, or of one where they are balanced.
+  [[nodiscard]] double scale_a(std::int64_t n) const {
+    return balance_a_.empty() ? scale_a_
+                              : static_cast<double>(balance_a_[static_cast<std::size_t>(n)]);
+  }
+  [[nodiscard]] double scale_g(std::int64_t n) const {
+    return balance_g_.empty() ? scale_g_
+                              : static_cast<double>(balance_g_[static_cast<std::size_t>(n)]);
+  }
+
   // Panel of rows r .. r + mr of (c,o) over positions [t0, t1).
   void cotangent_panel(std::int64_t n, std::int64_t c0, const GramPiece& piece, std::int64_t r,
                        std::int64_t rows, std::int64_t t0, std::int64_t t1, T* to) const {
@@ -115,7 +128,7 @@ class Former {
     for_runs(cotangents_, t0, t1,
              [&](std::int64_t t, std::int64_t offset, std::int64_t stride, std::int64_t run) {
                for (std::int64_t k = 0; k < count; ++k) at[k] = base[k] + offset;
-               pack(at, count, width, stride, run, scale_g_, to + (t - t0) * width);
+               pack(at, count, width, stride, run, scale_g(n), to + (t - t0) * width);
              });
     if (lanes_.empty()) return;
     for (std::int64_t t = 0; t < t1 - t0; ++t) {
@@ -123,10 +136,10 @@ class Former {
     }
   }
 
-  void add_ones(const T* panel, std::int64_t depth, T* ones) const {
+  void add_ones(std::int64_t n, const T* panel, std::int64_t depth, T* ones) const {
+    const auto one = static_cast<T>(scale_a(n));
     for (std::int64_t t = 0; t < depth; ++t) {
-      for (std::int64_t k = 0; k < kernels_.mr; ++k)
-        ones[k] += panel[t * kernels_.mr + k] * static_cast<T>(scale_a_);
+      for (std::int64_t k = 0; k < kernels_.mr; ++k) ones[k] += panel[t * kernels_.mr + k] * one;
     }
   }
 
@@ -144,7 +157,7 @@ class Former {
       at[k] = static_cast<const S*>(input_.data) + n * input_.sample + t0 * input_.position +
               (i + k) * input_.feature;
     }
-    pack(at, count, width, input_.position, t1 - t0, scale_a_, to);
+    pack(at, count, width, input_.position, t1 - t0, scale_a(n), to);
   }
 
   // The same for patches. A row is contiguous memory where the kernel moves by one and stays
@@ -194,7 +207,7 @@ class Former {
         }
         at[k] = copy;
       }
-      pack(at, width, width, 1, run, scale_a_, to + (t - t0) * width);
+      pack(at, width, width, 1, run, scale_a(n), to + (t - t0) * width);
       t += run;
     }
   }
@@ -206,6 +219,7 @@ class Former {
   std::int64_t positions_;
   double scale_a_, scale_g_;
   std::vector<T> lanes_;
+  const std::vector<T>&balance_a_, &balance_g_;
 };
 
 }  // namespace fastfisher::cpu

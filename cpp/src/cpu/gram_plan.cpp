@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gram_plan.hpp"
 
+#include "gram_slabs.hpp"
+
 #include <algorithm>
 #include <optional>
 #include <utility>
@@ -51,6 +53,9 @@ struct Sizer {
   int threads;
   GramPlan plan;
 
+  [[nodiscard]] SlabCutter cutter() { return {shape, item, plan}; }
+  bool cut(std::int64_t panels, std::int64_t formed) { return cutter().cut(panels, formed, false); }
+
   [[nodiscard]] bool any_formed() const {
     return std::any_of(shape.layers.begin(), shape.layers.end(),
                        [](const LayerShape& layer) { return layer.formed(); });
@@ -91,14 +96,6 @@ struct Sizer {
     if (!any_formed()) return;
     set(kFormRows, kFormCols);
     if (plan.form_bytes > limit / 4) set(kFewFormRows, kFewFormCols);
-  }
-
-  [[nodiscard]] std::int64_t chunk_bytes(const GramChunk& chunk, bool left) const {
-    if (chunk.side == (left ? GramChunk::Side::right : GramChunk::Side::left)) return 0;
-    const std::int64_t extent =
-        left ? panel_extent(chunk.gradients, plan.block_rows, shape.left_outputs, plan.mr)
-             : panel_extent(chunk.gradients, plan.block_cols, shape.right_outputs, plan.nr);
-    return round_up(extent * chunk.depth * item, kAlign);
   }
 
   // Products of samples in a tile, and a thread's memory for pairs of positions.
@@ -145,124 +142,6 @@ struct Sizer {
            ceil_div(std::min(plan.block_cols, shape.cols), plan.tile_cols);
   }
 
-  // Whether left and right form different samples at some time.
-  [[nodiscard]] bool two_sides() const { return !shape.symmetric || plan.block_rows < shape.rows; }
-
-  [[nodiscard]] std::int64_t piece_entries(const GramPiece& piece, bool left) const {
-    const std::int64_t samples = left ? block_samples(plan.block_rows, shape.left_outputs)
-                                      : block_samples(plan.block_cols, shape.right_outputs);
-    return round_up(samples * piece.sample_entries * item, kAlign) / item;
-  }
-
-  // Adds the units of `chunk` to its piece.
-  void form(const GramChunk& chunk, std::vector<GramPiece>& pieces) const {
-    const LayerShape& layer = shape.layers[static_cast<std::size_t>(chunk.layer)];
-    const bool patches = chunk.source == GramChunk::Source::patches;
-    const auto same = std::find_if(pieces.rbegin(), pieces.rend(), [&](const GramPiece& piece) {
-      return piece.layer == chunk.layer && piece.group == chunk.group && piece.patches == patches;
-    });
-    const bool known = same != pieces.rend();
-    if (!known) pieces.push_back({chunk.layer, chunk.group, chunk.unit, 0, patches, 0, 0, 0, 0});
-    GramPiece& piece = known ? *same : pieces.back();
-    piece.to = std::max(piece.to, chunk.unit + chunk.units);
-    const std::int64_t outputs = patches ? 1 : shape.formed_outputs(layer);
-    piece.rows = round_up(outputs * (piece.to - piece.from), plan.mr);
-    piece.sample_entries = piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0));
-  }
-
-  [[nodiscard]] bool forms(std::size_t begin, std::size_t end) const {
-    return std::any_of(plan.chunks.begin() + static_cast<std::ptrdiff_t>(begin),
-                       plan.chunks.begin() + static_cast<std::ptrdiff_t>(end),
-                       [](const GramChunk& c) { return c.source != GramChunk::Source::input; });
-  }
-
-  // Fills slabs of at most `panels` bytes of panels, in groups that form at most `formed` bytes;
-  // false if what cannot be divided is larger.
-  bool cut(std::int64_t panels, std::int64_t formed) {
-    plan.slabs.clear();
-    plan.groups.assign(1, {});
-    plan.left_bytes = plan.right_bytes = plan.formed_left = plan.formed_right = 0;
-    GramSlab slab;
-    std::int64_t left = 0, right = 0;
-    const auto close = [&] {
-      if (slab.last > slab.first) plan.slabs.push_back(slab);
-      plan.left_bytes = std::max(plan.left_bytes, left);
-      plan.right_bytes = std::max(plan.right_bytes, right);
-      slab.first = slab.last;
-      left = right = 0;
-    };
-    for (std::size_t begin = 0, end = 0; begin < plan.chunks.size(); begin = end) {
-      for (end = begin + 1; end < plan.chunks.size() && !plan.chunks[end].atom;) ++end;
-      std::int64_t more_left = 0, more_right = 0;
-      for (std::size_t c = begin; c < end; ++c) {
-        more_left += chunk_bytes(plan.chunks[c], true);
-        more_right += chunk_bytes(plan.chunks[c], false);
-      }
-      if (more_left + more_right > panels) return false;
-      if (left + right + more_left + more_right > panels) close();
-      if (forms(begin, end)) {
-        for (int attempt = 0;; ++attempt) {
-          std::vector<GramPiece> pieces = plan.groups.back().pieces;
-          for (std::size_t c = begin; c < end; ++c) {
-            if (plan.chunks[c].source != GramChunk::Source::input) form(plan.chunks[c], pieces);
-          }
-          std::int64_t sum_left = 0, sum_right = 0;
-          for (GramPiece& piece : pieces) {
-            piece.left_at = sum_left / item;
-            piece.right_at = sum_right / item;
-            sum_left += piece_entries(piece, true) * item;
-            sum_right += two_sides() ? piece_entries(piece, false) * item : 0;
-          }
-          if (sum_left + sum_right <= formed) {
-            plan.formed_left = std::max(plan.formed_left, sum_left);
-            plan.formed_right = std::max(plan.formed_right, sum_right);
-            plan.groups.back().pieces = std::move(pieces);
-            break;
-          }
-          if (attempt == 1) return false;
-          close();
-          plan.groups.back().last = plan.slabs.size();
-          plan.groups.push_back({plan.slabs.size(), 0, {}});
-        }
-      }
-      slab.last = end;
-      left += more_left;
-      right += more_right;
-    }
-    close();
-    plan.groups.back().last = plan.slabs.size();
-    return true;
-  }
-
-  // Where each chunk finds its panels and its piece.
-  void locate() {
-    bool started = false;
-    for (const GramGroup& group : plan.groups) {
-      for (std::size_t k = group.first; k < group.last; ++k) {
-        GramSlab& slab = plan.slabs[k];
-        slab.started = started;
-        std::int64_t left = 0, right = 0;
-        for (std::size_t c = slab.first; c < slab.last; ++c) {
-          GramChunk& chunk = plan.chunks[c];
-          chunk.left_at = left / item;
-          chunk.right_at = right / item;
-          left += chunk_bytes(chunk, true);
-          right += chunk_bytes(chunk, false);
-          chunk.piece = -1;
-          started = started || (chunk.gradients && chunk.last);
-          if (chunk.source == GramChunk::Source::input) continue;
-          for (std::size_t p = 0; p < group.pieces.size(); ++p) {
-            const GramPiece& piece = group.pieces[p];
-            if (piece.layer == chunk.layer && piece.group == chunk.group &&
-                piece.patches == (chunk.source == GramChunk::Source::patches) &&
-                piece.from <= chunk.unit && chunk.unit < piece.to)
-              chunk.piece = static_cast<int>(p);
-          }
-        }
-      }
-    }
-  }
-
   void total() {
     plan.state_bytes = one_state();
     plan.states = plan.single_slab() ? threads : tiles();
@@ -270,11 +149,18 @@ struct Sizer {
                  plan.states * plan.state_bytes + fixed_bytes();
   }
 
+  // The lists of slabs and groups count, twice while they grow.
+  [[nodiscard]] bool fits(std::int64_t limit) const {
+    const auto lists = static_cast<std::int64_t>(plan.slabs.size() * sizeof(GramSlab) +
+                                                 plan.groups.size() * sizeof(GramGroup));
+    return plan.bytes + 2 * lists <= limit;
+  }
+
   bool try_single(std::int64_t limit) {
     const std::int64_t most = limit - threads * one_state() - fixed_bytes();
-    if (!cut(most, most) || !plan.single_slab()) return false;
+    if (!cutter().cut(most, most, true)) return false;
     total();
-    return plan.bytes <= limit;
+    return fits(limit);
   }
 
   bool try_slabs(std::int64_t limit) {
@@ -289,16 +175,21 @@ struct Sizer {
     const std::int64_t depth = unfolds        ? kUnfoldedDepthBytes
                                : any_formed() ? kFormedDepthBytes
                                               : kSlabDepthBytes;
+    const bool both = cutter().two_sides() ||
+                      std::any_of(shape.layers.begin(), shape.layers.end(),
+                                  [&](const LayerShape& layer) { return layer.packs_left(shape); });
+    const std::int64_t packed_left = both ? plan.block_rows : 0;
     const std::int64_t wanted =
-        std::min(most, std::max(kFewPanels, (plan.block_rows + plan.block_cols) * depth));
-    if (any_formed() && !unfolds && cut(wanted, std::min(3 * wanted, most - wanted))) {
+        std::min(most, std::max(kFewPanels, (packed_left + plan.block_cols) * depth));
+    const std::int64_t stretch = 3 * (plan.block_rows + plan.block_cols) * depth;
+    if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - wanted))) {
       total();
-      if (plan.bytes <= limit) return true;
+      if (fits(limit)) return true;
     }
     if (!cut(wanted, most - wanted) && !cut(most / 2, most - most / 2) && !cut(most, most))
       return false;
     total();
-    return plan.bytes <= limit;
+    return fits(limit);
   }
 };
 
@@ -336,7 +227,10 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
   plan.nr = nr;
-  plan.chunks = gram_chunks(shape);
+  // The lists are beside the workspace, and within the limit too.
+  plan.chunks = gram_chunks(shape, limit / static_cast<std::int64_t>(sizeof(GramChunk)));
+  limit -= gram_list_bytes(shape, static_cast<std::int64_t>(plan.chunks.size()), item_bytes);
+  if (plan.chunks.empty() || limit <= 0) return std::nullopt;
   const bool formed = sizer.any_formed();
   std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
   // Small problems: smaller tiles, so that every thread has several.
@@ -346,7 +240,7 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
     return tiles < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
   };
   const auto done = [](Sizer& found) {
-    found.locate();
+    found.cutter().locate();
     return std::move(found.plan);
   };
   while (threads > 1 && few() && (wanted_rows > 2 * mr || wanted_cols > 2 * nr)) {
@@ -371,7 +265,8 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
     }
     for (std::int64_t blocks = 1; blocks <= most; blocks += std::max<std::int64_t>(1, blocks / 8)) {
       sizer.set_blocks(blocks, blocks);
-      if (formed && sizer.try_single(limit)) return done(sizer);
+      // Slabs keep panels in cache; a single one spares several blocks from forming anew.
+      if (formed && blocks > 1 && sizer.try_single(limit)) return done(sizer);
       if (sizer.try_slabs(limit) || sizer.try_single(limit)) return done(sizer);
     }
     if (plan.tile_rows == mr && plan.tile_cols == nr) break;

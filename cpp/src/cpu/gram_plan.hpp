@@ -59,6 +59,10 @@ struct LayerShape {
   /// S3: whether P meets the cotangents of the right before those meet the left's; fewer
   /// multiply-adds where outputs meet outputs.
   [[nodiscard]] bool contracts(const GramShape& shape) const;
+  /// Whether the left has panels of its own where a block meets itself: where one row of it at a
+  /// time meets what was computed from the right, and where rows are so many that packing twice
+  /// costs less than the products lose (2 %) by reading rows from panels of columns.
+  [[nodiscard]] bool packs_left(const GramShape& shape) const;
 };
 
 struct GramShape {
@@ -80,29 +84,35 @@ inline bool LayerShape::contracts(const GramShape& shape) const {
   return right_positions + shape.left_outputs < right_positions * shape.left_outputs;
 }
 
+inline bool LayerShape::packs_left(const GramShape& shape) const {
+  constexpr std::int64_t kManyRows = 1536;
+  return shape.rows > kManyRows || (!nothing() && (method == GramMethod::s2 ||
+                                                   (method == GramMethod::s3 && contracts(shape))));
+}
+
 /// A stretch of one product's depth that is packed and multiplied at once. Its bounds depend on the
 /// shapes alone, so that memory and threads never change the order of a sum.
 struct GramChunk {
-  enum class Source { input, weights, ones, patches };
-  enum class Side { both, left, right };
+  enum class Source : std::int8_t { input, weights, ones, patches };
+  enum class Side : std::int8_t { both, left, right };
 
-  int layer = 0;
-  bool gradients = false;  ///< product of rows of outputs, else of rows of samples
-  std::int64_t from = 0;   ///< first entry of the depth, within the source's rows
-  std::int64_t depth = 0;
-  bool first = false;  ///< starts its product
-  bool last = false;   ///< ends it; a product of gradients is folded then
-  bool atom = false;   ///< a slab may begin here
-
+  // Small: there is one for every 256 parameters or fewer, and they count as scratch memory.
+  std::int64_t from = 0;                   ///< first entry of the depth, within the source's rows
+  std::int64_t unit = 0;                   ///< first o, or position
+  std::int64_t group = 0;                  ///< of channels
+  std::int64_t left_at = 0, right_at = 0;  ///< its panels, in entries from the slab's first
+  std::int32_t layer = 0;
+  std::int32_t depth = 0;         ///< at most kGramDepth
+  std::int32_t units = 1;         ///< that it goes through, of what is formed
+  std::int32_t output = 0;        ///< c, where rows are samples and each output is a product (S2)
+  std::int32_t piece = -1;        ///< of the group of slabs that holds it
   Source source = Source::input;  ///< the caller's array, or what is formed: weights, bias, patches
   Side side = Side::both;         ///< that packs it
-  std::int64_t unit = 0;          ///< first o, or position
-  std::int64_t units = 1;         ///< that it goes through, of what is formed
-  std::int64_t group = 0;
-  std::int64_t output = 0;  ///< c, where rows are samples and the depth runs over outputs (S1)
-  int piece = -1;           ///< of the group of slabs that holds it
-
-  std::int64_t left_at = 0, right_at = 0;  ///< its panels, in entries from the slab's first
+  bool gradients = false;         ///< product of rows of outputs, else of rows of samples
+  bool first = false;             ///< starts its product
+  bool last = false;              ///< ends it; a product of gradients is folded then
+  bool atom = false;              ///< a slab may begin here
+  bool across = false;            ///< the depth runs over all outputs of the units (S1 of samples)
 };
 
 /// Units [from, to) of one group of channels of a layer that are formed together, for every sample
@@ -147,7 +157,7 @@ struct GramPlan {
   std::int64_t samples_entries = 0;  ///< of the product of samples in a tile
   std::int64_t pair_bytes = 0;       ///< of a thread, for pairs of positions; behind the states
   std::int64_t states = 0;  ///< one a thread with a single slab, else one a tile of the block
-  std::int64_t bytes = 0;
+  std::int64_t bytes = 0;   ///< of the workspace
 
   [[nodiscard]] bool single_slab() const { return slabs.size() == 1; }
   [[nodiscard]] std::int64_t blocks(const GramShape& shape) const {
@@ -171,10 +181,14 @@ GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFa
 /// Multiply-adds and predicted seconds of each layer.
 std::vector<GramChoice> gram_choices(const GramShape& shape, std::int64_t item_bytes, int threads);
 
-/// The chunks of all layers in order.
-std::vector<GramChunk> gram_chunks(const GramShape& shape);
+/// The chunks of all layers in order; none if there are more than `most`.
+std::vector<GramChunk> gram_chunks(const GramShape& shape, std::int64_t most);
 
-/// The plan with the fewest passes over the factors within `limit` bytes, or none if none fits.
+/// Bytes beside the workspace of so many chunks, of what is formed, and of copies of w.
+std::int64_t gram_list_bytes(const GramShape& shape, std::int64_t chunks, std::int64_t item_bytes);
+
+/// The plan with the fewest passes over the factors within `limit` bytes, its own lists among them,
+/// or none if none fits.
 std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::int64_t nr,
                                   std::int64_t item_bytes, int threads, std::int64_t limit);
 

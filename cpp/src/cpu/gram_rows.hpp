@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The two sides of a Gram: their layers scanned and scaled, where the rows of each chunk lie, and
-// how they come into panels.
+// The two sides of a Gram: where the rows of each chunk lie, and how they come into panels.
 #pragma once
 
 #include "gram_access.hpp"
 #include "gram_form.hpp"
 #include "gram_plan.hpp"
-#include "scan.hpp"
+#include "gram_scales.hpp"
 #include "tile_kernels.hpp"
 
 #include <algorithm>
@@ -18,11 +17,6 @@
 
 namespace fastfisher::cpu {
 
-/// What fold multiplies the products of a layer with, and adds to those of samples.
-struct LayerScale {
-  double scale = 1, bias = 0;
-};
-
 /// Rows of a chunk, of the factors or of what was formed.
 struct ChunkRows {
   Rows rows;
@@ -31,6 +25,8 @@ struct ChunkRows {
   /// multiplied by weights[(r % inner) * by_row + k / run * by_run + k % run].
   const void* weights = nullptr;
   std::int64_t by_row = 0, by_run = 0;
+  /// Where samples are balanced: the scale of each.
+  const void* balance = nullptr;
 };
 
 template <class S, class T>
@@ -42,7 +38,8 @@ class GramSides {
       : shape_(shape), kernels_(kernels), square_(right.empty()) {
     sides_[0].layers = left;
     sides_[1].layers = square_ ? left : right;
-    report_ = scan_all(ctx, threads);
+    SideScales<T>* sides[] = {&sides_[0], &sides_[1]};
+    report_ = SideScanner<S, T>(shape, kernels, square_, sides, scales_).scan_all(ctx, threads);
   }
 
   [[nodiscard]] const GramReport& report() const { return report_; }
@@ -103,6 +100,7 @@ class GramSides {
         found.rows.data = static_cast<const S*>(found.rows.data) + plane_ * factors.g.stride(1);
       }
       found.rows.scale = chunk.gradients ? side.scale_g[index] : side.scale_a[index];
+      found.balance = balance_of(side, index, chunk, found.rows);
     }
     return found;
   }
@@ -119,6 +117,13 @@ class GramSides {
     }
     gather(pack_of<S>(kernels_), static_cast<const S*>(source.rows.data), source.rows, chunk, first,
            present, width, to);
+    if (source.balance != nullptr) {
+      const auto* balance = static_cast<const T*>(source.balance);
+      for (std::int64_t k = 0; k < chunk.depth; ++k) {
+        for (std::int64_t r = 0; r < present; ++r)
+          to[k * width + r] *= balance[(first + r) / source.rows.inner];
+      }
+    }
     if (source.weights == nullptr) return;
     const auto* weights = static_cast<const T*>(source.weights);
     const Rows& rows = source.rows;
@@ -131,12 +136,18 @@ class GramSides {
   }
 
  private:
-  struct Side {
-    std::span<const LayerFactors> layers;
-    std::vector<double> scale_a, scale_g, scale_w;  // powers of two
-    std::vector<std::vector<T>> w;                  // separable: [c,o] times scale_w
+  struct Side : SideScales<T> {
     std::vector<std::optional<Former<S, T>>> formers;
   };
+
+  // The scales of samples, which then are instead of the common one.
+  static const void* balance_of(const Side& side, std::size_t index, const GramChunk& chunk,
+                                Rows& rows) {
+    const auto& balance = chunk.gradients ? side.balance_g[index] : side.balance_a[index];
+    if (balance.empty()) return nullptr;
+    rows.scale = 1;
+    return balance.data();
+  }
 
   // Whether chunks of the caller's arrays are those of one position.
   static bool by_position(const LayerShape& layer) {
@@ -188,6 +199,10 @@ class GramSides {
     rows.outer_stride = piece.sample_entries;
     rows.run = std::max<std::int64_t>(1, chunk.from + chunk.depth);
     rows.depth_stride = 1;
+    if (chunk.across && chunk.units < units) {
+      rows.run = chunk.units * unit;
+      rows.run_stride = units * unit;
+    }
     if (chunk.gradients && shape_.kind == GramOutputs::full) {
       rows.inner = left ? shape_.left_outputs : shape_.right_outputs;
       rows.inner_stride = units * unit;
@@ -217,6 +232,7 @@ class GramSides {
       rows.run = std::max<std::int64_t>(1, layer.in);
       rows.depth_stride = a.feature;
       rows.scale = side.scale_a[index];
+      found.balance = balance_of(side, index, chunk, rows);
       return;
     }
     const CotangentAccess g = cotangents_of(factors);
@@ -230,6 +246,7 @@ class GramSides {
     rows.run = layer.group_out();
     rows.depth_stride = g.unit;
     rows.scale = side.scale_g[index];
+    found.balance = balance_of(side, index, chunk, rows);
     const T* w = layer.separable ? side.w[index].data() + first_unit : nullptr;
     switch (shape_.kind) {
     case GramOutputs::full:
@@ -258,7 +275,8 @@ class GramSides {
     if (layer.method == GramMethod::s4 && shape_.kind != GramOutputs::full)
       lanes = weights_of_units(which, index);
     side.formers.back().emplace(side.layers[index], layer, kernels_, side.scale_a[index],
-                                side.scale_g[index], std::move(lanes));
+                                side.scale_g[index], std::move(lanes), side.balance_a[index],
+                                side.balance_g[index]);
   }
 
   // S4 where an output meets itself alone: sum over c (or plane c) of w[c,o] w'[c,o], all of it on
@@ -279,88 +297,6 @@ class GramSides {
       lanes[static_cast<std::size_t>(o)] = static_cast<T>(square_ ? std::sqrt(sum) : sum);
     }
     return lanes;
-  }
-
-  // Finds bad entries and the power of two that each factor is packed with.
-  GramReport scan_all(const Context& ctx, int threads) {
-    const std::size_t count = shape_.layers.size();
-    scales_.assign(count, {});
-    for (auto& side : sides_) {
-      side.scale_a.assign(count, 1);
-      side.scale_g.assign(count, 1);
-      side.scale_w.assign(count, 1);
-      side.w.resize(count);
-    }
-    for (std::size_t index = 0; index < count; ++index) {
-      const LayerShape& layer = shape_.layers[index];
-      double total = 0;
-      int exponents_a = 0;
-      for (int which = 0; which < 2; ++which) {
-        Side& side = sides_[which];
-        if (which == 1 && square_) {
-          side.scale_a[index] = sides_[0].scale_a[index];
-          side.scale_g[index] = sides_[0].scale_g[index];
-          side.scale_w[index] = sides_[0].scale_w[index];
-          side.w[index] = sides_[0].w[index];
-        } else {
-          const LayerFactors& factors = side.layers[index];
-          const ArrayRef* arrays[] = {&factors.a, &factors.g, &factors.w};
-          double* scales[] = {&side.scale_a[index], &side.scale_g[index], &side.scale_w[index]};
-          for (int argument = 0; argument < 3; ++argument) {
-            if (arrays[argument]->rank == 0) continue;
-            const ScanResult found = scan(ctx, threads, *arrays[argument]);
-            if (found.first_bad >= 0) {
-              return {GramReport::Kind::non_finite,
-                      which,
-                      static_cast<int>(index),
-                      argument,
-                      found.first_bad,
-                      0};
-            }
-            // The bias joins the inner product of a, so it takes part in its scale.
-            const double largest =
-                argument == 0 && factors.bias ? std::max(found.largest, 1.0) : found.largest;
-            *scales[argument] = std::ldexp(1.0, -exponent_of(largest, layer));
-          }
-          if (factors.separable()) read_w(factors.w, side.scale_w[index], side.w[index]);
-        }
-        exponents_a += std::ilogb(side.scale_a[index]);
-        total += std::ilogb(side.scale_a[index]) + std::ilogb(side.scale_g[index]) +
-                 std::ilogb(side.scale_w[index]);
-      }
-      // The 1 that a bias adds to a has the scale of a: of both sides where samples meet, of the
-      // left where formed gradients meet its inputs.
-      if (layer.bias && (layer.method == GramMethod::s0 || layer.method == GramMethod::s3))
-        scales_[index].bias = std::ldexp(1.0, exponents_a);
-      if (layer.bias && layer.method == GramMethod::s2)
-        scales_[index].bias = sides_[0].scale_a[index];
-      // Denormal or zero where every entry underflows; infinite, hence an overflow, beyond the
-      // range.
-      scales_[index].scale = std::ldexp(1.0, static_cast<int>(std::clamp(-total, -2000.0, 2000.0)));
-    }
-    return {};
-  }
-
-  // Widened through the kernels, so that 16-bit types are known in one place.
-  void read_w(const ArrayRef& w, double scale, std::vector<T>& to) const {
-    to.resize(static_cast<std::size_t>(w.size()));
-    for (std::int64_t c = 0; c < w.extent(0); ++c) {
-      const S* row = static_cast<const S*>(w.data) + c * w.stride(0);
-      pack_of<S>(kernels_)(&row, 1, 1, w.stride(1), w.extent(1), scale,
-                           to.data() + c * w.extent(1));
-    }
-  }
-
-  // Magnitudes whose products, summed over any depth, stay in the range of T: of two factors, or of
-  // four where what is formed of two is multiplied again.
-  static int exponent_of(double largest, const LayerShape& layer) {
-    if (largest == 0) return 0;
-    constexpr bool narrow = std::is_same_v<T, float>;
-    const bool twice = layer.method == GramMethod::s0 || layer.form == LayerForm::jacobian;
-    const int safe = narrow ? (twice ? 48 : 12) : (twice ? 480 : 120);
-    constexpr int most = narrow ? 126 : 1000;  // so that 2^-e is a normal T
-    const int e = std::ilogb(largest);
-    return std::abs(e) <= safe ? 0 : std::clamp(e, -most, most);
   }
 
   const GramShape& shape_;

@@ -20,13 +20,14 @@ template <class T, class R>
 class GramTile {
  public:
   GramTile(const GramShape& shape, const GramPlan& plan, const TileKernels<T>& kernels,
-           const LayerScale* scales, const T* left_panels, const T* right_panels)
+           const LayerScale* scales, const T* left_panels, const T* right_panels, bool within)
       : shape_(shape),
         plan_(plan),
         kernels_(kernels),
         scales_(scales),
         left_panels_(left_panels),
-        right_panels_(right_panels) {}
+        right_panels_(right_panels),
+        within_(within) {}
 
   /// Tile at (r, q) of the block at (i, j): adds the slab's chunks to the tile's `state`; after the
   /// last slab stores it. `pairs` is memory of this thread. False if an entry overflows.
@@ -75,6 +76,8 @@ class GramTile {
 
   // P or Q (+)= left chunk times right chunk, over the tile; P goes to `samples`.
   void multiply(const GramChunk& left, const GramChunk& right, bool accumulate, T* samples) const {
+    if (within_ && !shape_.layers[static_cast<std::size_t>(left.layer)].packs_left(shape_))
+      return multiply_within(left, right, accumulate, samples);
     const std::int64_t left_pitch = left.depth * kernels_.mr;
     const std::int64_t right_pitch = left.depth * kernels_.nr;
     const T* x = left_panels_ + left.left_at;
@@ -88,6 +91,27 @@ class GramTile {
       kernels_.product(x + left_.panel * left_pitch, y + right_.panel * right_pitch, left.depth,
                        left_pitch, right_pitch, left_.panels, right_.panels,
                        skew(first_n_, first_m_), samples, ld_samples_, accumulate);
+    }
+  }
+
+  // The same where the block meets itself and left rows are in the panels of the right.
+  void multiply_within(const GramChunk& left, const GramChunk& right, bool accumulate,
+                       T* samples) const {
+    const std::int64_t pitch = left.depth * kernels_.nr;
+    const T* x = right_panels_ + left.right_at;
+    const T* y = right_panels_ + right.right_at;
+    const std::int64_t panels =
+        panel_extent(left.gradients, plan_.block_cols, shape_.right_outputs, kernels_.nr) /
+        kernels_.nr;
+    if (left.gradients) {
+      kernels_.product_within(x, left_panel_ * kernels_.mr, panels, y + right_panel_ * pitch,
+                              left.depth, ceil_div(rows_, kernels_.mr),
+                              ceil_div(cols_, kernels_.nr), skew(row_, col_), product_,
+                              plan_.tile_cols, accumulate);
+    } else {
+      kernels_.product_within(x, left_.panel * kernels_.mr, panels, y + right_.panel * pitch,
+                              left.depth, left_.panels, right_.panels, skew(first_n_, first_m_),
+                              samples, ld_samples_, accumulate);
     }
   }
 
@@ -318,6 +342,7 @@ class GramTile {
   const TileKernels<T>& kernels_;
   const LayerScale* scales_;
   const T *left_panels_, *right_panels_;
+  bool within_;  // the block meets itself: what need not be packed for the left is not
 
   // The tile at hand.
   std::int64_t row_ = 0, rows_ = 0, col_ = 0, cols_ = 0;     // of the Gram

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "scan.hpp"
 
+#include "fastfisher/layer.hpp"
 #include "parallel.hpp"
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -150,12 +152,67 @@ ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
   return result;
 }
 
+template <class Bits>
+void raise_to(Bits& shared, Bits value) {
+  const std::atomic_ref<Bits> largest(shared);
+  Bits seen = largest.load(std::memory_order_relaxed);
+  while (seen < value && !largest.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+// A task is a stretch of rows of whichever samples.
+template <class T>
+ScanResult scan_samples(const Context& ctx, int threads, const ArrayRef& array,
+                        std::vector<double>& samples) {
+  const Walk walk = walk_of(without_axis(array, 0));
+  const auto* data = static_cast<const T*>(array.data);
+  const std::int64_t inner = walk.inner(), rows = walk.rows(), all = array.extent(0) * rows;
+  const std::int64_t parts = inner > kTaskEntries ? (inner + kTaskEntries - 1) / kTaskEntries : 1;
+  const std::int64_t part = (inner + parts - 1) / parts;
+  const std::int64_t group =
+      parts > 1 ? 1 : std::max<std::int64_t>(1, kTaskEntries / std::max<std::int64_t>(inner, 1));
+  std::vector<Bits<T>> found(static_cast<std::size_t>(array.extent(0)), 0);
+  parallel_for(ctx, threads, (all + group - 1) / group * parts, [&](std::int64_t task, int) {
+    const std::int64_t from = task % parts * part, count = std::min(part, inner - from);
+    const std::int64_t end = std::min(all, (task / parts + 1) * group);
+    for (std::int64_t row = task / parts * group; row < end;) {
+      const std::int64_t n = row / rows, stop = std::min(end, (n + 1) * rows);
+      Bits<T> largest = 0;
+      for (; row < stop; ++row) {
+        const std::int64_t offset = rows == 1 ? 0 : walk.offset(row - n * rows);
+        largest = std::max(
+            largest, largest_bits(data + n * array.stride(0) + offset + from * walk.strides.back(),
+                                  walk.strides.back(), count));
+      }
+      raise_to(found[static_cast<std::size_t>(n)], largest);
+    }
+  });
+  ScanResult result;
+  for (std::size_t n = 0; n < found.size(); ++n) {
+    samples[n] = value_of<T>(found[n]);
+    // Not the other way round: NaN is neither.
+    if (!(samples[n] <= result.largest)) result.largest = samples[n];
+    if (!std::isfinite(result.largest)) break;
+  }
+  if (!std::isfinite(result.largest)) result.first_bad = first_bad_index<T>(array);
+  return result;
+}
+
 }  // namespace
 
-ScanResult scan(const Context& ctx, int threads, const ArrayRef& array) {
+ScanResult scan(const Context& ctx, int threads, const ArrayRef& array,
+                std::vector<double>* samples) {
+  if (samples != nullptr)
+    samples->assign(static_cast<std::size_t>(array.rank > 0 ? array.extent(0) : 0), 0.0);
   if (array.size() == 0) return {};
   return visit_storage(array.dtype, [&](auto tag) {
-    return scan_typed<typename decltype(tag)::type>(ctx, threads, array);
+    using T = typename decltype(tag)::type;
+    // Samples that are one in memory are read once.
+    if (samples != nullptr && array.stride(0) != 0 && array.extent(0) > 1)
+      return scan_samples<T>(ctx, threads, array, *samples);
+    const ScanResult result = scan_typed<T>(ctx, threads, array);
+    if (samples != nullptr) std::fill(samples->begin(), samples->end(), result.largest);
+    return result;
   });
 }
 

@@ -7,6 +7,7 @@
 #include "fastfisher/view.hpp"
 
 #include <cstdint>
+#include <vector>
 
 namespace fastfisher::cpu {
 
@@ -16,7 +17,9 @@ struct ScanResult {
       -1;  ///< row-major index of the first NaN or infinity, -1 if there is none
 };
 
-/// One read of the array; axes of zero stride are read once.
-ScanResult scan(const Context& ctx, int threads, const ArrayRef& array);
+/// One read of the array; axes of zero stride are read once. `samples`, where given, becomes the
+/// largest magnitude for each index of the first axis.
+ScanResult scan(const Context& ctx, int threads, const ArrayRef& array,
+                std::vector<double>* samples = nullptr);
 
 }  // namespace fastfisher::cpu

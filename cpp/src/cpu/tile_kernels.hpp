@@ -56,6 +56,12 @@ struct TileKernels {
                        std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
                        const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
 
+  /// The same with left rows that lie in panels of columns too, from row `first` (even) of `left`,
+  /// which has `panels` of them: where a block meets itself one packed copy serves both sides.
+  void (*product_within)(const T* left, std::int64_t first, std::int64_t panels, const T* right,
+                         std::int64_t k, std::int64_t rows, std::int64_t cols, std::int64_t skew,
+                         T* c, std::int64_t ldc, bool accumulate) = nullptr;
+
   /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
   void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,
                   T* x) = nullptr;

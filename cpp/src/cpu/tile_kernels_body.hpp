@@ -87,6 +87,71 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
   }
 }
 
+// The micro kernel for rows that lie in panels of columns: the first `Split` of them in one panel,
+// the others at the start of the next.
+template <std::int64_t Split, class T>
+void micro_within(const T* left, const T* next_left, const T* right, std::int64_t k, T* c,
+                  std::int64_t ldc, bool accumulate) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
+  V sum[kRows][kVectors] = {};
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    __builtin_prefetch(c + i * ldc);
+    __builtin_prefetch(c + i * ldc + width - 1);
+  }
+#pragma GCC unroll 2
+  for (std::int64_t at = 0; at < k * width; at += width) {
+    const V right_0 = *reinterpret_cast<const V*>(right + at);
+    const V right_1 = *reinterpret_cast<const V*>(right + at + lanes);
+#pragma GCC unroll 6
+    for (std::int64_t i = 0; i < kRows; ++i) {
+      const T x = i < Split ? left[at + i] : next_left[at + i - Split];
+      sum[i][0] += x * right_0;
+      sum[i][1] += x * right_1;
+    }
+  }
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    V* row = reinterpret_cast<V*>(c + i * ldc);
+    V* next = reinterpret_cast<V*>(c + i * ldc + lanes);
+    *row = accumulate ? *row + sum[i][0] : sum[i][0];
+    *next = accumulate ? *next + sum[i][1] : sum[i][1];
+  }
+}
+
+template <class T>
+void product_within(const T* left, std::int64_t first, std::int64_t panels, const T* right,
+                    std::int64_t k, std::int64_t rows, std::int64_t cols, std::int64_t skew, T* c,
+                    std::int64_t ldc, bool accumulate) {
+  constexpr std::int64_t width = kCols<T>, line = 64 / static_cast<std::int64_t>(sizeof(T));
+  static_assert(width % 2 == 0 && kRows == 6 && width >= 4);
+  const std::int64_t pitch = k * width;
+  const std::int64_t share = (pitch / line + rows) / rows * line;
+  for (std::int64_t j = 0; j < cols; ++j) {
+    const T* panel = right + j * pitch;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      if (i * kRows + kRows - 1 + skew < j * width) continue;
+      if (j + 1 < cols) {
+        for (std::int64_t at = i * share; at < (i + 1) * share && at < pitch; at += line)
+          __builtin_prefetch(panel + pitch + at, 0, 2);
+      }
+      const std::int64_t row = first + i * kRows, at = row % width;
+      const T* x = left + row / width * pitch + at;
+      // Behind the last panel there is nothing: rows that nobody reads repeat others.
+      const T* next = row / width + 1 < panels ? x - at + pitch : x - at;
+      T* sum = c + i * kRows * ldc + j * width;
+      if (width - at >= kRows) {
+        micro_within<kRows>(x, next, panel, k, sum, ldc, accumulate);
+      } else if (width - at == 4) {
+        micro_within<4>(x, next, panel, k, sum, ldc, accumulate);
+      } else {
+        micro_within<2>(x, next, panel, k, sum, ldc, accumulate);
+      }
+    }
+  }
+}
+
 // One line of `ahead` asked for every few steps of the depth: in bursts they would wait.
 template <class T>
 void product_ahead(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
@@ -375,6 +440,7 @@ TileKernels<T> make_kernels(const char* name) {
   kernels.product = product<T>;
   kernels.product_ahead = product_ahead<T>;
   kernels.product_rows = product_rows<T>;
+  kernels.product_within = product_within<T>;
   kernels.combine = combine<T>;
   kernels.fold = fold<T>;
   return kernels;

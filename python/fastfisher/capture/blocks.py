@@ -17,15 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfisher._gram import (
-    DEFAULT_MEMORY,
-    Outputs,
-    check_out,
-    check_outputs,
-    memory_bytes,
-)
+from fastfisher._gram import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
+from fastfisher._memory import DEFAULT_MEMORY, memory_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.align import aligned
 from fastfisher.capture.assemble import module_of

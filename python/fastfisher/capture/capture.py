@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfisher._gram import layer_bytes
 from fastfisher._jacobian import Jacobian
+from fastfisher._memory import layer_bytes
 from fastfisher.capture import graph as ag
 from fastfisher.capture.assemble import assemble
 from fastfisher.capture.columns import VIEWS, Columns, base_name, leaves_below
