@@ -15,7 +15,7 @@ from fastfisher.factors import Explicit, Layer
 
 def aligned(left: Jacobian, right: Jacobian) -> tuple[Jacobian, Jacobian]:
     """Both with layers that fit in pairs; what does not fit is written out, module by module."""
-    if _fit(left.layers, right.layers) and _same_order(left, right):
+    if fit(left, right):
         return left, right
     first, second = _Parts(left), _Parts(right)
     for group in dict.fromkeys((*first.groups, *second.groups)):
@@ -81,10 +81,15 @@ class _Parts:
         return Jacobian(tuple(self.layers), self.source.outputs, parameters=table)
 
 
-def _fit(left: Sequence[Layer], right: Sequence[Layer]) -> bool:
-    return len(left) == len(right) and all(
-        x.signature == y.signature and (x.w is None) == (y.w is None)
-        for x, y in zip(left, right, strict=True)
+def fit(left: Jacobian, right: Jacobian) -> bool:
+    """Whether layers fit in pairs as they are."""
+    return (
+        len(left.layers) == len(right.layers)
+        and all(
+            x.signature == y.signature and (x.w is None) == (y.w is None)
+            for x, y in zip(left.layers, right.layers, strict=True)
+        )
+        and _same_order(left, right)
     )
 
 

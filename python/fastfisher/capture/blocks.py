@@ -56,23 +56,20 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int) -> tuple[int, int
     samples = n if m is None else n + m
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
     work = max(min(wanted, limit // 4), min(limit // 2, _LEAST_WORKSPACE))
-    rest = limit - work - cost.fixed
-    if samples * cost.factors + max(n, m or 0) * cost.graph <= rest:
+    rest = limit - work - cost.capture
+    if samples * cost.factors <= rest:
         return n, n if m is None else m, work
     if m is not None and min(n, m) * cost.factors <= rest / 2:
         # One side stays, the other streams.
-        kept = min(n, m)
-        width = int((rest - kept * (cost.factors + 0)) // (cost.factors + cost.graph))
-        if width >= 1 and kept * cost.graph <= rest - kept * cost.factors:
-            return (n, min(width, m), work) if n <= m else (min(width, n), m, work)
-    width = int(rest // (2 * cost.factors + cost.graph))
+        width = int((rest - min(n, m) * cost.factors) // cost.factors)
+        return (n, min(width, m), work) if n <= m else (min(width, n), m, work)
+    width = int(rest // (2 * cost.factors))
     if width < 1:
-        needed = work + cost.fixed + 2 * cost.factors + cost.graph
+        needed = work + cost.capture + 2 * cost.factors
         raise MemoryError(
             f"memory_limit: {limit} bytes, expected at least {math.ceil(needed * 2)} for two "
             "samples at a time"
         )
-    width = min(width, max(n, m or 0))
     if m is None:
         # Blocks of one size.
         return (k := math.ceil(n / math.ceil(n / width))), k, work

@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastfisher._jacobian import Jacobian
@@ -35,6 +34,7 @@ from fastfisher.capture.model import (
     tensors_of,
     untouched,
 )
+from fastfisher.capture.pieces import DifferentPieces, allocate, piece_samples, put_together
 from fastfisher.capture.plan import COUPLED, FAMILIES, PROBE, SEPARABLE, Plan, Use, make_plan
 from fastfisher.capture.separable import find_head, head_factors, is_separable
 from fastfisher.capture.site import NotUnderstood, Site
@@ -71,6 +71,13 @@ class Capture:
         with untouched(self.model), recording():
             if samples_of(x) == 0 or self.plan is None:
                 return self._empty(x)
+            n, width = samples_of(x), piece_samples(self._cost.factors)
+            if n > width:
+                spans = [slice(k, min(k + width, n)) for k in range(0, n, width)]
+                try:
+                    return put_together((self._captured(take(x, span)) for span in spans), n)
+                except DifferentPieces:
+                    pass
             return self._captured(x)
 
     def cost(self) -> Cost:
@@ -420,17 +427,6 @@ class Capture:
         return Jacobian(done.layers, graph.y.detach().to(dtype), parameters=done.parameters)
 
 
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Uninitialised tensor; on the CPU from numpy, whose large arrays use large pages.
-
-    Writing 100 MB for the first time takes a third of the time that way.
-    """
-    if device.type != "cpu" or not math.prod(shape):
-        return torch.empty(shape, dtype=dtype, device=device)
-    storage = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(storage).view(dtype).reshape(shape)
-
-
 def draws(module: torch.nn.Module) -> bool:
     """Whether a training module is one that draws random numbers."""
     kind = type(module).__name__
@@ -447,8 +443,9 @@ def cost_of(jacobian: Jacobian, graph: Graph, n: int) -> Cost:
             continue
         for k in range(ag.output_count(node)):
             made += math.prod(ag.shape((node, k))) * ag.dtype((node, k)).itemsize
-    # A result, what it saves and its gradient; the gradients of one output at a time.
-    return Cost(factors / n, (2 * made + factors / max(jacobian.n_outputs, 1)) / n)
+    # A result, what it saves and its gradient; and the factors themselves before they are copied.
+    width = piece_samples(factors / n)
+    return Cost(factors / n, width * (2 * made + factors) / n)
 
 
 def check_inputs(x: Inputs, model: Model, name: str) -> None:

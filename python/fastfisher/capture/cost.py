@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sample costs in memory."""
+"""What a capture costs in memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes a sample: its factors while they are kept, and what their capture needs besides."""
+    """Bytes of a sample's factors while they are kept, and of a capture under way."""
 
     factors: float
-    graph: float
-    fixed: float = 0.0
+    capture: float

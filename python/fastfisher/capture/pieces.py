@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jacobians of many samples, put together from captures of a few at a time.
+
+A run of few samples keeps autograd's intermediate arrays in the cache and its memory small; the
+gradients are copied once, into arrays on large pages.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from fastfisher._jacobian import Jacobian
+from fastfisher._lookup import Lookup
+from fastfisher.capture.align import fit
+from fastfisher.factors import Layer
+
+_PIECE_BYTES = 24 << 20
+_LEAST_SAMPLES = 8
+
+
+class DifferentPieces(Exception):
+    """Pieces whose layers are not alike: samples took different ways through the model."""
+
+
+def piece_samples(bytes_a_sample: float) -> int:
+    """Count the samples to capture at a time, given the bytes of a sample's factors."""
+    return max(_LEAST_SAMPLES, int(_PIECE_BYTES // max(bytes_a_sample, 1.0)))
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Uninitialised tensor; on the CPU from numpy, whose large arrays use large pages.
+
+    Writing 100 MB for the first time takes a third of the time that way.
+    """
+    if device.type != "cpu" or not math.prod(shape):
+        return torch.empty(shape, dtype=dtype, device=device)
+    storage = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(storage).view(dtype).reshape(shape)
+
+
+def put_together(pieces: Iterable[Jacobian], n: int) -> Jacobian:
+    """Jacobian of the `n` samples of all `pieces`.
+
+    Raises
+    ------
+    DifferentPieces
+        Layers that are not alike in all pieces.
+    """
+    whole: list[Layer] = []
+    first: Jacobian | None = None
+    outputs: torch.Tensor | None = None
+    start = 0
+    for piece in pieces:
+        if first is None:
+            first = piece
+            whole = [_enlarged(layer, n) for layer in piece.layers]
+            assert piece.outputs is not None
+            outputs = piece.outputs.new_empty((n, piece.n_outputs))
+        elif not fit(first, piece):
+            raise DifferentPieces
+        for target, layer in zip(whole, piece.layers, strict=True):
+            _put(target, layer, start)
+        assert outputs is not None
+        outputs[start : start + piece.samples] = piece.outputs
+        start += piece.samples
+    assert first is not None
+    return Jacobian(tuple(whole), outputs, parameters=first.parameters)
+
+
+def _enlarged(layer: Layer, n: int) -> Layer:
+    """Layer of `n` samples, its arrays yet to be written."""
+    new = copy.copy(layer)
+    for name in ("a", "g"):
+        array = getattr(layer, name)
+        if array is not None:
+            setattr(new, name, allocate((n, *array.shape[1:]), array.dtype, array.device))
+    if isinstance(new, Lookup):
+        new.index = np.empty((n, *new.index.shape[1:]), np.int64)
+    return new
+
+
+def _put(target: Layer, layer: Layer, start: int) -> None:
+    span = slice(start, start + layer.samples)
+    for name in ("a", "g"):
+        array, room = getattr(layer, name), getattr(target, name)
+        if array is None:
+            continue
+        if room.shape[1:] != array.shape[1:]:
+            raise DifferentPieces
+        room[span] = array
+    if isinstance(layer, Lookup) and isinstance(target, Lookup):
+        if target.index.shape[1:] != layer.index.shape[1:]:
+            raise DifferentPieces
+        target.index[span] = layer.index
+    if layer.w is not None and not torch.equal(layer.w, target.w):
+        raise DifferentPieces
