@@ -40,19 +40,11 @@ class Tape:
 
     def cotangents(self) -> list[torch.Tensor]:
         """Gradients (n, c, ...) of every output by every layer's output; no weight gradients."""
-        outputs = [z for _, _, z in self.layers]
         n, c = self.y.shape
-        found = [z.new_empty(n, c, *z.shape[1:]) for z in outputs]
-        for k in range(c):
-            seed = torch.zeros_like(self.y)
-            seed[:, k] = 1
-            for g, part in zip(
-                found,
-                torch.autograd.grad(self.y, outputs, seed, retain_graph=k < c - 1),
-                strict=True,
-            ):
-                g[:, k] = part
-        return found
+        seeds = torch.eye(c, dtype=self.y.dtype)[:, None].expand(c, n, c)
+        outputs = [z for _, _, z in self.layers]
+        found = torch.autograd.grad(self.y, outputs, seeds, is_grads_batched=True)
+        return [g.transpose(0, 1) for g in found]
 
 
 def hand_hadamard(model: nn.Module, x: torch.Tensor, outputs: str) -> torch.Tensor:
@@ -60,7 +52,8 @@ def hand_hadamard(model: nn.Module, x: torch.Tensor, outputs: str) -> torch.Tens
     tape = Tape(model, x)
     if any(a.dim() > 2 for _, a, _ in tape.layers):
         raise NotImplementedError("for layers without positions")
-    factors = [(a, g) for (_, a, _), g in zip(tape.layers, tape.cotangents(), strict=True)]
+    cotangents = [g.contiguous() for g in tape.cotangents()]
+    factors = [(a, g) for (_, a, _), g in zip(tape.layers, cotangents, strict=True)]
     n, c = tape.y.shape
     if outputs == "trace":
         kernel = x.new_zeros(n, n)
@@ -90,18 +83,26 @@ def hand_formed(model: nn.Module, x: torch.Tensor, outputs: str) -> torch.Tensor
     """Per-sample gradients layer by layer, then the upper triangle of J J^T by blocks of rows."""
     tape = Tape(model, x)
     n, c = tape.y.shape
-    rows = n if outputs == "trace" else n * c
+    trace = outputs == "trace"
+    rows = n if trace else n * c
     kernel = x.new_zeros(rows, rows)
-    size = max(64, -(-rows // 8))
+    size = max(256, -(-rows // 8))
     for (module, a, _), g in zip(tape.layers, tape.cotangents(), strict=True):
         for j in _per_sample(module, a, g):
             j = j.reshape(rows, -1)
+            if trace:  # few rows, long sums: a batch of products along the parameters
+                length = 4096
+                whole = j.shape[1] // length * length
+                parts = j[:, :whole].reshape(rows, -1, length).transpose(0, 1)
+                kernel.add_((parts @ parts.mT).sum(0)).addmm_(j[:, whole:], j[:, whole:].T)
+                continue
             for start in range(0, rows, size):
                 block = kernel[start : start + size, start:]
                 block.addmm_(j[start : start + size], j[start:].T)
-            del j
+    if trace:
+        return kernel
     kernel.triu_().add_(kernel.triu(1).T)
-    return kernel if outputs == "trace" else kernel.view(n, c, n, c)
+    return kernel.view(n, c, n, c)
 
 
 def _per_sample(module: nn.Module, a: torch.Tensor, g: torch.Tensor) -> Iterator[torch.Tensor]:
