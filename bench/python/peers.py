@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import sys
 import warnings
@@ -91,9 +92,10 @@ def one_case(
             if not record["error"] <= record["tolerance"]:
                 record["note"] = "WRONG"
                 continue
-            estimate = _estimate(function, workload, outputs, n)
-            if peer != OURS and estimate > budget:
-                record["note"] = f"left out: about {estimate:.0f} s"
+            limit = budget if peer != OURS else math.inf
+            estimate = _estimate(function, workload, outputs, n, limit)
+            if estimate > limit:
+                record["note"] = f"left out: {estimate:.0f} s or more"
                 continue
             call = _call(function, workload, n, outputs)
             record["extra_bytes"] = harness.extra_memory(call)  # and warm
@@ -147,15 +149,20 @@ def _error(
     return float((got - expected).norm() / expected.norm())
 
 
-def _estimate(function: peers_rivals.Rival, workload: Workload, outputs: str, n: int) -> float:
-    """Seconds at `n` samples from a linear and a quadratic part at two small sizes."""
+def _estimate(
+    function: peers_rivals.Rival, workload: Workload, outputs: str, n: int, budget: float
+) -> float:
+    """Seconds at `n` samples from a linear and a quadratic part; at least so many, if too many."""
     times = []
-    for size in (MEDIUM, 2 * MEDIUM):
+    for size in (SMALL, MEDIUM, 2 * MEDIUM):
         call = _call(function, workload, size, outputs)
-        call()
+        if times:  # the check has warmed the first size
+            call()
         times.append(harness.seconds_of(call))
-    quadratic = max(0.0, (times[1] - 2 * times[0]) / (2 * MEDIUM**2))
-    linear = max(0.0, times[0] / MEDIUM - quadratic * MEDIUM)
+        if times[-1] * n / size > budget:
+            return times[-1] * n / size
+    quadratic = max(0.0, (times[2] - 2 * times[1]) / (2 * MEDIUM**2))
+    linear = max(0.0, times[1] / MEDIUM - quadratic * MEDIUM)
     return quadratic * n**2 + linear * n
 
 

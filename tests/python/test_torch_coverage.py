@@ -6,7 +6,7 @@ sqrt(P) eps as in every test; before it, the model's own forward and backward pa
 float32, by an amount that depends on the model (depth, normalisations, exponentials) and not on
 how its Gram is computed. The oracle in float32 measures that part: its distance from the oracle in
 float64 is allowed four times, for batched kernels round in another order than single samples do.
-bfloat16, of the model or under autocast: four eps of bfloat16 more, for each factor is rounded once.
+bfloat16, of the model or under autocast: four eps of bfloat16 more, for every factor is rounded.
 """
 
 from __future__ import annotations
