@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from fastfisher.capture.blocks import kernel
-from fastfisher.capture.capture import Capture, check_inputs
+from fastfisher.capture.capture import Capture
 from fastfisher.capture.model import gather, torch_model
+from fastfisher.capture.run import check_inputs
 
 __all__ = ["Capture", "check_inputs", "gather", "kernel", "torch_model"]

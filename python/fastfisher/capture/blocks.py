@@ -8,7 +8,6 @@ diagonal, so that its last block is the next row's first and is not captured aga
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,16 +19,15 @@ import torch
 from fastfisher._gram import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
-from fastfisher._memory import DEFAULT_MEMORY, memory_bytes
+from fastfisher._memory import memory_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.align import aligned
 from fastfisher.capture.assemble import module_of
 from fastfisher.capture.capture import Capture
-from fastfisher.capture.cost import Cost
+from fastfisher.capture.cost import plan_blocks
 from fastfisher.capture.model import Inputs, samples_of, take
 
 _SHARE = 0.5  # of the memory that is free, where no limit is given
-_LEAST_WORKSPACE = 1 << 20
 
 
 def free_memory() -> int:
@@ -41,39 +39,6 @@ def free_memory() -> int:
     except OSError:
         pass
     return 4 << 30
-
-
-def plan_blocks(n: int, m: int | None, cost: Cost, limit: int) -> tuple[int, int, int]:
-    """Choose samples of a left block, of a right block, and bytes for the Gram's workspace.
-
-    `m` is None where `x` meets itself.
-
-    Raises
-    ------
-    MemoryError
-        Not even single samples fit.
-    """
-    samples = n if m is None else n + m
-    wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
-    work = max(min(wanted, limit // 4), min(limit // 2, _LEAST_WORKSPACE))
-    rest = limit - work - cost.capture
-    if samples * cost.factors <= rest:
-        return n, n if m is None else m, work
-    if m is not None and min(n, m) * cost.factors <= rest / 2:
-        # One side stays, the other streams.
-        width = int((rest - min(n, m) * cost.factors) // cost.factors)
-        return (n, min(width, m), work) if n <= m else (min(width, n), m, work)
-    width = int(rest // (2 * cost.factors))
-    if width < 1:
-        needed = work + cost.capture + 2 * cost.factors
-        raise MemoryError(
-            f"memory_limit: {limit} bytes, expected at least {math.ceil(needed * 2)} for two "
-            "samples at a time"
-        )
-    if m is None:
-        # Blocks of one size.
-        return (k := math.ceil(n / math.ceil(n / width))), k, work
-    return min(width, n), min(width, m), work
 
 
 def kernel(
@@ -95,17 +60,25 @@ def kernel(
     n = samples_of(x)
     m = None if x2 is None else samples_of(x2)
     limit = int(free_memory() * _SHARE) if memory_limit is None else memory_bytes(memory_limit)
-    left_width, right_width, work = plan_blocks(n, m, capture.cost(), limit)
+    may_form = options["method"] in ("auto", "S1")
+    blocks = plan_blocks(n, m, capture.cost, limit, may_form=may_form)
     run = _Run(
-        capture, x, x if x2 is None else x2, outputs, each, out, m is None, n, n if m is None else m
+        capture,
+        (x, x if x2 is None else x2),
+        (n, n if m is None else m),
+        outputs=outputs,
+        each=each,
+        out=out,
+        square=m is None,
+        compact=blocks.compact,
     )
     given = dict(options)
     if memory_limit is not None:
-        given["memory_limit"] = work
+        given["memory_limit"] = blocks.workspace
     if n == 0 or m == 0:
         return run.nothing()
-    rows = _spans(n, left_width)
-    columns = rows if m is None else _spans(m, right_width)
+    rows = _spans(n, blocks.left)
+    columns = rows if m is None else _spans(m, blocks.right)
     pairs = len(rows) * (len(rows) + 1) // 2 if m is None else len(rows) * len(columns)
     if pairs == 1:
         run.meet(rows[0], columns[0], given | {"progress": progress})
@@ -140,18 +113,18 @@ class _Run:
     def __init__(
         self,
         capture: Capture,
-        x: Inputs,
-        x2: Inputs,
+        x: tuple[Inputs, Inputs],
+        samples: tuple[int, int],
+        *,
         outputs: Outputs,
         each: bool,
         out: Any | None,
         square: bool,
-        n: int,
-        m: int,
+        compact: bool,
     ) -> None:
-        self.capture, self.x, self.x2 = capture, x, x2
+        self.capture, self.x, (self.n, self.m) = capture, x, samples
         self.outputs, self.each, self.out, self.square = outputs, each, out, square
-        self.n, self.m = n, m
+        self.compact = compact
         self.kept: dict[tuple[int, int, int], Jacobian] = {}
         self.arrays: dict[str, Any] = {}
         self.infos: dict[str, GramInfo] = {}
@@ -162,7 +135,8 @@ class _Run:
         key = (0 if self.square else side, span.start, span.stop)
         if key not in self.kept:
             start = time.perf_counter()
-            self.kept[key] = self.capture.jacobian(take((self.x, self.x2)[side], span))
+            samples = take(self.x[side], span)
+            self.kept[key] = self.capture.jacobian(samples, compact=self.compact)
             self.capture_seconds += time.perf_counter() - start
             self.captured += span.stop - span.start
         return self.kept[key]
@@ -233,7 +207,7 @@ class _Run:
 
     def nothing(self) -> tuple[dict[str, Any], dict[str, GramInfo]]:
         """Kernels without entries, for a side without samples."""
-        jacobian = self.capture.jacobian(take(self.x if self.n else self.x2, slice(0, 0)))
+        jacobian = self.capture.jacobian(take(self.x[0 if self.n else 1], slice(0, 0)))
         names = [""]
         if self.each:
             names = list(dict.fromkeys(module_of(name) for name in self.capture.model.parameters))

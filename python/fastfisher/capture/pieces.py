@@ -14,10 +14,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from fastfisher._conv import Conv
 from fastfisher._jacobian import Jacobian
 from fastfisher._lookup import Lookup
+from fastfisher._memory import layer_bytes
 from fastfisher.capture.align import fit
-from fastfisher.factors import Layer
+from fastfisher.factors import Explicit, Layer, Shared
 
 _PIECE_BYTES = 24 << 20
 _LEAST_SAMPLES = 8
@@ -41,6 +43,29 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
         return torch.empty(shape, dtype=dtype, device=device)
     storage = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(storage).view(dtype).reshape(shape)
+
+
+def gradient_bytes(layer: Layer) -> int:
+    """Bytes of a layer's gradients, written out."""
+    return int(layer.samples * layer.n_outputs * layer.parameters * layer.g.dtype.itemsize)
+
+
+def is_compacted(layer: Layer) -> bool:
+    """Whether a layer is smaller as gradients: a convolution, or a weight at many positions."""
+    return (
+        type(layer) in (Shared, Conv)
+        and layer.w is None
+        and 2 * gradient_bytes(layer) <= layer_bytes(layer)
+    )
+
+
+def compacted(piece: Jacobian) -> Jacobian:
+    """Piece with such layers written out."""
+    layers = tuple(
+        Explicit(layer.block(), label=layer.label) if is_compacted(layer) else layer
+        for layer in piece.layers
+    )
+    return Jacobian(layers, piece.outputs, parameters=piece.parameters)
 
 
 def put_together(pieces: Iterable[Jacobian], n: int) -> Jacobian:

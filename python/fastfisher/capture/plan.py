@@ -80,7 +80,17 @@ class Plan:
     explicit: dict[str, str] = field(default_factory=dict)
     treated: dict[str, str] = field(default_factory=dict)
     head: tuple[int, int] | None = None
-    separate: dict[tuple[object, ...], bool] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Make explicit whatever is used together with something explicit."""
+        grew = True
+        while grew:
+            grew = False
+            for use in self.uses:
+                if any(name in self.explicit for name in use.names):
+                    new = [name for name in use.names if name not in self.explicit]
+                    self.explicit |= dict.fromkeys(new, "used together with such a parameter")
+                    grew = grew or bool(new)
 
 
 class Extents:

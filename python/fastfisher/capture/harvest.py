@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one run to its terms: the gradients of all results, and what each use makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from fastfisher.capture import graph as ag
+from fastfisher.capture.columns import Columns, base_name, leaves_below
+from fastfisher.capture.explicit import per_sample_gradients
+from fastfisher.capture.graph import Edge, Graph, Node
+from fastfisher.capture.model import Inputs, Model, samples_of
+from fastfisher.capture.pieces import allocate
+from fastfisher.capture.plan import FAMILIES, SEPARABLE, Plan, Use
+from fastfisher.capture.separable import head_factors, is_separable
+from fastfisher.capture.site import NotUnderstood, Site
+from fastfisher.capture.terms import Convolution, Full, Outer, Term
+
+Named = tuple[Term, tuple[str, ...]]
+"""A term and the parameters in it, that of a bias last."""
+
+
+class Harvest:
+    """Terms of a model's runs by a plan."""
+
+    def __init__(self, model: Model, plan: Plan) -> None:
+        self.model, self.plan = model, plan
+
+    def terms(self, x: Inputs, graph: Graph, *, detect: bool = False) -> list[Named]:
+        """Terms of all uses with the names of their parameters."""
+        plan, n, c = self.plan, samples_of(x), graph.y.shape[1]
+        plan.close()
+        uses = [use for use in plan.uses if not any(name in plan.explicit for name in use.names)]
+        edges = [(graph.nodes[use.node], 0) for use in uses]
+        shared = head_factors(graph, plan.head, n) if plan.head else None
+        apart = [k for k, use in enumerate(uses) if use.separable and shared is not None]
+        gradients = cotangents(graph, [e for k, e in enumerate(edges) if k not in apart])
+        apart_gradients: dict[Edge, torch.Tensor] = {}
+        if shared is not None and apart:
+            apart_gradients = shared.gradients(graph, [edges[k] for k in apart])
+            for k in list(apart):
+                if not shared.holds(graph, edges[k], apart_gradients[edges[k]], uses[k]):
+                    uses[k].separable = False
+                    gradients.update(cotangents(graph, [edges[k]]))
+        if detect and shared is not None:
+            for use, edge in zip(uses, edges, strict=True):
+                name = base_name(edge[0])
+                if (
+                    name in SEPARABLE
+                    and not use.derived
+                    and edge in gradients
+                    and is_separable(graph, edge, gradients[edge], use, shared, n)
+                ):
+                    use.separable = True
+            apart_gradients = shared.gradients(
+                graph, [e for use, e in zip(uses, edges, strict=True) if use.separable]
+            )
+        terms: list[Named] = []
+        for use, edge in zip(uses, edges, strict=True):
+            if use.separable and shared is not None:
+                g, w = apart_gradients[edge][None], shared.w
+            else:
+                g, w = gradients[edge], None
+            terms += self._terms_of(graph, use, g, w, n)
+        for names in self._explicit_groups():
+            j = per_sample_gradients(self.model, x, names, c)
+            start = 0
+            for name in names:
+                p = self.model.parameters[name]
+                terms.append(
+                    (Full(self._columns(name), j[..., start : start + p.numel()]), (name,))
+                )
+                start += p.numel()
+        return terms
+
+    def _explicit_groups(self) -> list[list[str]]:
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name in self.model.parameters:
+            if name in self.plan.explicit:
+                by_dtype.setdefault(self.model.parameters[name].dtype, []).append(name)
+        return list(by_dtype.values())
+
+    def _columns(self, name: str) -> Columns:
+        start = 0
+        for other, p in self.model.parameters.items():
+            if other == name:
+                return Columns((p.numel(),), start)
+            start += p.numel()
+        raise KeyError(name)
+
+    def _terms_of(
+        self, graph: Graph, use: Use, g: torch.Tensor, w: torch.Tensor | None, n: int
+    ) -> list[Named]:
+        node = graph.nodes[use.node]
+        family = FAMILIES[base_name(node)]
+        plain = {slot: c for slot, c in use.weights.items() if slot not in use.derived}
+        result: list[Named] = []
+        try:
+            if g.is_complex():
+                raise NotUnderstood(f"complex numbers in {base_name(node)}")
+            if plain:
+                for term in family(Site(node, plain, use.layout, n, g, w)):
+                    if use.bias is not None:
+                        assert isinstance(term, Outer)
+                        term = replace(term, bias=use.bias)
+                    result.append((term, self._names_of(term)))
+            for slot in use.derived:
+                columns = Columns(use.weights[slot].shape)
+                for term in family(Site(node, {slot: columns}, use.layout, n, g, w)):
+                    result += self._pulled_back(graph, term, ag.edges(node)[slot])
+        except NotUnderstood as error:
+            raise NotUnderstood(str(error), use) from error
+        return result
+
+    def _names_of(self, term: Term) -> tuple[str, ...]:
+        """Parameters in a term's columns; that of the bias comes last."""
+        parts = [term.columns]
+        if isinstance(term, Outer | Convolution) and term.bias is not None:
+            parts.append(term.bias)
+        names = list(self.model.parameters)
+        ends = torch.tensor([p.numel() for p in self.model.parameters.values()]).cumsum(0)
+        found: list[str] = []
+        for part in parts:
+            flat = part.flat()
+            if isinstance(flat, range):
+                flat = torch.tensor([flat.start, flat.stop - 1] if len(flat) else [])
+            owners = torch.bucketize(flat.cpu(), ends, right=True).unique().tolist()
+            found += [names[int(k)] for k in owners]
+        return tuple(found)
+
+    def _pulled_back(self, graph: Graph, term: Term, edge: Edge) -> list[Named]:
+        """Terms of the parameters that a derived weight is made of: J dW / dtheta."""
+        found, names = self._leaves(graph)
+        leaves = leaves_below(edge, found)
+        block = term.block()
+        n, c, _ = block.shape
+        shape = ag.shape(edge)
+        j = block.new_zeros((n * c, math.prod(shape)))
+        j[:, torch.as_tensor(term.columns.flat(), device=j.device)] = block.reshape(n * c, -1)
+        cotangents = j.reshape(n * c, *shape).to(ag.dtype(edge))
+        targets = [(node, 0) for node in leaves]
+        rows = [ag.gradients([edge], targets, [row]) for row in cotangents]
+        result: list[Named] = []
+        for k, node in enumerate(leaves):
+            p = ag.leaf(node)
+            parts = [
+                p.new_zeros(p.numel()) if row[k] is None else row[k].detach().reshape(-1)  # type: ignore[union-attr]
+                for row in rows
+            ]
+            full = torch.stack(parts).reshape(n, c, -1) if parts else p.new_zeros((n, c, p.numel()))
+            result.append((Full(Columns((p.numel(),), found[node]), full), (names[node],)))
+        return result
+
+    def _leaves(self, graph: Graph) -> tuple[dict[Node, int], dict[Node, str]]:
+        """Start in the parameter vector, and name, of the parameters' leaf nodes."""
+        owners = {id(p): name for name, p in self.model.parameters.items()}
+        names = {
+            node: owners[id(ag.leaf(node))]
+            for node in graph.nodes
+            if ag.is_leaf(node) and id(ag.leaf(node)) in owners
+        }
+        return {node: self._columns(name).start for node, name in names.items()}, names
+
+
+def cotangents(graph: Graph, edges: Sequence[Edge]) -> dict[Edge, torch.Tensor]:
+    """Gradients (c, *result) of all outputs for each edge."""
+    c = graph.y.shape[1]
+    unique = list(dict.fromkeys(edges))
+    result = {
+        edge: allocate((c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge)) for edge in unique
+    }
+    with torch.autocast(graph.y.device.type, enabled=False):
+        for k in range(c):
+            cotangent = torch.zeros_like(graph.y)
+            cotangent[:, k] = 1
+            for edge, grad in zip(
+                unique, ag.gradients([graph.y], unique, [cotangent]), strict=True
+            ):
+                if grad is None:
+                    result[edge][k] = 0
+                else:
+                    result[edge][k] = grad.detach()
+    return result

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a model, and what samples must be like."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from fastfisher.capture import graph as ag
+from fastfisher.capture.graph import Graph
+from fastfisher.capture.model import Inputs, Model, recorded, tensors_of
+from fastfisher.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Graph of a run, the leaves of its inputs, and whether the model drew random numbers."""
+
+    graph: Graph
+    leaves: list[torch.Tensor]
+    drew: bool
+
+
+def run(model: Model, x: Inputs, *, stepwise: bool = False) -> Run:
+    """Run `model` on `x`; `stepwise` recurrent layers show their weights.
+
+    Raises
+    ------
+    NonFiniteError
+        An output is NaN or infinite.
+    """
+    given, leaves = recorded(x)
+    before = torch.get_rng_state()
+    with ag.without_mkldnn() if stepwise else nullcontext():
+        y = model(given)
+    drew = not torch.equal(before, torch.get_rng_state())
+    values = y.detach()
+    if not bool(torch.isfinite(values).all()):
+        sample, output = torch.nonzero(~torch.isfinite(values))[0].tolist()
+        raise NonFiniteError(
+            f"model: expected finite outputs, got {float(values[sample, output])} for sample "
+            f"{sample}, output {output}"
+        )
+    graph = Graph(y)
+    if not stepwise and any("MkldnnRnn" in name for name in graph.names):
+        return run(model, x, stepwise=True)
+    return Run(graph, leaves, drew)
+
+
+def check_inputs(x: Inputs, model: Model, name: str) -> None:
+    """Check that `x` is a batch of finite numbers on the device of the parameters."""
+    tensors = tensors_of(x)
+    if not tensors or any(t.ndim == 0 for t in tensors):
+        raise ValueError(f"{name}: expected tensors with samples on their first axis")
+    for t in tensors:
+        if t.shape[0] != tensors[0].shape[0]:
+            raise ValueError(
+                f"{name}: expected {tensors[0].shape[0]} samples in every tensor, got shape "
+                f"{tuple(t.shape)}"
+            )
+        if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+            where = tuple(torch.nonzero(~torch.isfinite(t))[0].tolist())
+            raise NonFiniteError(
+                f"{name}: expected finite numbers, got {float(t.detach()[where])} at index {where}"
+            )
+    like = model.like
+    if like is not None and like.device != tensors[0].device:
+        raise ValueError(
+            f"{name}: expected device {like.device} as the parameters, got {tensors[0].device}"
+        )
