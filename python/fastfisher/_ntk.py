@@ -40,7 +40,7 @@ def jacobian(
         Parameters that count: names, prefixes of names, or a predicate of the name. Parameters that
         do not require grad never count.
     verify : bool
-        Whether to prove the capture: ``J^T u`` of a few samples against autograd's gradient.
+        Whether to prove the capture: ``J^T u`` of the first samples against autograd's gradient.
 
     Returns
     -------

@@ -263,25 +263,38 @@ def test_bits_do_not_depend_on_threads(threads: int) -> None:
 
 MEMORY = """
 import resource, sys, torch, fastfisher as ff
+from torch import nn
 torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.ReLU(),
-    torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU(),
-    torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 10))
-x = torch.randn(120, 3, 32, 32)
-limit = int(sys.argv[1])
+if sys.argv[1] == "images":  # gradients are smaller than factors: kept as gradients
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Tanh(), nn.Linear(16, 10))
+    x = torch.randn(96, 3, 24, 24)
+else:  # tokens: blocks of samples
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 64, 10))
+    x = torch.randn(600, 32, 64)
+limit = int(sys.argv[2])
 ff.ntk(model, x[:4], outputs="trace")
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 _, info = ff.ntk(model, x, outputs="trace", memory_limit=limit, return_info=True)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base), info.sample_blocks)
+forms = "".join(layer.form[0] for layer in info.layers)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base), info.sample_blocks, forms)
 """
 
 
-@pytest.mark.parametrize("limit", [100 << 20, 200 << 20])
-def test_memory_limit_bounds_the_peak(limit: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(limit)], capture_output=True, text=True, check=True
-    )
-    peak, blocks = map(int, done.stdout.split()[-2:])
-    assert blocks > 1
+@pytest.mark.parametrize(
+    ("model", "limit", "blocks", "forms"),
+    [
+        ("images", 80 << 20, 1, "ECD"),
+        ("tokens", 60 << 20, 10, "SSD"),
+        ("tokens", 120 << 20, 3, "SSD"),
+    ],
+)
+def test_memory_limit_bounds_the_peak(model: str, limit: int, blocks: int, forms: str) -> None:
+    command = [sys.executable, "-c", MEMORY, model, str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, pairs, kinds = done.stdout.split()[-3:]
+    assert kinds == forms
+    assert int(pairs) >= blocks
     # The allocator keeps some of what was freed.
-    assert peak <= limit + (16 << 20)
+    assert int(peak) <= limit + (16 << 20)

@@ -24,7 +24,7 @@ from fastfisher._progress import progress_numbers
 from fastfisher.capture.align import aligned
 from fastfisher.capture.assemble import module_of
 from fastfisher.capture.capture import Capture
-from fastfisher.capture.cost import plan_blocks
+from fastfisher.capture.cost import Blocks, plan_blocks
 from fastfisher.capture.model import Inputs, samples_of, take
 
 _SHARE = 0.5  # of the memory that is free, where no limit is given
@@ -70,7 +70,7 @@ def kernel(
         each=each,
         out=out,
         square=m is None,
-        compact=blocks.compact,
+        blocks=blocks,
     )
     given = dict(options)
     if memory_limit is not None:
@@ -120,11 +120,11 @@ class _Run:
         each: bool,
         out: Any | None,
         square: bool,
-        compact: bool,
+        blocks: Blocks,
     ) -> None:
         self.capture, self.x, (self.n, self.m) = capture, x, samples
         self.outputs, self.each, self.out, self.square = outputs, each, out, square
-        self.compact = compact
+        self.blocks = blocks
         self.kept: dict[tuple[int, int, int], Jacobian] = {}
         self.arrays: dict[str, Any] = {}
         self.infos: dict[str, GramInfo] = {}
@@ -136,7 +136,9 @@ class _Run:
         if key not in self.kept:
             start = time.perf_counter()
             samples = take(self.x[side], span)
-            self.kept[key] = self.capture.jacobian(samples, compact=self.compact)
+            self.kept[key] = self.capture.jacobian(
+                samples, piece=self.blocks.piece, compact=self.blocks.compact
+            )
             self.capture_seconds += time.perf_counter() - start
             self.captured += span.stop - span.start
         return self.kept[key]

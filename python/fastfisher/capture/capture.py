@@ -18,7 +18,7 @@ from fastfisher._memory import layer_bytes
 from fastfisher.capture import graph as ag
 from fastfisher.capture.assemble import assemble
 from fastfisher.capture.columns import VIEWS, Columns, base_name
-from fastfisher.capture.cost import Cost
+from fastfisher.capture.cost import Cost, piece_samples
 from fastfisher.capture.graph import Graph
 from fastfisher.capture.harvest import Harvest, Named
 from fastfisher.capture.model import (
@@ -36,7 +36,6 @@ from fastfisher.capture.pieces import (
     compacted,
     gradient_bytes,
     is_compacted,
-    piece_samples,
     put_together,
 )
 from fastfisher.capture.plan import PROBE, Plan, make_plan
@@ -59,27 +58,28 @@ class Capture:
     x : tensor or mapping of tensors
         Samples to learn the structure from.
     verify : bool
-        Whether to prove the capture on the probe, see `verify`.
+        Whether to prove the first capture of each structure, see `verify`.
     """
 
     def __init__(self, model: Model, x: Inputs, *, verify: bool = True) -> None:
         self.model, self.verify = model, verify
         self.plan: Plan | None = None
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._proved: set[tuple[object, ...]] = set()
         self.cost = Cost(1.0, 1.0, 1.0)
         check_inputs(x, model, "x")
         if samples_of(x):
             self._probe(x)
 
-    def jacobian(self, x: Inputs, *, compact: bool = False) -> Jacobian:
-        """Jacobian of the samples `x` as factors, all in memory.
+    def jacobian(self, x: Inputs, *, piece: int | None = None, compact: bool = False) -> Jacobian:
+        """Jacobian of the samples `x` as factors, all in memory, captured `piece` at a time.
 
         With `compact` layers are kept as gradients where these are smaller than the factors.
         """
         with untouched(self.model), recording():
             if samples_of(x) == 0 or self.plan is None:
                 return self._empty(x)
-            n, width = samples_of(x), piece_samples(self.cost.factors)
+            n, width = samples_of(x), piece or piece_samples(self.cost.factors)
             if n > width or compact:
                 spans = [slice(k, min(k + width, n)) for k in range(0, n, width)]
                 pieces = (self._captured(take(x, span)) for span in spans)
@@ -130,23 +130,7 @@ class Capture:
             raise CaptureError(f"{error}{mixing(self.model)}") from error
         self.plan = self._plans[graph.signature] = plan
         plan.head = find_head(graph, n)
-        while True:
-            jacobian = self._harvested(x, graph, detect=True)
-            self.cost = cost_of(jacobian, graph, n)
-            # Without inputs to differentiate by, coupled samples show in the sums only.
-            sure = self.verify or (bool(plan.explicit) and not leaves)
-            wrong = check_products(jacobian, graph, self.model.parameters) if sure else []
-            if not wrong:
-                return
-            hopeless = [name for name in wrong if name in plan.explicit]
-            if hopeless:
-                raise CaptureError(
-                    f"the gradients of parameter {hopeless[0]!r} do not add up to its gradient for "
-                    "all samples: samples are coupled, or a run on one sample differs from one on "
-                    "many" + mixing(self.model)
-                )
-            for name in wrong:
-                plan.explicit[name] = "its factors do not reproduce autograd's gradient"
+        self.cost = cost_of(self._harvested(x, graph, detect=True), graph, n)
 
     def _captured(self, x: Inputs) -> Jacobian:
         one = run(self.model, x)
@@ -155,7 +139,31 @@ class Capture:
         else:
             # Other samples may take another way through the model.
             self._learn(x, one.graph, one.leaves)
-        return self._harvested(x, one.graph)
+        if one.graph.signature in self._proved:
+            return self._harvested(x, one.graph)
+        self._proved.add(one.graph.signature)
+        return self._proven(x, one)
+
+    def _proven(self, x: Inputs, one: Run) -> Jacobian:
+        """Jacobian of the first run of a structure, with the proof that its factors are right."""
+        plan = self.plan
+        assert plan is not None
+        while True:
+            jacobian = self._harvested(x, one.graph)
+            # Without inputs to differentiate by, coupled samples show in the sums only.
+            sure = self.verify or (bool(plan.explicit) and not one.leaves)
+            wrong = check_products(jacobian, one.graph, self.model.parameters) if sure else []
+            if not wrong:
+                return jacobian
+            hopeless = [name for name in wrong if name in plan.explicit]
+            if hopeless:
+                raise CaptureError(
+                    f"the gradients of parameter {hopeless[0]!r} do not add up to its gradient for "
+                    "all samples: samples are coupled, or a run on one sample differs from one on "
+                    f"many{mixing(self.model)}"
+                )
+            reason = "its factors do not reproduce autograd's gradient"
+            plan.explicit |= dict.fromkeys(wrong, reason)
 
     def _harvested(self, x: Inputs, graph: Graph, *, detect: bool = False) -> Jacobian:
         """Jacobian of a run; uses that turn out not to be understood become explicit."""
@@ -202,9 +210,8 @@ def cost_of(jacobian: Jacobian, graph: Graph, n: int) -> Cost:
         for k in range(ag.output_count(node)):
             made += math.prod(ag.shape((node, k))) * ag.dtype((node, k)).itemsize
     # A result, what it saves and its gradient; and the factors themselves before they are copied.
-    width = piece_samples(factors / n)
     compact = sum(
         gradient_bytes(layer) if is_compacted(layer) else layer_bytes(layer)
         for layer in jacobian.layers
     )
-    return Cost(factors / n, width * (2 * made + factors) / n, compact / n)
+    return Cost(factors / n, (2 * made + factors) / n, compact / n)

@@ -12,9 +12,18 @@ _LEAST_WORKSPACE = 1 << 20
 _WORTH = 0.75  # gradients are formed for memory if that saves a quarter
 
 
+_PIECE_BYTES = 24 << 20
+_LEAST_PIECE = 8
+
+
+def piece_samples(bytes_a_sample: float) -> int:
+    """Count the samples to capture at a time: about what the cache holds of their factors."""
+    return max(_LEAST_PIECE, int(_PIECE_BYTES // max(bytes_a_sample, 1.0)))
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a sample's factors while they are kept, and of a capture under way.
+    """Bytes of a sample: its factors while they are kept, and its capture under way.
 
     `compact` is `factors` if the layers whose gradients are smaller than their factors are kept as
     gradients: convolutions with few channels and many positions.
@@ -27,11 +36,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Samples of a left block and of a right block, and bytes for the Gram's workspace."""
+    """Samples of a left block, of a right block and of one capture; bytes of the Gram's workspace.
+
+    With `compact` layers are kept as gradients where these are smaller than their factors.
+    """
 
     left: int
     right: int
     workspace: int
+    piece: int
     compact: bool = False
 
 
@@ -44,13 +57,14 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
         Not even single samples fit.
     """
     samples = n if m is None else n + m
+    piece = max(1, min(piece_samples(cost.factors), int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
-    whole = _cut(n, m, cost.factors, cost.capture, limit, min(wanted, limit // 4))
+    whole = _cut(n, m, cost, cost.factors, piece, limit, min(wanted, limit // 4))
     fits = whole is not None and whole.left >= n and whole.right >= (n if m is None else m)
     if not fits and may_form and cost.compact < _WORTH * cost.factors:
         # What is kept as gradients needs less room to be multiplied, too.
         work = min(DEFAULT_MEMORY, limit // 8)
-        formed = _cut(n, m, cost.compact, cost.capture, limit, work)
+        formed = _cut(n, m, cost, cost.compact, piece, limit, work)
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
@@ -63,20 +77,21 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
 
 
 def _cut(
-    n: int, m: int | None, factors: float, capture: float, limit: int, work: int
+    n: int, m: int | None, cost: Cost, factors: float, piece: int, limit: int, work: int
 ) -> Blocks | None:
     work = max(work, min(limit // 2, _LEAST_WORKSPACE))
-    rest = limit - work - capture
+    rest = limit - work - piece * cost.capture
     if (n if m is None else n + m) * factors <= rest:
-        return Blocks(n, n if m is None else m, work)
+        return Blocks(n, n if m is None else m, work, piece)
     if m is not None and min(n, m) * factors <= rest / 2:
         # One side stays, the other streams.
         width = int((rest - min(n, m) * factors) // factors)
-        return Blocks(n, min(width, m), work) if n <= m else Blocks(min(width, n), m, work)
+        left, right = (n, min(width, m)) if n <= m else (min(width, n), m)
+        return Blocks(left, right, work, piece)
     width = int(rest // (2 * factors))
     if width < 1:
         return None
     if m is None:
         width = math.ceil(n / math.ceil(n / width))  # blocks of one size
-        return Blocks(width, width, work)
-    return Blocks(min(width, n), min(width, m), work)
+        return Blocks(width, width, work, piece)
+    return Blocks(min(width, n), min(width, m), work, piece)

@@ -21,17 +21,9 @@ from fastfisher._memory import layer_bytes
 from fastfisher.capture.align import fit
 from fastfisher.factors import Explicit, Layer, Shared
 
-_PIECE_BYTES = 24 << 20
-_LEAST_SAMPLES = 8
-
 
 class DifferentPieces(Exception):
     """Pieces whose layers are not alike: samples took different ways through the model."""
-
-
-def piece_samples(bytes_a_sample: float) -> int:
-    """Count the samples to capture at a time, given the bytes of a sample's factors."""
-    return max(_LEAST_SAMPLES, int(_PIECE_BYTES // max(bytes_a_sample, 1.0)))
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
