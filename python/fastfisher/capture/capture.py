@@ -33,6 +33,7 @@ from fastfisher.capture.model import (
 )
 from fastfisher.capture.pieces import (
     DifferentPieces,
+    Room,
     compacted,
     gradient_bytes,
     is_compacted,
@@ -81,13 +82,24 @@ class Capture:
                 return self._empty(x)
             n, width = samples_of(x), piece or piece_samples(self.cost.factors)
             if n > width or compact:
-                spans = [slice(k, min(k + width, n)) for k in range(0, n, width)]
-                pieces = (self._captured(take(x, span)) for span in spans)
                 try:
-                    return put_together(map(compacted, pieces) if compact else pieces, n)
+                    return self._in_pieces(x, width, compact)
                 except DifferentPieces:
                     pass
             return self._captured(x)
+
+    def _in_pieces(self, x: Inputs, width: int, compact: bool) -> Jacobian:
+        n = samples_of(x)
+        room = Room(n)
+
+        def piece(start: int) -> Jacobian:
+            stop = min(start + width, n)
+            # Layers that will be written out need no room of their own.
+            room.at(start, stop - start)
+            part = self._captured(take(x, slice(start, stop)), None if compact else room)
+            return compacted(part) if compact else part
+
+        return put_together((piece(start) for start in range(0, n, width)), room)
 
     def _probe(self, x: Inputs) -> None:
         n = samples_of(x)
@@ -132,7 +144,7 @@ class Capture:
         plan.head = find_head(graph, n)
         self.cost = cost_of(self._harvested(x, graph, detect=True), graph, n)
 
-    def _captured(self, x: Inputs) -> Jacobian:
+    def _captured(self, x: Inputs, room: Room | None = None) -> Jacobian:
         one = run(self.model, x)
         if one.graph.signature in self._plans:
             self.plan = self._plans[one.graph.signature]
@@ -140,16 +152,16 @@ class Capture:
             # Other samples may take another way through the model.
             self._learn(x, one.graph, one.leaves)
         if one.graph.signature in self._proved:
-            return self._harvested(x, one.graph)
+            return self._harvested(x, one.graph, room)
         self._proved.add(one.graph.signature)
-        return self._proven(x, one)
+        return self._proven(x, one, room)
 
-    def _proven(self, x: Inputs, one: Run) -> Jacobian:
+    def _proven(self, x: Inputs, one: Run, room: Room | None) -> Jacobian:
         """Jacobian of the first run of a structure, with the proof that its factors are right."""
         plan = self.plan
         assert plan is not None
         while True:
-            jacobian = self._harvested(x, one.graph)
+            jacobian = self._harvested(x, one.graph, room)
             # Without inputs to differentiate by, coupled samples show in the sums only.
             sure = self.verify or (bool(plan.explicit) and not one.leaves)
             wrong = check_products(jacobian, one.graph, self.model.parameters) if sure else []
@@ -165,13 +177,15 @@ class Capture:
             reason = "its factors do not reproduce autograd's gradient"
             plan.explicit |= dict.fromkeys(wrong, reason)
 
-    def _harvested(self, x: Inputs, graph: Graph, *, detect: bool = False) -> Jacobian:
+    def _harvested(
+        self, x: Inputs, graph: Graph, room: Room | None = None, *, detect: bool = False
+    ) -> Jacobian:
         """Jacobian of a run; uses that turn out not to be understood become explicit."""
         plan = self.plan
         assert plan is not None
         while True:
             try:
-                terms = Harvest(self.model, plan).terms(x, graph, detect=detect)
+                terms = Harvest(self.model, plan, room).terms(x, graph, detect=detect)
                 return self._assembled(plan, graph, terms)
             except NotUnderstood as error:
                 why, use = error.args

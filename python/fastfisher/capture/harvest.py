@@ -14,7 +14,7 @@ from fastfisher.capture.columns import Columns, base_name, leaves_below
 from fastfisher.capture.explicit import per_sample_gradients
 from fastfisher.capture.graph import Edge, Graph, Node
 from fastfisher.capture.model import Inputs, Model, samples_of
-from fastfisher.capture.pieces import allocate
+from fastfisher.capture.pieces import Room, allocate
 from fastfisher.capture.plan import FAMILIES, SEPARABLE, Plan, Use
 from fastfisher.capture.separable import head_factors, is_separable
 from fastfisher.capture.site import NotUnderstood, Site
@@ -24,11 +24,14 @@ Named = tuple[Term, tuple[str, ...]]
 """A term and the parameters in it, that of a bias last."""
 
 
-class Harvest:
-    """Terms of a model's runs by a plan."""
+_CHECKED_SAMPLES = 32
 
-    def __init__(self, model: Model, plan: Plan) -> None:
-        self.model, self.plan = model, plan
+
+class Harvest:
+    """Terms of a model's runs by a plan; gradients go to `room` where it is given."""
+
+    def __init__(self, model: Model, plan: Plan, room: Room | None = None) -> None:
+        self.model, self.plan, self.room = model, plan, room
 
     def terms(self, x: Inputs, graph: Graph, *, detect: bool = False) -> list[Named]:
         """Terms of all uses with the names of their parameters."""
@@ -38,14 +41,17 @@ class Harvest:
         edges = [(graph.nodes[use.node], 0) for use in uses]
         shared = head_factors(graph, plan.head, n) if plan.head else None
         apart = [k for k, use in enumerate(uses) if use.separable and shared is not None]
-        gradients = cotangents(graph, [e for k, e in enumerate(edges) if k not in apart])
+        gradients = self._cotangents(graph, [use for k, use in enumerate(uses) if k not in apart])
         apart_gradients: dict[Edge, torch.Tensor] = {}
         if shared is not None and apart:
             apart_gradients = shared.gradients(graph, [edges[k] for k in apart])
             for k in list(apart):
-                if not shared.holds(graph, edges[k], apart_gradients[edges[k]], uses[k]):
+                if uses[k].checked >= _CHECKED_SAMPLES:
+                    continue
+                uses[k].checked += n
+                if not shared.holds(graph, edges[k], apart_gradients[edges[k]]):
                     uses[k].separable = False
-                    gradients.update(cotangents(graph, [edges[k]]))
+                    gradients.update(self._cotangents(graph, [uses[k]]))
         if detect and shared is not None:
             for use, edge in zip(uses, edges, strict=True):
                 name = base_name(edge[0])
@@ -165,23 +171,27 @@ class Harvest:
         }
         return {node: self._columns(name).start for node, name in names.items()}, names
 
-
-def cotangents(graph: Graph, edges: Sequence[Edge]) -> dict[Edge, torch.Tensor]:
-    """Gradients (c, *result) of all outputs for each edge."""
-    c = graph.y.shape[1]
-    unique = list(dict.fromkeys(edges))
-    result = {
-        edge: allocate((c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge)) for edge in unique
-    }
-    with torch.autocast(graph.y.device.type, enabled=False):
-        for k in range(c):
-            cotangent = torch.zeros_like(graph.y)
-            cotangent[:, k] = 1
-            for edge, grad in zip(
-                unique, ag.gradients([graph.y], unique, [cotangent]), strict=True
-            ):
-                if grad is None:
-                    result[edge][k] = 0
-                else:
-                    result[edge][k] = grad.detach()
-    return result
+    def _cotangents(self, graph: Graph, uses: Sequence[Use]) -> dict[Edge, torch.Tensor]:
+        """Gradients (c, *result) of all outputs for the result of each use."""
+        c = graph.y.shape[1]
+        result: dict[Edge, torch.Tensor] = {}
+        for use in uses:
+            edge = (graph.nodes[use.node], 0)
+            shape, dtype, device = (c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge)
+            if self.room is None:
+                result[edge] = allocate(shape, dtype, device)
+            else:
+                stays = use.stays and dtype == graph.y.dtype
+                result[edge] = self.room.take(use.node, shape, dtype, device, stays=stays)
+        with torch.autocast(graph.y.device.type, enabled=False):
+            for k in range(c):
+                cotangent = torch.zeros_like(graph.y)
+                cotangent[:, k] = 1
+                for (_, out), grad in zip(
+                    result.items(), ag.gradients([graph.y], list(result), [cotangent]), strict=True
+                ):
+                    if grad is None:
+                        out[k] = 0
+                    else:
+                        out[k] = grad.detach()
+        return result

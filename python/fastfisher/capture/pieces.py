@@ -60,8 +60,56 @@ def compacted(piece: Jacobian) -> Jacobian:
     return Jacobian(layers, piece.outputs, parameters=piece.parameters)
 
 
-def put_together(pieces: Iterable[Jacobian], n: int) -> Jacobian:
-    """Jacobian of the `n` samples of all `pieces`.
+class Room:
+    """Arrays that take the gradients of all samples, piece by piece.
+
+    A use whose gradients are factors as they are writes them where they stay; others get a buffer
+    that the next piece writes over.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.start, self.samples = n, 0, 0
+        self._whole: dict[int, torch.Tensor] = {}
+        self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def at(self, start: int, samples: int) -> None:
+        """Say which samples come next."""
+        self.start, self.samples = start, samples
+
+    def take(
+        self,
+        key: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        stays: bool,
+    ) -> torch.Tensor:
+        """Array of `shape` (c, samples * times, ...) for the use `key`."""
+        if not stays:
+            place = (key, shape, dtype)
+            if place not in self._buffers:
+                self._buffers[place] = allocate(shape, dtype, device)
+            return self._buffers[place]
+        times = shape[1] // self.samples
+        if key not in self._whole:
+            full = (shape[0], self.n * times, *shape[2:])
+            self._whole[key] = allocate(full, dtype, device)
+        whole = self._whole[key]
+        if whole.shape[0] != shape[0] or tuple(whole.shape[2:]) != shape[2:]:
+            raise DifferentPieces
+        if whole.shape[1] != self.n * times:
+            raise DifferentPieces
+        return whole[:, self.start * times : (self.start + self.samples) * times]
+
+    def holds(self, array: torch.Tensor) -> bool:
+        """Whether `array` already lies where it stays."""
+        place = array.untyped_storage().data_ptr()
+        return any(place == whole.untyped_storage().data_ptr() for whole in self._whole.values())
+
+
+def put_together(pieces: Iterable[Jacobian], room: Room) -> Jacobian:
+    """Jacobian of the samples of all `pieces`, whose gradients may lie in `room`.
 
     Raises
     ------
@@ -75,13 +123,13 @@ def put_together(pieces: Iterable[Jacobian], n: int) -> Jacobian:
     for piece in pieces:
         if first is None:
             first = piece
-            whole = [_enlarged(layer, n) for layer in piece.layers]
+            whole = [_enlarged(layer, room) for layer in piece.layers]
             assert piece.outputs is not None
-            outputs = piece.outputs.new_empty((n, piece.n_outputs))
+            outputs = piece.outputs.new_empty((room.n, piece.n_outputs))
         elif not fit(first, piece):
             raise DifferentPieces
         for target, layer in zip(whole, piece.layers, strict=True):
-            _put(target, layer, start)
+            _put(target, layer, start, room)
         assert outputs is not None
         outputs[start : start + piece.samples] = piece.outputs
         start += piece.samples
@@ -89,27 +137,36 @@ def put_together(pieces: Iterable[Jacobian], n: int) -> Jacobian:
     return Jacobian(tuple(whole), outputs, parameters=first.parameters)
 
 
-def _enlarged(layer: Layer, n: int) -> Layer:
-    """Layer of `n` samples, its arrays yet to be written."""
+def _enlarged(layer: Layer, room: Room) -> Layer:
+    """Layer of all samples, its arrays yet to be written."""
     new = copy.copy(layer)
     for name in ("a", "g"):
         array = getattr(layer, name)
-        if array is not None:
-            setattr(new, name, allocate((n, *array.shape[1:]), array.dtype, array.device))
+        if array is None:
+            continue
+        shape = (room.n, *array.shape[1:])
+        if room.holds(array):
+            large = array.as_strided(shape, array.stride(), array.storage_offset())
+        else:
+            large = allocate(shape, array.dtype, array.device)
+        setattr(new, name, large)
     if isinstance(new, Lookup):
-        new.index = np.empty((n, *new.index.shape[1:]), np.int64)
+        new.index = np.empty((room.n, *new.index.shape[1:]), np.int64)
     return new
 
 
-def _put(target: Layer, layer: Layer, start: int) -> None:
+def _put(target: Layer, layer: Layer, start: int, room: Room) -> None:
     span = slice(start, start + layer.samples)
     for name in ("a", "g"):
-        array, room = getattr(layer, name), getattr(target, name)
+        array, large = getattr(layer, name), getattr(target, name)
         if array is None:
             continue
-        if room.shape[1:] != array.shape[1:]:
+        if large.shape[1:] != array.shape[1:]:
             raise DifferentPieces
-        room[span] = array
+        if not room.holds(array):
+            large[span] = array
+        elif array.data_ptr() != large[span].data_ptr() or array.stride() != large.stride():
+            raise DifferentPieces
     if isinstance(layer, Lookup) and isinstance(target, Lookup):
         if target.index.shape[1:] != layer.index.shape[1:]:
             raise DifferentPieces

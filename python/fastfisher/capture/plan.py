@@ -10,6 +10,7 @@ parameters. Where samples stand in its result is read off backward passes of sin
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -55,6 +56,10 @@ class Use:
     separable: bool = False
     bias: Columns | None = None
     """Of a vector that the next node adds to a matrix product."""
+    stays: bool = False
+    """Whether the gradients of the result are the factors of a layer as they are."""
+    checked: int = 0
+    """Samples that a separable gradient was checked on."""
 
 
 @dataclass(eq=False)
@@ -217,6 +222,14 @@ def make_plan(
                 weights[slot] = columns
         plan.uses.append(Use(index, weights, owners, layout or SampleAxis(0), tuple(derived)))
     _fold_biases(plan, graph)
+    count = Counter(name for use in plan.uses for name in use.names)
+    for use in plan.uses:
+        use.stays = (
+            base_name(graph.nodes[use.node]) in SEPARABLE
+            and use.layout == SampleAxis(0)
+            and not use.derived
+            and all(count[name] == 1 for name in use.names)
+        )
     _note_unreached(plan, graph, parameters, reached)
     return plan
 
