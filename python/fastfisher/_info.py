@@ -37,7 +37,8 @@ class GramInfo:
     blocks, slabs : int
         Blocks of rows and, in each, slabs of parameters: how often factors were read and packed.
     seconds : float
-        Wall time of the native calls.
+        Wall time of the native calls; layers are added up tile by tile, so that single ones have
+        times of their own with ``layers="each"`` only.
     parameters : mapping of str to str
         For a captured model: how each parameter was treated.
     captured_samples : int

@@ -298,3 +298,41 @@ def test_memory_limit_bounds_the_peak(model: str, limit: int, blocks: int, forms
     assert int(pairs) >= blocks
     # The allocator keeps some of what was freed.
     assert int(peak) <= limit + (16 << 20)
+
+
+STREAM = """
+import resource, sys, numpy as np, torch, fastfisher as ff
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(100, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+    nn.Linear(256, 10))
+x, x2 = torch.randn(20, 100), torch.randn(6000, 100)  # 130 MB of factors
+out = np.memmap(sys.argv[1], np.float32, "w+", shape=(20, 6000))
+ff.ntk(model, x[:4], outputs="trace")
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ff.ntk(model, x, x2, outputs="trace", memory_limit="40MB", out=out)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base))
+part = ff.ntk(model, x, x2[3500:3600], outputs="trace")
+print(float(np.abs(out[:, 3500:3600] - part.numpy()).max() / np.abs(out).max()))
+"""
+
+
+def test_cross_kernel_streams_to_a_file_in_bounded_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STREAM, str(tmp_path / "kernel.bin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, error = map(float, done.stdout.split()[-2:])
+    assert peak <= 40e6 + (16 << 20)
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_models_in_16_bits_give_float32(dtype: str) -> None:
+    model, x = small(), samples(9)
+    j = dense(model, x)
+    kernel = ff.ntk(model.to(getattr(torch, dtype)), x.to(getattr(torch, dtype)))
+    assert kernel.dtype == torch.float32
+    expected = forms(j, j)["full"].float()
+    # Weights, inputs and every intermediate result are rounded to the model's dtype.
+    assert (kernel - expected).norm() <= 10 * torch.finfo(
+        getattr(torch, dtype)
+    ).eps * expected.norm()
