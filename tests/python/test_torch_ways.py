@@ -132,6 +132,18 @@ def test_routes_change_between_blocks(order: str, limit: Any) -> None:
     check(experts(), x, memory_limit=limit)
 
 
+def test_info_knows_all_ways() -> None:
+    def run(m, x):
+        return m.head(torch.tanh(m.experts[int(x[0, 0] > 0)](x)))
+
+    model = Net(
+        run, experts=nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)]), head=nn.Linear(3, 2)
+    )
+    x = torch.randn(5, 4).abs()
+    _, info = ff.ntk(model, x, -x, return_info=True)
+    assert set(info.parameters.values()) == {"Dense"}
+
+
 def by_module(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     j = oracle.jacobian(model, x)
     columns: dict[str, list[torch.Tensor]] = {}
@@ -188,6 +200,27 @@ def test_errors_name_the_sample() -> None:
     for limit in (None, "20KB"):
         with pytest.raises(ff.errors.NonFiniteError, match="sample 217"):
             ff.ntk(model, x, memory_limit=limit)
+
+
+class RarelyDropped(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if torch.rand(1) < 0.2 else x.square())
+
+
+def test_rare_random_events_are_found() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ff.errors.CaptureError, match="stochastic"):
+        ff.ntk(RarelyDropped(3, 2), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_division_that_rounds(verify: bool) -> None:
+    def run(m, x):
+        return m.body(x) + torch.div(m.w, x, rounding_mode="floor")
+
+    check(
+        Net(run, body=nn.Linear(3, 3), w=torch.randn(3)), torch.randn(4, 3).double(), verify=verify
+    )
 
 
 class Flagged(nn.Linear):

@@ -235,7 +235,7 @@ class _Run:
         arrays = {name: self.arrays[name] if self.out is None else self.out for name in names}
         for name in names:
             self.infos.setdefault(name, GramInfo((), 0, 0, 0, 0.0))
-        treated = {} if self.capture.plan is None else dict(self.capture.plan.treated)
+        treated = self.capture.treated
         infos = {
             name: self.infos[name].with_capture(
                 treated, self.captured, self.capture_seconds, self.pairs

@@ -39,7 +39,7 @@ from fastfisher.capture.pieces import (
     is_compacted,
     put_together,
 )
-from fastfisher.capture.plan import PROBE, Plan, make_plan
+from fastfisher.capture.plan import PROBE, UNREACHED, Plan, make_plan
 from fastfisher.capture.refusals import mixing, refuse_company, refuse_random
 from fastfisher.capture.run import Run, check_inputs, run
 from fastfisher.capture.separable import find_head
@@ -49,6 +49,7 @@ from fastfisher.capture.verify import check_products
 from fastfisher.errors import CaptureError, NonFiniteError
 
 _ATTEMPTS = 2
+_RANDOM_RUNS = 16
 
 
 class Capture:
@@ -70,10 +71,22 @@ class Capture:
         self._plans: dict[tuple[object, ...], list[Plan]] = {}
         self._proved: set[Plan] = set()
         self._replaced: set[Plan] = set()
+        self._used: dict[Plan, None] = {}
         self.cost = Cost(1.0, 1.0, 1.0)
         check_inputs(x, model, "x")
         if samples_of(x):
             self._probe(x)
+
+    @property
+    def treated(self) -> dict[str, str]:
+        """How each parameter was treated; samples that took several ways may have several."""
+        plans = [plan for plan in self._used if plan.treated]
+        result: dict[str, str] = {}
+        for name in self.model.parameters:
+            ways = dict.fromkeys(plan.treated[name] for plan in plans if name in plan.treated)
+            if ways:
+                result[name] = "; ".join([way for way in ways if way != UNREACHED] or [UNREACHED])
+        return result
 
     def jacobian(
         self, x: Inputs, *, piece: int | None = None, compact: bool = False, first: int = 0
@@ -131,10 +144,12 @@ class Capture:
             self._learn(few, probe.graph, probe.leaves, other)
 
     def _sure(self, x: Inputs, which: Sequence[int] | None = None) -> Run:
-        """Run, and once more if the model drew random numbers: outputs must not depend on them."""
+        """Run, and again if the model drew random numbers: outputs must not depend on them."""
         first = run(self.model, x, which=which)
         if first.drew:
-            refuse_random(self.model, first.graph.y, run(self.model, x).graph.y)
+            # Layers that are dropped rarely leave most runs as they are.
+            for _ in range(_RANDOM_RUNS):
+                refuse_random(self.model, first.graph.y, run(self.model, x).graph.y)
         return first
 
     def _learn(
@@ -157,14 +172,18 @@ class Capture:
     def _captured(self, x: Inputs, first: int, room: Room | None = None) -> Jacobian:
         n = samples_of(x)
         one = run(self.model, x, which=range(first, first + n))
+        if one.drew:
+            refuse_random(self.model, one.graph.y, run(self.model, x).graph.y)
         known = self._plans.get(one.graph.signature, [])
         self.plan = next((plan for plan in known if plan.fits(one.graph, n)), None)
         if self.plan is None:
             # Other samples may take another way through the model.
             self._relearn(x, one)
-        if self.plan in self._proved:
-            return self._harvested(x, one.graph, room)
-        return self._proven(x, one, room)
+        done = self.plan in self._proved
+        jacobian = self._harvested(x, one.graph, room) if done else self._proven(x, one, room)
+        assert self.plan is not None
+        self._used[self.plan] = None
+        return jacobian
 
     def _relearn(self, x: Inputs, one: Run) -> None:
         """Learn from samples to be captured, and from one more."""

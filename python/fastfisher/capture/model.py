@@ -271,8 +271,9 @@ def untouched(model: Model) -> Iterator[None]:
     held_by: list[tuple[torch.nn.Module, dict[str, Any], set[str]]] = []
     if model.module is not None:
         for _, module in model.named_modules():
-            own = module._buffers, module._non_persistent_buffers_set
-            held_by.append((module, dict(own[0]), set(own[1])))
+            held_by.append(
+                (module, dict(module._buffers.items()), set(module._non_persistent_buffers_set))
+            )
             held = list(module._buffers.items())
             if getattr(module, "max_norm", None) is not None:
                 held += module._parameters.items()  # the forward pass writes into the table
@@ -289,12 +290,16 @@ def untouched(model: Model) -> Iterator[None]:
         for k, state in zip(devices, states, strict=True):
             torch.cuda.set_rng_state(state, k)
         for module, before, passing in held_by:
-            now = module._buffers
-            if list(now) != list(before) or any(now[name] is not before[name] for name in before):
-                now.clear()
-                now.update(before)
-            module._non_persistent_buffers_set.intersection_update(passing)
-            module._non_persistent_buffers_set.update(passing)
+            now = dict(module._buffers.items())
+            changed = [name for name in before if name in now and now[name] is not before[name]]
+            if isinstance(module._buffers, dict) and (changed or list(now) != list(before)):
+                module._buffers.clear()
+                module._buffers.update(before)
+                module._non_persistent_buffers_set.intersection_update(passing)
+                module._non_persistent_buffers_set.update(passing)
+            elif not isinstance(module._buffers, dict):  # a scripted module
+                for name in changed:
+                    module._buffers[name] = before[name]
         for value, copy in buffers:
             if not torch.equal(value, copy):
                 with torch.no_grad():

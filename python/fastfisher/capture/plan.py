@@ -33,6 +33,7 @@ from fastfisher.errors import CaptureError
 FAMILIES: dict[str, Family] = {**elementwise.FAMILIES, **linear.FAMILIES, **conv.FAMILIES}
 SEPARABLE: dict[str, int] = {**linear.SEPARABLE, **conv.SEPARABLE}
 PROBE = 3
+UNREACHED = "not reached by the outputs: zero"
 
 
 @dataclass(eq=False)
@@ -323,7 +324,7 @@ def _note_unreached(
             f"({', '.join(sorted(set(opaque)))}) that may hide it{advice}"
         )
     for name in missing:
-        plan.treated[name] = "not reached by the outputs: zero"
+        plan.treated[name] = UNREACHED
 
 
 def _node_of(graph: Graph, x: torch.Tensor) -> Node | None:
