@@ -23,6 +23,17 @@ class LayerInfo:
     bytes: int = 0
     """Of the layer's factors, both sides; of blocks of samples the sum."""
 
+    def plus(self, other: LayerInfo) -> LayerInfo:
+        """Add another call for the same layer."""
+        known = other.method in self.method.split(",")
+        return replace(
+            self,
+            multiply_adds=self.multiply_adds + other.multiply_adds,
+            predicted_seconds=self.predicted_seconds + other.predicted_seconds,
+            bytes=self.bytes + other.bytes,
+            method=self.method if known else f"{self.method},{other.method}",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GramInfo:
@@ -60,20 +71,14 @@ class GramInfo:
     sample_blocks: int = 1
 
     def plus(self, other: GramInfo) -> GramInfo:
-        """Add another call for the same layers."""
-        layers = tuple(
-            replace(
-                a,
-                multiply_adds=a.multiply_adds + b.multiply_adds,
-                predicted_seconds=a.predicted_seconds + b.predicted_seconds,
-                bytes=a.bytes + b.bytes,
-                method=a.method if b.method in a.method.split(",") else f"{a.method},{b.method}",
-            )
-            for a, b in zip(self.layers, other.layers, strict=True)
-        )
+        """Add another call for the same model; layers that only one of them has stay."""
+        layers = {(layer.name, layer.form): layer for layer in self.layers}
+        for layer in other.layers:
+            key = layer.name, layer.form
+            layers[key] = layers[key].plus(layer) if key in layers else layer
         return replace(
             self,
-            layers=layers,
+            layers=tuple(layers.values()),
             workspace_bytes=max(self.workspace_bytes, other.workspace_bytes),
             blocks=self.blocks + other.blocks,
             slabs=self.slabs + other.slabs,

@@ -30,9 +30,9 @@ from fastfisher._arrays import (
 from fastfisher._gram import Method, Outputs, Precision
 from fastfisher._info import GramInfo
 from fastfisher._lookup import Lookup
-from fastfisher._parameters import flatten, unflatten
+from fastfisher._parameters import flatten, module_of, unflatten
 from fastfisher._sample_map import SampleMap, mapped_gram
-from fastfisher.factors import Layer, check_layers
+from fastfisher.factors import Explicit, Layer, check_layers
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -165,10 +165,14 @@ class Jacobian:
 
         Of a captured model, of each module that owns parameters, by name of the module.
         """
-        names = self.names if self.parameters is None else self.parameters.groups
         parts: dict[str, list[Layer]] = {}
-        for name, layer in zip(names, self.layers, strict=True):
-            parts.setdefault(name, []).append(layer)
+        for owners, layer in zip(self._owners(), self.layers, strict=True):
+            for name, columns in owners.items():
+                part = layer
+                if len(owners) > 1:
+                    # One product with the weights of several modules.
+                    part = Explicit(layer.block()[..., columns], label=layer.label)
+                parts.setdefault(name, []).append(part)
         return {
             name: Jacobian(tuple(layers), self.outputs, self.sample_map)
             for name, layers in parts.items()
@@ -314,6 +318,31 @@ class Jacobian:
             A shape other than (P,).
         """
         return unflatten(vector, self.parameter_shapes)
+
+    def _owners(self) -> list[dict[str, Any]]:
+        """For each layer, the modules that own its parameters, each with their columns in it."""
+        if self.parameters is None:
+            return [{name: slice(None)} for name in self.names]
+        names = list(self.parameters.shapes)
+        ends = np.cumsum([math.prod(shape) for shape in self.parameters.shapes.values()])
+        order = self.parameters.order
+        result: list[dict[str, Any]] = []
+        start = 0
+        for layer in self.layers:
+            stop = start + layer.parameters
+            columns = np.arange(start, stop) if order is None else order[start:stop]
+            which = np.searchsorted(ends, columns, side="right")
+            found: dict[str, list[int]] = {}
+            for k in np.unique(which).tolist():
+                found.setdefault(module_of(names[k]), []).append(k)
+            if len(found) == 1:
+                result.append(dict.fromkeys(found, slice(None)))
+            else:
+                result.append(
+                    {name: np.flatnonzero(np.isin(which, own)) for name, own in found.items()}
+                )
+            start = stop
+        return result
 
     @property
     def _parameter_count(self) -> int:

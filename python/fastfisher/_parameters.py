@@ -28,6 +28,11 @@ def flatten(parameters: Mapping[str, Array], shapes: Shapes) -> Array:
     return namespace(parts[0]).concatenate(parts, 0)
 
 
+def module_of(name: str) -> str:
+    """Name the module that owns a parameter; one of the model itself stands for itself."""
+    return name.rpartition(".")[0] or name
+
+
 def unflatten(vector: Array, shapes: Shapes) -> dict[str, Array]:
     """Inverse of `flatten`: views of `vector` by name."""
     library(vector, "vector")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fastfisher._jacobian import Parameters
+from fastfisher._parameters import module_of
 from fastfisher.capture.columns import Columns
 from fastfisher.capture.terms import Convolution, Full, Outer, Term, join
 from fastfisher.factors import Layer
@@ -187,11 +188,6 @@ def _order(pieces: Sequence[range | np.ndarray[Any, Any]], total: int) -> Any:
     if not pieces:
         return np.empty(0, np.int64)
     return np.concatenate([np.asarray(piece, np.int64) for piece in pieces])
-
-
-def module_of(name: str) -> str:
-    """Name the module that owns a parameter; one of the model itself stands for itself."""
-    return name.rpartition(".")[0] or name
 
 
 def _label(names: tuple[str, ...], parts: int, layers: Sequence[Layer]) -> str:

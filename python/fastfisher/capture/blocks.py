@@ -20,9 +20,9 @@ from fastfisher._gram import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import memory_bytes
+from fastfisher._parameters import module_of
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.align import aligned
-from fastfisher.capture.assemble import module_of
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Blocks, plan_blocks
 from fastfisher.capture.model import Inputs, samples_of, take
@@ -137,7 +137,10 @@ class _Run:
             start = time.perf_counter()
             samples = take(self.x[side], span)
             self.kept[key] = self.capture.jacobian(
-                samples, piece=self.blocks.piece, compact=self.blocks.compact
+                samples,
+                piece=self.blocks.piece,
+                compact=self.blocks.compact,
+                first=span.start,
             )
             self.capture_seconds += time.perf_counter() - start
             self.captured += span.stop - span.start
@@ -172,7 +175,17 @@ class _Run:
             elif self.square and not diagonal:
                 self._mirror(name, tile, row, column)
             self.infos[name] = self.infos[name].plus(info) if name in self.infos else info
+        for name in self._modules():
+            # No output reaches it from these samples.
+            if name not in self.arrays:
+                self.arrays[name] = self._array(left.n_outputs, left.layers[0].g)
         self.pairs += 1
+
+    def _modules(self) -> list[str]:
+        """Names of the kernels."""
+        if not self.each:
+            return [""]
+        return list(dict.fromkeys(module_of(name) for name in self.capture.model.parameters))
 
     def _view(self, name: str, part: Jacobian, row: slice, column: slice) -> Any:
         if name not in self.arrays:
@@ -194,7 +207,9 @@ class _Run:
         }[kind]
         dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
         if self.out is None:
-            return torch.empty(shape, dtype=dtype, device=like.device)
+            # With `each`, samples that do not reach a module leave its tiles as they are.
+            make = torch.zeros if self.each else torch.empty
+            return make(shape, dtype=dtype, device=like.device)
         check_out(self.out, shape, like, str(dtype).rpartition(".")[2])
         if isinstance(self.out, np.ndarray):
             return torch.from_numpy(self.out)
@@ -210,20 +225,21 @@ class _Run:
     def nothing(self) -> tuple[dict[str, Any], dict[str, GramInfo]]:
         """Kernels without entries, for a side without samples."""
         jacobian = self.capture.jacobian(take(self.x[0 if self.n else 1], slice(0, 0)))
-        names = [""]
-        if self.each:
-            names = list(dict.fromkeys(module_of(name) for name in self.capture.model.parameters))
         like = jacobian.layers[0].g
-        self.arrays = {name: self._array(jacobian.n_outputs, like) for name in names}
-        self.infos = {name: GramInfo((), 0, 0, 0, 0.0) for name in names}
+        self.arrays = {name: self._array(jacobian.n_outputs, like) for name in self._modules()}
         return self.results()
 
     def results(self) -> tuple[dict[str, Any], dict[str, GramInfo]]:
         """Arrays and infos by name."""
-        arrays = {name: self.out if self.out is not None else a for name, a in self.arrays.items()}
-        treated = {} if self.capture.plan is None else dict(self.capture.plan.treated)
+        names = self._modules()
+        arrays = {name: self.arrays[name] if self.out is None else self.out for name in names}
+        for name in names:
+            self.infos.setdefault(name, GramInfo((), 0, 0, 0, 0.0))
+        treated = self.capture.treated
         infos = {
-            name: info.with_capture(treated, self.captured, self.capture_seconds, self.pairs)
-            for name, info in self.infos.items()
+            name: self.infos[name].with_capture(
+                treated, self.captured, self.capture_seconds, self.pairs
+            )
+            for name in names
         }
         return arrays, infos

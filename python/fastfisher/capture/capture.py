@@ -39,7 +39,7 @@ from fastfisher.capture.pieces import (
     is_compacted,
     put_together,
 )
-from fastfisher.capture.plan import PROBE, Plan, make_plan
+from fastfisher.capture.plan import PROBE, UNREACHED, Plan, make_plan
 from fastfisher.capture.refusals import mixing, refuse_company, refuse_random
 from fastfisher.capture.run import Run, check_inputs, run
 from fastfisher.capture.separable import find_head
@@ -47,6 +47,9 @@ from fastfisher.capture.site import NotUnderstood
 from fastfisher.capture.terms import Full
 from fastfisher.capture.verify import check_products
 from fastfisher.errors import CaptureError, NonFiniteError
+
+_ATTEMPTS = 2
+_RANDOM_RUNS = 16
 
 
 class Capture:
@@ -65,30 +68,48 @@ class Capture:
     def __init__(self, model: Model, x: Inputs, *, verify: bool = True) -> None:
         self.model, self.verify = model, verify
         self.plan: Plan | None = None
-        self._plans: dict[tuple[object, ...], Plan] = {}
-        self._proved: set[tuple[object, ...]] = set()
+        self._plans: dict[tuple[object, ...], list[Plan]] = {}
+        self._proved: set[Plan] = set()
+        self._replaced: set[Plan] = set()
+        self._used: dict[Plan, None] = {}
         self.cost = Cost(1.0, 1.0, 1.0)
         check_inputs(x, model, "x")
         if samples_of(x):
             self._probe(x)
 
-    def jacobian(self, x: Inputs, *, piece: int | None = None, compact: bool = False) -> Jacobian:
+    @property
+    def treated(self) -> dict[str, str]:
+        """How each parameter was treated; samples that took several ways may have several."""
+        plans = [plan for plan in self._used if plan.treated]
+        result: dict[str, str] = {}
+        for name in self.model.parameters:
+            ways = dict.fromkeys(plan.treated[name] for plan in plans if name in plan.treated)
+            if ways:
+                result[name] = "; ".join([way for way in ways if way != UNREACHED] or [UNREACHED])
+        return result
+
+    def jacobian(
+        self, x: Inputs, *, piece: int | None = None, compact: bool = False, first: int = 0
+    ) -> Jacobian:
         """Jacobian of the samples `x` as factors, all in memory, captured `piece` at a time.
 
         With `compact` layers are kept as gradients where these are smaller than the factors.
+        `first` is the number of the first sample, for messages.
         """
         with untouched(self.model), recording():
             if samples_of(x) == 0 or self.plan is None:
                 return self._empty(x)
             n, width = samples_of(x), piece or piece_samples(self.cost.factors)
             if n > width or compact:
-                try:
-                    return self._in_pieces(x, width, compact)
-                except DifferentPieces:
-                    pass
-            return self._captured(x)
+                # What a piece taught may make the others like it.
+                for _ in range(_ATTEMPTS):
+                    try:
+                        return self._in_pieces(x, width, compact, first)
+                    except DifferentPieces:
+                        pass
+            return self._captured(x, first)
 
-    def _in_pieces(self, x: Inputs, width: int, compact: bool) -> Jacobian:
+    def _in_pieces(self, x: Inputs, width: int, compact: bool, first: int) -> Jacobian:
         n = samples_of(x)
         room = Room(n)
 
@@ -96,7 +117,8 @@ class Capture:
             stop = min(start + width, n)
             # Layers that will be written out need no room of their own.
             room.at(start, stop - start)
-            part = self._captured(take(x, slice(start, stop)), None if compact else room)
+            few = take(x, slice(start, stop))
+            part = self._captured(few, first + start, None if compact else room)
             return compacted(part) if compact else part
 
         return put_together((piece(start) for start in range(0, n, width)), room)
@@ -110,8 +132,8 @@ class Capture:
         other: Graph | None = None
         with untouched(self.model), recording():
             try:
-                probe = self._sure(few)
-                other = run(self.model, more).graph
+                probe = self._sure(few, chosen.tolist())
+                other = run(self.model, more, which=others.tolist()).graph
                 refuse_company(self.model, probe.graph, other.y, chosen.tolist(), others.tolist())
             except (NonFiniteError, CaptureError):
                 raise
@@ -121,11 +143,13 @@ class Capture:
                 probe = self._sure(x)
             self._learn(few, probe.graph, probe.leaves, other)
 
-    def _sure(self, x: Inputs) -> Run:
-        """Run, and once more if the model drew random numbers: outputs must not depend on them."""
-        first = run(self.model, x)
+    def _sure(self, x: Inputs, which: Sequence[int] | None = None) -> Run:
+        """Run, and again if the model drew random numbers: outputs must not depend on them."""
+        first = run(self.model, x, which=which)
         if first.drew:
-            refuse_random(self.model, first.graph.y, run(self.model, x).graph.y)
+            # Layers that are dropped rarely leave most runs as they are.
+            for _ in range(_RANDOM_RUNS):
+                refuse_random(self.model, first.graph.y, run(self.model, x).graph.y)
         return first
 
     def _learn(
@@ -140,33 +164,61 @@ class Capture:
             plan = make_plan(graph, self.model.parameters, leaves, n, other)
         except CaptureError as error:
             raise CaptureError(f"{error}{mixing(self.model)}") from error
-        self.plan = self._plans[graph.signature] = plan
+        self.plan = plan
+        self._plans.setdefault(graph.signature, []).append(plan)
         plan.head = find_head(graph, n)
         self.cost = cost_of(self._harvested(x, graph, detect=True), graph, n)
 
-    def _captured(self, x: Inputs, room: Room | None = None) -> Jacobian:
-        one = run(self.model, x)
-        if one.graph.signature in self._plans:
-            self.plan = self._plans[one.graph.signature]
-        else:
+    def _captured(self, x: Inputs, first: int, room: Room | None = None) -> Jacobian:
+        n = samples_of(x)
+        one = run(self.model, x, which=range(first, first + n))
+        if one.drew:
+            refuse_random(self.model, one.graph.y, run(self.model, x).graph.y)
+        known = self._plans.get(one.graph.signature, [])
+        self.plan = next((plan for plan in known if plan.fits(one.graph, n)), None)
+        if self.plan is None:
             # Other samples may take another way through the model.
-            self._learn(x, one.graph, one.leaves)
-        if one.graph.signature in self._proved:
-            return self._harvested(x, one.graph, room)
-        self._proved.add(one.graph.signature)
-        return self._proven(x, one, room)
+            self._relearn(x, one)
+        done = self.plan in self._proved
+        jacobian = self._harvested(x, one.graph, room) if done else self._proven(x, one, room)
+        assert self.plan is not None
+        self._used[self.plan] = None
+        return jacobian
+
+    def _relearn(self, x: Inputs, one: Run) -> None:
+        """Learn from samples to be captured, and from one more."""
+        n = samples_of(x)
+        other: Graph | None = None
+        try:
+            more = torch.arange(n + 1, device=tensors_of(x)[0].device) % n
+            other = run(self.model, take(x, more)).graph
+        except Exception:
+            other = None
+        self._learn(x, one.graph, one.leaves, other)
 
     def _proven(self, x: Inputs, one: Run, room: Room | None) -> Jacobian:
-        """Jacobian of the first run of a structure, with the proof that its factors are right."""
-        plan = self.plan
-        assert plan is not None
+        """Jacobian of the first run of a structure, with the proof that its factors are right.
+
+        As long as the layout of samples is ambiguous, for gradients that vanish, every run is
+        proven, and the first one that fails is learned from.
+        """
         while True:
+            plan = self.plan
+            assert plan is not None
             jacobian = self._harvested(x, one.graph, room)
             # Without inputs to differentiate by, coupled samples show in the sums only.
-            sure = self.verify or (bool(plan.explicit) and not one.leaves)
+            sure = self.verify or not plan.sure or (bool(plan.explicit) and not one.leaves)
             wrong = check_products(jacobian, one.graph, self.model.parameters) if sure else []
             if not wrong:
+                if plan.sure:
+                    self._proved.add(plan)
                 return jacobian
+            if not plan.sure and plan not in self._replaced:
+                self._plans[plan.signature].remove(plan)
+                self._relearn(x, one)
+                assert self.plan is not None
+                self._replaced.add(self.plan)
+                continue
             hopeless = [name for name in wrong if name in plan.explicit]
             if hopeless:
                 raise CaptureError(

@@ -100,6 +100,12 @@ def base_name(node: Node) -> str:
     return str(node.name()).rpartition("Backward")[0]
 
 
+def settings_of(node: Node) -> tuple[object, ...]:
+    """Everything that decides which entries of a parameter a node takes."""
+    name = base_name(node)
+    return ag.settings(node, view=name in _SELECTING and name not in {"Clone", "Cat", "Stack"})
+
+
 def leaves_below(edge: Edge, offsets: Mapping[Node, int]) -> list[Node]:
     """Parameters that a weight is made of."""
     found: list[Node] = []

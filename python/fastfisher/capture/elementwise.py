@@ -55,6 +55,8 @@ def mul(site: Site) -> list[Term]:
 def div(site: Site) -> list[Term]:
     """``self / other``."""
     other = site.saved("other")
+    if getattr(site.node, "_saved_rounding_mode", None) is not None:
+        raise NotUnderstood("division that rounds")
     return _terms(
         site, 1 / other, -site.saved("self") / (other * other) if 1 in site.weights else None
     )

@@ -7,6 +7,7 @@ A node's *edges* are the tensors it received in the forward pass, in order; an e
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from torch.autograd.graph import GradientEdge
 Node = Any
 Edge = tuple[Node, int]
 
+_SWITCH = threading.RLock()  # one switch for the whole process
 LEAF = "torch::autograd::AccumulateGrad"
 OPAQUE = (
     "CompiledFunctionBackward",
@@ -104,13 +106,14 @@ class Graph:
 
 @contextmanager
 def without_mkldnn() -> Iterator[None]:
-    """Recurrent layers step by step, so that their weights can be seen."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
+    """Recurrent layers step by step, so that their weights can be seen; one thread at a time."""
+    with _SWITCH:
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(before)
 
 
 def edges(node: Node) -> tuple[Edge, ...]:
@@ -159,6 +162,17 @@ def saved(node: Node, name: str) -> Any:
     """Return what a node saved under `name`; AttributeError where it has no such thing."""
     value = getattr(node, f"_saved_{name}")
     return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def settings(node: Node, *, view: bool) -> tuple[object, ...]:
+    """Shapes of a node's results; of a view also offsets of a slice, the index of a selection."""
+    if is_leaf(node):
+        return (id(leaf(node)),)
+    found: list[object] = [shape((node, k)) for k in range(output_count(node))]
+    if view:
+        names = [name for name in dir(node) if name.startswith("_saved_")]
+        found += [(name, str(getattr(node, name))) for name in names]
+    return tuple(found)
 
 
 def gradients(

@@ -24,9 +24,6 @@ Named = tuple[Term, tuple[str, ...]]
 """A term and the parameters in it, that of a bias last."""
 
 
-_CHECKED_SAMPLES = 32
-
-
 class Harvest:
     """Terms of a model's runs by a plan; gradients go to `room` where it is given."""
 
@@ -46,9 +43,6 @@ class Harvest:
         if shared is not None and apart:
             apart_gradients = shared.gradients(graph, [edges[k] for k in apart])
             for k in list(apart):
-                if uses[k].checked >= _CHECKED_SAMPLES:
-                    continue
-                uses[k].checked += n
                 if not shared.holds(graph, edges[k], apart_gradients[edges[k]]):
                     uses[k].separable = False
                     gradients.update(self._cotangents(graph, [uses[k]]))

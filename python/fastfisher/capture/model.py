@@ -205,13 +205,20 @@ def gather(x: Any, name: str) -> Inputs:
     if not batches:
         raise ValueError(f"{name}: expected at least one batch, got none")
     if isinstance(batches[0], Mapping):
-        return {
-            key: torch.cat([batch[key] for batch in batches])
-            if isinstance(value, torch.Tensor)
-            else value
-            for key, value in batches[0].items()
-        }
+        return {key: _joined(key, batches, name) for key in batches[0]}
     return torch.cat(batches)
+
+
+def _joined(key: str, batches: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """Tensors of all batches one after the other; anything else must be the same in all."""
+    if any(set(batch) != set(batches[0]) for batch in batches):
+        raise ValueError(f"{name}: expected the keys {list(batches[0])} in every batch")
+    values = [batch[key] for batch in batches]
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    if any(value is not values[0] and value != values[0] for value in values):
+        raise ValueError(f"{name}: {key!r} is no tensor, expected the same value in every batch")
+    return values[0]
 
 
 def samples_of(x: Inputs) -> int:
@@ -261,14 +268,18 @@ def recording() -> Iterator[None]:
 def untouched(model: Model) -> Iterator[None]:
     """Buffers and the state of random generators as they were, also after an exception."""
     buffers = []
+    held_by: list[tuple[torch.nn.Module, dict[str, Any], set[str]]] = []
     if model.module is not None:
         for _, module in model.named_modules():
+            held_by.append(
+                (module, dict(module._buffers.items()), set(module._non_persistent_buffers_set))
+            )
             held = list(module._buffers.items())
             if getattr(module, "max_norm", None) is not None:
                 held += module._parameters.items()  # the forward pass writes into the table
-            for name, value in held:
+            for _, value in held:
                 if isinstance(value, torch.Tensor):
-                    buffers.append((module, name, value, value.detach().clone()))
+                    buffers.append((value, value.detach().clone()))
     cpu = torch.get_rng_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     states = [torch.cuda.get_rng_state(k) for k in devices]
@@ -278,9 +289,26 @@ def untouched(model: Model) -> Iterator[None]:
         torch.set_rng_state(cpu)
         for k, state in zip(devices, states, strict=True):
             torch.cuda.set_rng_state(state, k)
-        for module, name, value, copy in buffers:
-            if name in module._buffers and module._buffers[name] is not value:
-                module._buffers[name] = value
+        for module, before, passing in held_by:
+            now = dict(module._buffers.items())
+            changed = [name for name in before if name in now and now[name] is not before[name]]
+            if isinstance(module._buffers, dict) and (changed or list(now) != list(before)):
+                module._buffers.clear()
+                module._buffers.update(before)
+                module._non_persistent_buffers_set.intersection_update(passing)
+                module._non_persistent_buffers_set.update(passing)
+            elif not isinstance(module._buffers, dict):  # a scripted module
+                for name in changed:
+                    module._buffers[name] = before[name]
+        for value, copy in buffers:
             if not torch.equal(value, copy):
                 with torch.no_grad():
-                    value.copy_(copy)
+                    _once(value).copy_(_once(copy, like=value))
+
+
+def _once(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """`x` with one entry of each axis along which `like` (by default `x`) is expanded."""
+    for axis, stride in enumerate((x if like is None else like).stride()):
+        if stride == 0 and x.shape[axis] > 1:
+            x = x.narrow(axis, 0, 1)
+    return x

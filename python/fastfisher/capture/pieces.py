@@ -91,7 +91,9 @@ class Room:
             if place not in self._buffers:
                 self._buffers[place] = allocate(shape, dtype, device)
             return self._buffers[place]
-        times = shape[1] // self.samples
+        times, rest = divmod(shape[1], self.samples)
+        if rest:
+            raise DifferentPieces
         if key not in self._whole:
             full = (shape[0], self.n * times, *shape[2:])
             self._whole[key] = allocate(full, dtype, device)

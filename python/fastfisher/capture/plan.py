@@ -18,7 +18,14 @@ import torch
 
 from fastfisher.capture import conv, elementwise, linear
 from fastfisher.capture import graph as ag
-from fastfisher.capture.columns import RESHAPING, Columns, base_name, columns_of, leaves_below
+from fastfisher.capture.columns import (
+    RESHAPING,
+    Columns,
+    base_name,
+    columns_of,
+    leaves_below,
+    settings_of,
+)
 from fastfisher.capture.graph import Edge, Graph, Node
 from fastfisher.capture.site import Family, SampleAxis
 from fastfisher.errors import CaptureError
@@ -26,6 +33,7 @@ from fastfisher.errors import CaptureError
 FAMILIES: dict[str, Family] = {**elementwise.FAMILIES, **linear.FAMILIES, **conv.FAMILIES}
 SEPARABLE: dict[str, int] = {**linear.SEPARABLE, **conv.SEPARABLE}
 PROBE = 3
+UNREACHED = "not reached by the outputs: zero"
 
 
 @dataclass(eq=False)
@@ -56,10 +64,10 @@ class Use:
     separable: bool = False
     bias: Columns | None = None
     """Of a vector that the next node adds to a matrix product."""
+    part: tuple[int, ...] | None = None
+    """Shape of one sample's part of the result."""
     stays: bool = False
     """Whether the gradients of the result are the factors of a layer as they are."""
-    checked: int = 0
-    """Samples that a separable gradient was checked on."""
 
 
 @dataclass(eq=False)
@@ -85,6 +93,23 @@ class Plan:
     explicit: dict[str, str] = field(default_factory=dict)
     treated: dict[str, str] = field(default_factory=dict)
     head: tuple[int, int] | None = None
+    below: tuple[int, ...] = ()
+    """Nodes between parameters and uses."""
+    settings: tuple[object, ...] = ()
+    """Of these nodes: other runs may slice a weight elsewhere."""
+    sure: bool = True
+    """Whether the probe's gradients leave one layout only; many zeros leave several."""
+
+    def fits(self, graph: Graph, samples: int) -> bool:
+        """Whether another run, of the same structure, takes the same weights in the same way."""
+        if tuple(settings_of(graph.nodes[k]) for k in self.below) != self.settings:
+            return False
+        return all(
+            not use.weights
+            or any(name in self.explicit for name in use.names)
+            or use.part == _part(ag.shape((graph.nodes[use.node], 0)), use.layout, samples)
+            for use in self.uses
+        )
 
     def close(self) -> None:
         """Make explicit whatever is used together with something explicit."""
@@ -205,7 +230,9 @@ def make_plan(
         touched = {slot: leaves_below(ag.edges(node)[slot], offsets) for slot in slots}
         owners = tuple(dict.fromkeys(names[m] for ms in touched.values() for m in ms))
         reached.update(owners)
-        layout = sample_axis(ag.shape(edge), extents.axes(edge), [(0, one), (-1, end)], samples)
+        shape = ag.shape(edge)
+        layouts = sample_axes(shape, extents.axes(edge), [(0, one), (-1, end)], samples)
+        layout = layouts[0] if layouts else None
         weights: dict[int, Columns] = {}
         derived: list[int] = []
         if base_name(node) not in FAMILIES:
@@ -220,7 +247,12 @@ def make_plan(
                     derived.append(slot)
                     columns = Columns(ag.shape(weight))
                 weights[slot] = columns
-        plan.uses.append(Use(index, weights, owners, layout or SampleAxis(0), tuple(derived)))
+            plan.sure = plan.sure and len(layouts) == 1
+        use = Use(index, weights, owners, layout or SampleAxis(0), tuple(derived))
+        use.part = _part(shape, use.layout, samples)
+        plan.uses.append(use)
+    plan.below = _below(graph, found, set(offsets))
+    plan.settings = tuple(settings_of(graph.nodes[k]) for k in plan.below)
     _fold_biases(plan, graph)
     count = Counter(name for use in plan.uses for name in use.names)
     for use in plan.uses:
@@ -292,20 +324,46 @@ def _note_unreached(
             f"({', '.join(sorted(set(opaque)))}) that may hide it{advice}"
         )
     for name in missing:
-        plan.treated[name] = "not reached by the outputs: zero"
+        plan.treated[name] = UNREACHED
 
 
 def _node_of(graph: Graph, x: torch.Tensor) -> Node | None:
     return next((n for n in graph.nodes if ag.is_leaf(n) and ag.leaf(n) is x), None)
 
 
-def sample_axis(
+def _part(shape: tuple[int, ...], layout: SampleAxis, samples: int) -> tuple[int, ...] | None:
+    """Shape of one sample's part of a result; None if samples have parts of several sizes."""
+    if not shape or shape[layout.axis] % samples:
+        return None
+    axis = layout.axis
+    return (*shape[:axis], shape[axis] // samples, *shape[axis + 1 :])
+
+
+def _below(
+    graph: Graph, found: Sequence[tuple[int, Sequence[int]]], leaves: set[Node]
+) -> tuple[int, ...]:
+    """Positions of the nodes that make weights out of parameters."""
+    seen: set[Node] = set()
+    stack = [ag.edges(graph.nodes[index])[slot][0] for index, slots in found for slot in slots]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node not in leaves:
+            stack.extend(m for m, _ in ag.edges(node))
+    return tuple(sorted(graph.index[node] for node in seen))
+
+
+def sample_axes(
     shape: tuple[int, ...],
     axes: Sequence[int],
     patterns: Sequence[tuple[int, torch.Tensor | None]],
     samples: int,
-) -> SampleAxis | None:
-    """Axis of samples of a tensor, given gradients for single samples; None if there is none.
+) -> list[SampleAxis]:
+    """Where samples may be in a tensor, given gradients for single samples: one place, or none.
+
+    Gradients with many zeros may leave several.
 
     Parameters
     ----------
@@ -314,6 +372,7 @@ def sample_axis(
     patterns : sequence of (int, Tensor or None)
         A sample, first or last (-1), and the gradient of its outputs.
     """
+    found: list[SampleAxis] = []
     for axis in axes:
         times, rest = divmod(shape[axis], samples)
         if rest:
@@ -324,8 +383,8 @@ def sample_axis(
                 gradient is None or _is_alone(layout.split(gradient, samples), sample)
                 for sample, gradient in patterns
             ):
-                return layout
-    return None
+                found.append(layout)
+    return found
 
 
 def _is_alone(x: torch.Tensor, sample: int) -> bool:

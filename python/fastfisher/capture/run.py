@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -23,8 +24,12 @@ class Run:
     drew: bool
 
 
-def run(model: Model, x: Inputs, *, stepwise: bool = False) -> Run:
+def run(
+    model: Model, x: Inputs, *, which: Sequence[int] | None = None, stepwise: bool = False
+) -> Run:
     """Run `model` on `x`; `stepwise` recurrent layers show their weights.
+
+    `which` are the numbers of the samples, for messages.
 
     Raises
     ------
@@ -41,11 +46,11 @@ def run(model: Model, x: Inputs, *, stepwise: bool = False) -> Run:
         sample, output = torch.nonzero(~torch.isfinite(values))[0].tolist()
         raise NonFiniteError(
             f"model: expected finite outputs, got {float(values[sample, output])} for sample "
-            f"{sample}, output {output}"
+            f"{sample if which is None else which[sample]}, output {output}"
         )
     graph = Graph(y)
     if not stepwise and any("MkldnnRnn" in name for name in graph.names):
-        return run(model, x, stepwise=True)
+        return run(model, x, which=which, stepwise=True)
     return Run(graph, leaves, drew)
 
 

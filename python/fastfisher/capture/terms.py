@@ -147,7 +147,7 @@ def join(first: Term, second: Term) -> Term | None:
     if isinstance(second, Convolution):
         second = second.unfolded() or second
     if isinstance(first, Outer) and isinstance(second, Outer):
-        if first.columns.size != second.columns.size or (first.bias is None) != (
+        if first.columns.shape != second.columns.shape or (first.bias is None) != (
             second.bias is None
         ):
             return None
