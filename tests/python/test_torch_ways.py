@@ -144,6 +144,26 @@ def test_info_knows_all_ways() -> None:
     assert set(info.parameters.values()) == {"Dense"}
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("limit", [None, "150KB"])
+def test_rows_that_are_picked_by_the_data(limit: Any, verify: bool) -> None:
+    """As many rows as samples in all, but some samples have two and some none."""
+
+    def run(m, x):
+        mask = x[..., 0] > 0
+        y = x.new_zeros(*x.shape[:2], 5)
+        y[mask] = torch.tanh(m.body(x[mask]))
+        return m.head(y.sum(1))
+
+    x = torch.randn(120, 2, 4, dtype=torch.float64)
+    x[..., 0] = torch.tensor([1.0, -1.0])
+    x[61::4, :, 0] = 1
+    x[62::4, :, 0] = -1
+    check(
+        Net(run, body=nn.Linear(4, 5), head=nn.Linear(5, 2)), x, memory_limit=limit, verify=verify
+    )
+
+
 def packed_or_not(m, x):
     """One product with two weights, or with one of them alone."""
     if x[0, 0] > 0:
