@@ -220,6 +220,28 @@ class Jacobian:
         """
         if other is not None and not isinstance(other, Jacobian):
             raise TypeError(f"other: expected a fastfisher.Jacobian, got {type(other).__name__}")
+        if other is not None and self.parameters is not None and other.parameters is not None:
+            # Captured models: what a layer is may depend on the samples.
+            if list(self.parameters.shapes.items()) != list(other.parameters.shapes.items()):
+                raise ValueError(
+                    f"other: expected the parameters {list(self.parameters.shapes.items())}, got "
+                    f"{list(other.parameters.shapes.items())}"
+                )
+            from fastfisher.capture.align import aligned, fit
+
+            if not fit(self, other):
+                ours, theirs = aligned(self, other)
+                return ours.gram(
+                    theirs,
+                    outputs=outputs,
+                    precision=precision,
+                    method=method,
+                    out=out,
+                    memory_limit=memory_limit,
+                    threads=threads,
+                    progress=progress,
+                    return_info=return_info,
+                )
         left, right = self.sample_map, self.sample_map if other is None else other.sample_map
         infos: list[GramInfo] = []
 

@@ -144,6 +144,61 @@ def test_info_knows_all_ways() -> None:
     assert set(info.parameters.values()) == {"Dense"}
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("limit", [None, "150KB"])
+def test_rows_that_are_picked_by_the_data(limit: Any, verify: bool) -> None:
+    """As many rows as samples in all, but some samples have two and some none."""
+
+    def run(m, x):
+        mask = x[..., 0] > 0
+        y = x.new_zeros(*x.shape[:2], 5)
+        y[mask] = torch.tanh(m.body(x[mask]))
+        return m.head(y.sum(1))
+
+    x = torch.randn(120, 2, 4, dtype=torch.float64)
+    x[..., 0] = torch.tensor([1.0, -1.0])
+    x[61::4, :, 0] = 1
+    x[62::4, :, 0] = -1
+    check(
+        Net(run, body=nn.Linear(4, 5), head=nn.Linear(5, 2)), x, memory_limit=limit, verify=verify
+    )
+
+
+def packed_or_not(m, x):
+    """One product with two weights, or with one of them alone."""
+    if x[0, 0] > 0:
+        return F.linear(x, torch.cat([m.q.weight, m.k.weight]))
+    return m.k(x) @ m.z
+
+
+def sliced(m, x):
+    k = int(x[0, 0] > 0)
+    return torch.tanh(x) @ m.w[k : k + 4]
+
+
+def apart(m, x):
+    return m.q(x) if x[0, 0] > 0 else m.k(x)
+
+
+@pytest.mark.parametrize("limit", [None, "40KB"])
+@pytest.mark.parametrize("run", [packed_or_not, sliced, apart])
+def test_ways_that_share_a_part_of_their_parameters(run: Any, limit: Any) -> None:
+    q, k = nn.Linear(4, 3, bias=False), nn.Linear(4, 2 if run is packed_or_not else 3, bias=False)
+    model = Net(run, q=q, k=k, z=torch.randn(2, 5), w=torch.randn(5, 3)).double()
+    x = torch.randn(40, 4, dtype=torch.float64).abs()
+    check(model, x, -x, memory_limit=limit)
+    kernel = ff.jacobian(model, x).gram(ff.jacobian(model, -x))
+    expected = oracle.gram(oracle.jacobian(model, x), oracle.jacobian(model, -x))
+    assert (kernel - expected).norm() <= 1e-10 * expected.norm()
+
+
+def test_jacobians_of_other_parameters_do_not_meet() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"other: expected the parameters .*0\.weight"):
+        ff.jacobian(model, x, params="0").gram(ff.jacobian(model, x, params="2"))
+
+
 def by_module(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     j = oracle.jacobian(model, x)
     columns: dict[str, list[torch.Tensor]] = {}
@@ -264,3 +319,21 @@ def test_buffers_are_put_back() -> None:
     assert not model.count.any()
     assert not model.wide.any()
     assert not model._non_persistent_buffers_set
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("outputs", [0, 3])
+@pytest.mark.parametrize("inputs", [0, 2])
+def test_parameters_without_entries(inputs: int, outputs: int) -> None:
+    model, x = nn.Linear(inputs, outputs).double(), torch.randn(4, inputs).double()
+    kernel, info = ff.ntk(model, x, return_info=True)
+    bias = torch.eye(outputs, dtype=torch.float64).expand(4, 4, outputs, outputs)
+    expected = (1 + x @ x.T)[:, None, :, None] * bias.transpose(1, 2)
+    torch.testing.assert_close(kernel, expected)
+    assert set(info.parameters) == {"weight", "bias"}
+
+
+def test_parameters_that_are_no_names_are_errors() -> None:
+    for params in (3, [1]):
+        with pytest.raises(TypeError, match="params"):
+            ff.ntk(nn.Linear(2, 2), torch.randn(3, 2), params=params)

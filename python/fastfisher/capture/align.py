@@ -14,27 +14,24 @@ from fastfisher.factors import Explicit, Layer
 
 
 def aligned(left: Jacobian, right: Jacobian) -> tuple[Jacobian, Jacobian]:
-    """Both with layers that fit in pairs; what does not fit is written out, module by module."""
+    """Both with layers that fit in pairs, and the same product.
+
+    Layers that do not fit are written out, those columns of them that both sides have: others meet
+    zeros.
+    """
     if fit(left, right):
         return left, right
     first, second = _Parts(left), _Parts(right)
-    for group in dict.fromkeys((*first.groups, *second.groups)):
-        ours, theirs = first.of(group), second.of(group)
-        known = {second.key(k): k for k in theirs}
-        pairs = [(k, known[first.key(k)]) for k in ours if first.key(k) in known]
-        for a, b in pairs:
-            first.keep(a)
-            second.keep(b)
-        rest = [k for k in ours if k not in {a for a, _ in pairs}]
-        other = [k for k in theirs if k not in {b for _, b in pairs}]
-        if rest or other:
-            union = np.unique(
-                np.concatenate(
-                    [first.columns[k] for k in rest] + [second.columns[k] for k in other]
-                )
-            )
-            first.write_out(rest, union, group)
-            second.write_out(other, union, group)
+    known = {second.key(k): k for k in range(len(right.layers))}
+    pairs = [(k, known[key]) for k in range(len(left.layers)) if (key := first.key(k)) in known]
+    for a, b in pairs:
+        first.keep(a)
+        second.keep(b)
+    ours, theirs = first.others([a for a, _ in pairs]), second.others([b for _, b in pairs])
+    common = np.intersect1d(first.touched(ours), second.touched(theirs))
+    if len(common) or not pairs:
+        first.write_out(ours, common)
+        second.write_out(theirs, common)
     return first.jacobian(), second.jacobian()
 
 
@@ -50,8 +47,13 @@ class _Parts:
         self.order: list[np.ndarray[Any, Any]] = []
         self.owners: list[str] = []
 
-    def of(self, group: str) -> list[int]:
-        return [k for k, name in enumerate(self.groups) if name == group]
+    def others(self, which: Sequence[int]) -> list[int]:
+        """Layers beside `which`."""
+        return [k for k in range(len(self.columns)) if k not in set(which)]
+
+    def touched(self, which: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Columns of the layers `which`."""
+        return np.concatenate([np.empty(0, np.int64)] + [self.columns[k] for k in which])
 
     def key(self, k: int) -> tuple[Any, ...]:
         layer = self.source.layers[k]
@@ -60,16 +62,23 @@ class _Parts:
     def keep(self, k: int) -> None:
         self._add(self.source.layers[k], self.columns[k], self.groups[k])
 
-    def write_out(self, which: Sequence[int], union: np.ndarray[Any, Any], group: str) -> None:
-        """Put layers `which` into one explicit layer over the columns `union`."""
+    def write_out(self, which: Sequence[int], wanted: np.ndarray[Any, Any]) -> None:
+        """Put the columns `wanted` of layers `which` into one explicit layer."""
         j, like = self.source, self.source.layers[0].g
         total = torch.zeros(
-            (j.samples, j.n_outputs, len(union)), dtype=like.dtype, device=like.device
+            (j.samples, j.n_outputs, len(wanted)), dtype=like.dtype, device=like.device
         )
+        group = ""
         for k in which:
-            where = torch.from_numpy(np.searchsorted(union, self.columns[k])).to(like.device)
-            total.index_add_(2, where, j.layers[k].block())
-        self._add(Explicit(total, label=f"{group} (written out)"), union, group)
+            taken = np.flatnonzero(np.isin(self.columns[k], wanted))
+            if len(taken):
+                group = group or self.groups[k]
+                where = torch.from_numpy(np.searchsorted(wanted, self.columns[k][taken]))
+                block = j.layers[k].block()
+                if len(taken) < block.shape[2]:
+                    block = block[..., torch.from_numpy(taken).to(like.device)]
+                total.index_copy_(2, where.to(like.device), block)
+        self._add(Explicit(total, label="(written out)"), wanted, group)
 
     def _add(self, layer: Layer, columns: np.ndarray[Any, Any], group: str) -> None:
         self.layers.append(layer)

@@ -47,13 +47,14 @@ def assemble(
     empty : Tensor, shape (n, c, 0)
         The Jacobian of no parameters.
     """
-    groups = _linked(_split_shared_bias(terms))
+    # Terms of parameters without entries belong to nobody.
+    groups = _linked([(term, own) for term, own in _split_shared_bias(terms) if own])
     # In the order of the parameters, so that the columns of simple models need no reordering.
     groups.sort(key=lambda members: min(_first(term) for term, _ in members))
     layers: list[Layer] = []
     owners: list[str] = []
     order: list[range | np.ndarray[Any, Any]] = []
-    treated: dict[str, str] = {}
+    treated = {name: "no entries" for name, shape in shapes.items() if 0 in shape}
     for members in groups:
         names = tuple(name for name in shapes if any(name in own for _, own in members))
         merged = sorted(_merge([term for term, _ in members]), key=_first)

@@ -212,6 +212,8 @@ class _Run:
             return make(shape, dtype=dtype, device=like.device)
         check_out(self.out, shape, like, str(dtype).rpartition(".")[2])
         if isinstance(self.out, np.ndarray):
+            if any(stride < 0 for stride in self.out.strides):
+                raise ValueError("out: has negative strides, which torch does not support")
             return torch.from_numpy(self.out)
         return self.out
 

@@ -154,7 +154,10 @@ def _choose(named: dict[str, torch.Tensor], params: Chosen) -> dict[str, torch.T
         return named
     if callable(params):
         return {name: p for name, p in named.items() if params(name)}
-    prefixes = [params] if isinstance(params, str) else list(params)
+    listed = [params] if isinstance(params, str) or not isinstance(params, Iterable) else params
+    prefixes = list(listed)
+    if not all(isinstance(prefix, str) for prefix in prefixes):
+        raise TypeError(f"params: expected names, prefixes or a callable, got {params!r}")
     chosen: set[str] = set()
     for prefix in prefixes:
         fits = {

@@ -32,6 +32,8 @@ from fastfisher.errors import CaptureError
 
 FAMILIES: dict[str, Family] = {**elementwise.FAMILIES, **linear.FAMILIES, **conv.FAMILIES}
 SEPARABLE: dict[str, int] = {**linear.SEPARABLE, **conv.SEPARABLE}
+# Nodes that pick rows by numbers of the data: samples may have rows in other places, or more.
+_MOVING = ("Index", "Masked", "Scatter", "Gather", "Take", "Put", "Segment", "RepeatInterleave")
 PROBE = 3
 UNREACHED = "not reached by the outputs: zero"
 
@@ -98,7 +100,8 @@ class Plan:
     settings: tuple[object, ...] = ()
     """Of these nodes: other runs may slice a weight elsewhere."""
     sure: bool = True
-    """Whether the probe's gradients leave one layout only; many zeros leave several."""
+    """Whether one layout is left, for all samples: many zero gradients leave several, and rows that
+    are picked by numbers may be picked elsewhere."""
 
     def fits(self, graph: Graph, samples: int) -> bool:
         """Whether another run, of the same structure, takes the same weights in the same way."""
@@ -252,6 +255,12 @@ def make_plan(
         use.part = _part(shape, use.layout, samples)
         plan.uses.append(use)
     plan.below = _below(graph, found, set(offsets))
+    known = {*plan.below, *(index for index, _ in found)}
+    plan.sure = plan.sure and not any(
+        base_name(node).startswith(_MOVING) and base_name(node) != "MaskedFill"
+        for index, node in enumerate(graph.nodes)
+        if index not in known
+    )
     plan.settings = tuple(settings_of(graph.nodes[k]) for k in plan.below)
     _fold_biases(plan, graph)
     count = Counter(name for use in plan.uses for name in use.names)
