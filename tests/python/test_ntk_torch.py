@@ -336,3 +336,12 @@ def test_models_in_16_bits_give_float32(dtype: str) -> None:
     assert (kernel - expected).norm() <= 10 * torch.finfo(
         getattr(torch, dtype)
     ).eps * expected.norm()
+
+
+def test_gradient_hooks_are_refused() -> None:
+    model = small()
+    handle = model[2].weight.register_hook(lambda g: g / 2)
+    with pytest.raises(ff.errors.CaptureError, match=r"'2\.weight' has a gradient hook"):
+        ff.ntk(model, samples(3))
+    handle.remove()
+    assert ff.ntk(model, samples(3), outputs="trace").shape == (3, 3)
