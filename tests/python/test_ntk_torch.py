@@ -345,3 +345,11 @@ def test_gradient_hooks_are_refused() -> None:
         ff.ntk(model, samples(3))
     handle.remove()
     assert ff.ntk(model, samples(3), outputs="trace").shape == (3, 3)
+
+
+def test_samples_that_the_model_refuses() -> None:
+    with pytest.raises(TypeError, match=r"x: expected dtype torch.float64 as the parameters"):
+        ff.ntk(small(), samples(3).float())
+    with pytest.raises(RuntimeError, match="shapes") as caught:
+        ff.ntk(small(), samples(3)[:, :5])
+    assert any("x of shape [(3, 5)]" in note for note in caught.value.__notes__)

@@ -140,8 +140,26 @@ class Capture:
             except Exception:
                 # A model may insist on its number of samples.
                 few = x
-                probe = self._sure(x)
+                probe = self._whole(x)
             self._learn(few, probe.graph, probe.leaves, other)
+
+    def _whole(self, x: Inputs) -> Run:
+        """Run on all samples, with the likely reason if that fails."""
+        try:
+            return self._sure(x)
+        except (NonFiniteError, CaptureError):
+            raise
+        except Exception as error:
+            like = self.model.like
+            dtypes = {t.dtype for t in tensors_of(x) if t.is_floating_point()}
+            if like is not None and dtypes and like.dtype not in dtypes:
+                raise TypeError(
+                    f"x: expected dtype {like.dtype} as the parameters, got dtype "
+                    f"{', '.join(map(str, dtypes))}; the model says: {error}"
+                ) from error
+            shapes = [tuple(t.shape) for t in tensors_of(x)]
+            error.add_note(f"fastfisher: the model raised this on x of shape {shapes}")
+            raise
 
     def _sure(self, x: Inputs, which: Sequence[int] | None = None) -> Run:
         """Run, and again if the model drew random numbers: outputs must not depend on them."""
