@@ -129,9 +129,8 @@ def eigsh(
     k = min(k, a.n)
     width = block or (8 if a.batch == 1 else 4)
     eps = float(np.finfo(a.dtype).eps)
-    if k == 0 or a.batch == 0 or a.n <= _SMALL[isinstance(a, Dense) and a.batch == 1]:
-        found = _whole(a, k, which)
-    elif 2 * (2 * k + 14 * width) > a.n:
+    small = _SMALL[isinstance(a, Dense) and a.batch == 1]
+    if k == 0 or a.batch == 0 or a.n <= max(small, 2 * (2 * k + 14 * width)):
         found = _whole(a, k, which)
     else:
         found = lanczos(
@@ -157,7 +156,7 @@ def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(host))[0])
         raise NonFiniteError(f"v0: expected finite numbers, got {host[where]} at index {where}")
     rows = host.reshape(a.n, -1).T
-    return rows[np.linalg.norm(rows, axis=1) > 0]
+    return np.asarray(rows[np.linalg.norm(rows, axis=1) > 0])
 
 
 def _whole(a: Operator, k: int, which: Which) -> Found:

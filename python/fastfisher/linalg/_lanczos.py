@@ -233,4 +233,3 @@ def _verified(it: Iteration, theta: Host, vectors: Host, certified: Host) -> Fou
     norms = np.take_along_axis(norms, order, 1)
     vectors = np.take_along_axis(vectors, order[:, :, None], 1)
     return Found(values, vectors, norms, it.norm, certified)
-

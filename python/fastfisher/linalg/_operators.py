@@ -88,8 +88,8 @@ class Dense(Operator):
     def _refuse(self, e: int) -> None:
         a = self._a[e]
         # Halves, since the difference of two large entries may overflow.
-        i, j = np.unravel_index(int(np.argmax(np.abs(a / 2 - a.T / 2))), a.shape)
-        i, j = max(int(i), int(j)), min(int(i), int(j))
+        place_of = divmod(int(np.argmax(np.abs(a / 2 - a.T / 2))), a.shape[1])
+        i, j = max(place_of), min(place_of)
         place = "" if self.single else f"{e}, "
         raise ValueError(
             f"A: expected a symmetric matrix, got A[{place}{i}, {j}] = {a[i, j]} and "

@@ -53,11 +53,11 @@ def orthonormal(
     # A direction far below the largest is lost in the rounding of that one's Gram.
     floor = np.maximum(noise, 4 * eps * norms[:, -1])
     kept = norms > floor[:, None]
-    inverse = np.where(kept, 1 / np.where(kept, norms, 1), 0)
+    inverse = np.where(kept, 1 / np.where(kept, norms, 1), 0.0)
     q = combine(inverse[:, :, None] * turn.transpose(0, 2, 1), w)
     r = turn * np.where(kept, norms, 0)[:, None, :]
     if not kept.all():
-        fresh = rng.standard_normal(q.shape).astype(q.dtype) / np.sqrt(q.shape[2])
+        fresh = np.asarray(rng.standard_normal(q.shape) / np.sqrt(q.shape[2]), q.dtype)
         q[~kept] = fresh[~kept]
     # Small directions have grown, and with them what they hold of the basis and of each other.
     for _ in range(4):
