@@ -30,8 +30,9 @@ def power_law(n: int) -> np.ndarray[Any, Any]:
 def tangent_kernel(n: int) -> np.ndarray[Any, Any]:
     """NTK of a network 784-1024-1024-1024-1 on normal inputs."""
     x = np.random.default_rng(1).standard_normal((n, 784)).astype(np.float32)
-    model = ff.models.MLP((784, 1024, 1024, 1024, 1), seed=0)
-    return ff.ntk(model, x, outputs="trace").astype(np.float32)
+    widths = (784, 1024, 1024, 1024, 1)
+    model = ff.models.MLP(widths, sigma_w2=2.0, seed=0, dtype="float32")
+    return ff.ntk(model, x, outputs="trace")
 
 
 def run(quick: bool) -> Iterator[dict[str, object]]:
@@ -146,6 +147,7 @@ def _steps(n: int, rounds: int) -> dict[str, object]:
     exact = x[0].astype(np.float64) @ a[0].astype(np.float64)
     error = float(np.linalg.norm(out[0] - exact) / np.linalg.norm(exact))
     _native.panel_dots(x, out, small)
+    _native.small_eigh(small + small.transpose(0, 2, 1), np.empty((1, 8)), np.empty((1, 8, 8)))
     _native.panel_combine(small, x, out.copy(), keep=True)
     half = a.reshape(2, -1)[0]
     columns = np.ascontiguousarray(x[0].T)

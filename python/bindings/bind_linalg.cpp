@@ -6,6 +6,15 @@ namespace fastfisher::python {
 namespace py = pybind11;
 
 void register_linalg(py::module_& module) {
+  module.def("small_eigh", [](py::handle a, py::handle values, py::handle vectors,
+                              std::intptr_t stream, int threads) {
+    const Borrowed in_a = borrow(a, "a", Access::read, stream);
+    const Borrowed result = borrow(values, "values", Access::write, stream),
+                   rows = borrow(vectors, "vectors", Access::write, stream);
+    const Context context = context_for(result, stream, threads);
+    const py::gil_scoped_release without_gil;
+    small_eigh(context, in_a.ref(), result.ref(), rows.ref());
+  });
   module.def("symm", [](py::handle a, py::handle x, py::handle scale, py::handle out,
                         py::handle workspace, std::intptr_t stream, int threads) {
     const Borrowed in_a = borrow(a, "a", Access::read, stream),

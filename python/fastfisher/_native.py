@@ -154,6 +154,11 @@ def panel_dots(x: Array, y: Array, out: Array, *, threads: int = 0) -> None:
     _core.panel_dots(x, y, out, stream_of(out), threads)
 
 
+def small_eigh(a: Array, values: Array, vectors: Array, *, threads: int = 0) -> None:
+    """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m) of float64 `a`."""
+    _core.small_eigh(a, values, vectors, stream_of(values), threads)
+
+
 def symm(a: Array, x: Array, scale: Array, out: Array, *, threads: int = 0) -> None:
     """``scale[e]^2 a[e] x[e, k]`` into `out` (e, k, n), for symmetric `a` (e, n, n)."""
     stream = stream_of(out)

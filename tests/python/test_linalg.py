@@ -71,6 +71,21 @@ def test_symmetry_equals_reference(n, dtype, rng):
     assert list(np.isfinite(out[:, 0])) == [True, False, True]
 
 
+@pytest.mark.parametrize("n", [1, 2, 17, 90])
+def test_small_eigh_equals_reference(n, rng):
+    a = symmetric(rng, n, batch=4)
+    a[1], a[2], a[3] = 0, np.eye(n), np.diag(np.arange(n)) + a[3] * 1e-14
+    values, rows = np.empty((4, n)), np.empty((4, n, n))
+    _native.small_eigh(a, values, rows)
+    exact, _ = reference.small_eigh(a)
+    bound = 4 * n * np.finfo(float).eps * max(1, np.abs(exact).max())
+    np.testing.assert_allclose(values, exact, atol=bound)
+    np.testing.assert_allclose(rows @ a, values[:, :, None] * rows, atol=4 * bound)
+    np.testing.assert_allclose(
+        rows @ rows.transpose(0, 2, 1), np.broadcast_to(np.eye(n), a.shape), atol=bound + 1e-14
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [1, 511, 1300])
 def test_panel_steps_equal_reference(n, dtype, rng):

@@ -117,6 +117,11 @@ void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& 
 /// out[e,j,i] = <y[e,j], x[e,i]> in float64, summed in stretches in the dtype of the panels.
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
 
+/// Eigenvalues [e,m], ascending, and eigenvectors [e,m,m] as rows of small symmetric float64
+/// matrices a [e,m,m], of which the lower triangle is read.
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors);
+
 /// out[e,k,n] = scale[e]^2 A_e x[e,k] for symmetric matrices a [e,n,n], of which one triangle is
 /// read, once for all vectors. The scale (float64) is applied half before and half after, so that
 /// entries near the ends of the dtype's range neither overflow nor vanish. Needs at least

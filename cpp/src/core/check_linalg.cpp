@@ -58,6 +58,19 @@ void panels(const char* op, const Context& ctx, const ArrayRef& x, const ArrayRe
 
 }  // namespace
 
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors) {
+  matrices("small_eigh", ctx, a);
+  expect_rank("small_eigh", "values", values, 2, "(e, m)");
+  expect_rank("small_eigh", "vectors", vectors, 3, "(e, m, m)");
+  for (const ArrayRef* array : {&a, &values, &vectors})
+    expect_like("small_eigh", array == &a ? "a" : "values", *array, ctx, DType::f64);
+  for (int r = 0; r < 3; ++r) expect_extent("small_eigh", "vectors", vectors, r, a.extent(r), "a");
+  for (int r = 0; r < 2; ++r) expect_extent("small_eigh", "values", values, r, a.extent(r), "a");
+  expect_own("small_eigh", "values", values, {&a, &vectors});
+  expect_own("small_eigh", "vectors", vectors, {&a});
+}
+
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out) {
   matrices("symm", ctx, a);

@@ -74,6 +74,13 @@ void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const 
   entry(backend, backend.panel_dots, "panel_dots")(ctx, x, y, out);
 }
 
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors) {
+  checks::small_eigh(ctx, a, values, vectors);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.small_eigh, "small_eigh")(ctx, a, values, vectors);
+}
+
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out) {
   checks::symm(ctx, a, x, scale, out);

@@ -27,6 +27,7 @@ const Backend& backend() {
     b.matmul = &cpu::matmul;
     b.panel_combine = &cpu::panel_combine;
     b.panel_dots = &cpu::panel_dots;
+    b.small_eigh = &cpu::small_eigh;
     b.symm = &cpu::symm;
     b.symm_workspace = &cpu::symm_workspace;
     b.symmetry = &cpu::symmetry;

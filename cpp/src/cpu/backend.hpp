@@ -20,6 +20,8 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors);
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out);
 std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from fastfisher.linalg._operators import Dense, Operator, operator
 __all__ = ["EigshResult", "eigsh"]
 
 # Up to this size a whole decomposition is cheaper than an iteration.
-_SMALL = {True: 300, False: 96}
+_SMALL = {True: 500, False: 96}
+# Up to this one it is what remains if the iteration does not converge.
+_LARGE = 3000
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -138,12 +141,26 @@ def eigsh(
             k,
             which,
             tol=max(tol, eps) if tol == 0 else tol,
-            max_iter=max_iter or max(300, 10 * a.n // width),
+            max_iter=max_iter or _passes(a, width),
             block=width,
             start=start,
             seed=seed,
         )
+        lost = (found.residual_norms > _reach(a, tol) * found.norm[:, None]).any()
+        if lost and max_iter is None and isinstance(a, Dense) and a.n <= _LARGE:
+            found = _whole(a, k, which)
     return _result(a, found, tol)
+
+
+def _passes(a: Operator, width: int) -> int:
+    if isinstance(a, Dense) and a.n <= _LARGE:
+        return max(60, a.n // 8)
+    return max(300, 10 * a.n // width)
+
+
+def _reach(a: Operator, tol: float) -> float:
+    # With tol = 0 restarts and the product that checks have roundings of their own.
+    return tol if tol > 0 else 4 * float(np.finfo(a.dtype).eps) * max(4.0, math.sqrt(a.n))
 
 
 def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
@@ -188,9 +205,7 @@ def _expect_symmetric(full: np.ndarray[Any, Any], a: Operator) -> None:
 
 
 def _result(a: Operator, found: Found, tol: float) -> EigshResult:
-    eps = float(np.finfo(a.dtype).eps)
-    # With tol = 0 the product that checks has roundings of its own, about sqrt(n) of them.
-    reach = tol if tol > 0 else eps * max(8.0, np.sqrt(a.n))
+    reach = _reach(a, tol)
     limit = reach * found.norm
     converged = found.residual_norms <= limit[:, None]
     if not converged.all():

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastfisher.linalg._operators import Operator
-from fastfisher.linalg._panels import combine, orthonormal, remove
+from fastfisher.linalg._panels import combine, eigh, orthonormal, remove
 
 __all__ = ["Found", "Which", "lanczos", "preferred"]
 
@@ -67,6 +67,7 @@ class Iteration:
     s: Host = field(init=False)
     norm: Host = field(init=False)
     size: int = 0
+    last: tuple[Host, Host, Host] | None = None
 
     def __post_init__(self) -> None:
         e = self.a.batch
@@ -91,6 +92,7 @@ class Iteration:
 
     def expand(self) -> None:
         """Take q into the basis: one pass over the matrix."""
+        self.last = None
         m, b = self.size, self.q.shape[1]
         self.basis[:, m : m + b] = self.q
         w = self.a.apply(self.q)
@@ -111,12 +113,15 @@ class Iteration:
 
     def ritz(self) -> tuple[Host, Host, Host]:
         """Ritz values in the order of preference, coefficients (e, m, m) as rows, estimates."""
-        theta, y = np.linalg.eigh(self.h[:, : self.size, : self.size])
+        if self.last is not None:
+            return self.last
+        theta, y = eigh(self.h[:, : self.size, : self.size])
         order = preferred(theta, self.which, self.k)
         theta = np.take_along_axis(theta, order, 1)
-        rows = np.take_along_axis(y, order[:, None, :], 2).transpose(0, 2, 1)
+        rows = np.take_along_axis(y, order[:, :, None], 1)
         self.norm = np.maximum(self.norm, np.abs(theta).max(1, initial=0.0))
-        return theta, rows, np.sqrt(((rows @ self.s) ** 2).sum(2))
+        self.last = theta, rows, np.sqrt(((rows @ self.s) ** 2).sum(2))
+        return self.last
 
     def restart(self, theta: Host, rows: Host, keep: int) -> None:
         """Shrink the basis to the first `keep` Ritz vectors."""
@@ -124,6 +129,7 @@ class Iteration:
             np.ascontiguousarray(rows[:, :keep]), self.basis[:, : self.size]
         )
         self.s = rows[:, :keep] @ self.s
+        self.last = None
         self.h[:] = 0
         index = np.arange(keep)
         self.h[:, index, index] = theta[:, :keep]
@@ -171,7 +177,8 @@ def _converge(it: Iteration, passes: int) -> int:
         if it.size >= n:
             break
         full = it.size + it.q.shape[1] > it.limit
-        if it.size > k and (full or since % 2 == 0):
+        # Decompositions of H cost as much as passes do: none before it can be converged.
+        if it.size > k and (full or (since % 3 == 0 and it.size >= k + 6 * b)):
             _, _, estimates = it.ritz()
             if (estimates[:, :k] <= it.tol * it.norm[:, None]).all():
                 break
@@ -207,13 +214,15 @@ def _probe(it: Iteration, passes: int) -> tuple[Host, int]:
                 break
             it.expand()
             passes -= 1
+            if step < 2 and it.size < n:
+                continue
             after, _, estimates = it.ritz()
             moved = (np.abs(after[:, :k] - before) > slack).any(1)
             # Either resolved, or too far from the wanted ones to become one of them.
             rest = np.abs(after[:, k : k + 1] - after[:, k - 1 : k])
             new = estimates[:, k : k + 1]
             settled = ~crowded | ((new <= slack) | (new < rest))[:, 0]
-            if moved.any() or (step >= 2 and settled.all()) or it.size >= n:
+            if moved.any() or settled.all() or it.size >= n:
                 break
         certified = settled & ~moved
         if not moved.any():

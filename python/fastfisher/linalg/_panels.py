@@ -12,6 +12,13 @@ from fastfisher import _native
 Host = np.ndarray[Any, Any]
 
 
+def eigh(a: Host) -> tuple[Host, Host]:
+    """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m)."""
+    values, rows = np.empty(a.shape[:2]), np.empty(a.shape)
+    _native.small_eigh(a, values, rows)
+    return values, rows
+
+
 def dots(x: Host, y: Host) -> Host:
     """``y x^T`` (e, j, i) in float64."""
     out = np.empty((x.shape[0], y.shape[1], x.shape[1]))
@@ -47,7 +54,8 @@ def orthonormal(
     there. `w` is orthogonal to `basis` to working precision already.
     """
     eps = float(np.finfo(w.dtype).eps)
-    values, turn = np.linalg.eigh(dots(w, w))
+    values, rows = eigh(dots(w, w))
+    turn = rows.transpose(0, 2, 1)
     norms = np.sqrt(np.maximum(values, 0))[:, -count:]
     turn = turn[:, :, -count:]
     # A direction far below the largest is lost in the rounding of that one's Gram.
@@ -62,9 +70,10 @@ def orthonormal(
     # Small directions have grown, and with them what they hold of the basis and of each other.
     for _ in range(4):
         remove(basis, q)
-        values, side = np.linalg.eigh(dots(q, q))
+        values, rows = eigh(dots(q, q))
         if np.abs(values - 1).max(initial=0.0) < 8 * eps:
             break
+        side = rows.transpose(0, 2, 1)
         size = np.sqrt(np.maximum(values, eps**2))[:, None, :]
         # The symmetric root, nearest to q itself; r follows.
         q = combine((side / size) @ side.transpose(0, 2, 1), q)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
-from fastfisher.reference.linalg import panel_combine, panel_dots, symm, symmetry
+from fastfisher.reference.linalg import panel_combine, panel_dots, small_eigh, symm, symmetry
 from fastfisher.reference.matmul import matmul
 from fastfisher.reference.products import jvp, vjp
 
@@ -20,6 +20,7 @@ __all__ = [
     "matmul",
     "panel_combine",
     "panel_dots",
+    "small_eigh",
     "symm",
     "symmetry",
     "vjp",

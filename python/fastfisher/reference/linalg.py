@@ -21,6 +21,12 @@ def panel_dots(x: Array, y: Array) -> Array:
     return np.asarray(np.einsum("ejn,ein->eji", y.astype(np.float64), x.astype(np.float64)))
 
 
+def small_eigh(a: Array) -> tuple[Array, Array]:
+    """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m)."""
+    values, vectors = np.linalg.eigh(a.astype(np.float64))
+    return values, vectors.transpose(0, 2, 1)
+
+
 def symm(a: Array, x: Array, scale: Array) -> Array:
     """``scale[e]^2 a[e] x[e, k]`` (e, k, n), from the lower triangle of each matrix alone."""
     lower = np.tril(a.astype(np.float64))
