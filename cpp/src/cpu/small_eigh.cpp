@@ -119,8 +119,10 @@ void Problem::diagonalise() {
   ee[m - 1] = 0;
   double f = 0, largest = 0;
   constexpr double kEps = std::numeric_limits<double>::epsilon();
-  for (std::int64_t l = 0; l < m; ++l) {
+  // Of the whole matrix: small parts before large ones would otherwise divide by next to nothing.
+  for (std::int64_t l = 0; l < m; ++l)
     largest = std::max(largest, std::abs(dd[l]) + std::abs(ee[l]));
+  for (std::int64_t l = 0; l < m; ++l) {
     std::int64_t end = l;
     while (end < m - 1 && std::abs(ee[end]) > kEps * largest) ++end;
     if (end > l) {
