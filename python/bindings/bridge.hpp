@@ -79,6 +79,7 @@ class Progress {
 
 void register_errors(pybind11::module_& module);
 void register_gram(pybind11::module_& module);
+void register_linalg(pybind11::module_& module);
 void register_matmul(pybind11::module_& module);
 void register_products(pybind11::module_& module);
 

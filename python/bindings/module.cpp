@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Native ops of fastfisher; only _native.py calls them.";
   python::register_errors(module);
   python::register_gram(module);
+  python::register_linalg(module);
   python::register_matmul(module);
   python::register_products(module);
   module.def("build_info", [] {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from fastfisher import errors, layouts, models
+from fastfisher import errors, layouts, linalg, models
 from fastfisher._conv import Conv
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
@@ -35,6 +35,7 @@ __all__ = [
     "gram",
     "jacobian",
     "layouts",
+    "linalg",
     "models",
     "ntk",
 ]

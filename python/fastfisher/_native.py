@@ -144,6 +144,33 @@ def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
     _core.matmul(a, b, out, stream_of(out), threads)
 
 
+def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:
+    """Write ``weights[e] x[e]`` (e, j, n) to `y`, with `keep` added to it."""
+    _core.panel_combine(weights, x, keep, y, stream_of(y), threads)
+
+
+def panel_dots(x: Array, y: Array, out: Array, *, threads: int = 0) -> None:
+    """Write the products ``<y[e, j], x[e, i]>`` (e, j, i) to `out`, float64."""
+    _core.panel_dots(x, y, out, stream_of(out), threads)
+
+
+def small_eigh(a: Array, values: Array, vectors: Array, *, threads: int = 0) -> None:
+    """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m) of float64 `a`."""
+    _core.small_eigh(a, values, vectors, stream_of(values), threads)
+
+
+def symm(a: Array, x: Array, scale: Array, out: Array, *, threads: int = 0) -> None:
+    """``scale[e]^2 a[e] x[e, k]`` into `out` (e, k, n), for symmetric `a` (e, n, n)."""
+    stream = stream_of(out)
+    size = _core.symm_workspace(a, x.shape[1], stream, threads)
+    _core.symm(a, x, scale, out, scratch(size, out), stream, threads)
+
+
+def symmetry(a: Array, out: Array, *, threads: int = 0) -> None:
+    """Largest ``|a_ij|`` and largest ``|a_ij - a_ji|`` of each matrix into `out` (e, 2)."""
+    _core.symmetry(a, out, stream_of(out), threads)
+
+
 def build_info() -> dict[str, Any]:
     """Version, compiler, BLAS, instruction set, threads and the state of each backend."""
     return _core.build_info()

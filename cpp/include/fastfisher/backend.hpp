@@ -25,6 +25,12 @@ struct Backend {
   decltype(&fastfisher::jvp) jvp = nullptr;
   decltype(&fastfisher::jvp_workspace) jvp_workspace = nullptr;
   decltype(&fastfisher::matmul) matmul = nullptr;
+  decltype(&fastfisher::panel_combine) panel_combine = nullptr;
+  decltype(&fastfisher::panel_dots) panel_dots = nullptr;
+  decltype(&fastfisher::small_eigh) small_eigh = nullptr;
+  decltype(&fastfisher::symm) symm = nullptr;
+  decltype(&fastfisher::symm_workspace) symm_workspace = nullptr;
+  decltype(&fastfisher::symmetry) symmetry = nullptr;
   decltype(&fastfisher::vjp) vjp = nullptr;
   decltype(&fastfisher::vjp_workspace) vjp_workspace = nullptr;
 };

@@ -109,6 +109,33 @@ ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, cons
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns);
 
+/// y[e,j] = sum_i weights[e,j,i] x[e,i], with `keep` added to y: panels of vectors [e,i,n] and
+/// [e,j,n], which lie without gaps along n; weights are float64.
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
+                   const ArrayRef& y);
+
+/// out[e,j,i] = <y[e,j], x[e,i]> in float64, summed in stretches in the dtype of the panels.
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+
+/// Eigenvalues [e,m], ascending, and eigenvectors [e,m,m] as rows of small symmetric float64
+/// matrices a [e,m,m], of which the lower triangle is read.
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors);
+
+/// out[e,k,n] = scale[e]^2 A_e x[e,k] for symmetric matrices a [e,n,n], of which one triangle is
+/// read, once for all vectors. The scale (float64) is applied half before and half after, so that
+/// entries near the ends of the dtype's range neither overflow nor vanish. Needs at least
+/// symm_workspace(...) bytes in ctx.workspace.
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out);
+
+/// Bytes of workspace that `symm` wants for this many vectors.
+std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
+
+/// out[e] = (max |a_ij|, max |a_ij - a_ji|) in float64, for matrices a [e,n,n] in one read; the
+/// first is not finite if an entry is not.
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
+
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 

@@ -41,4 +41,14 @@ void product_workspace(const char* op, const Context& ctx, std::span<const Layer
                        std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x,
+                   const ArrayRef& y);
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors);
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out);
+void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
+
 }  // namespace fastfisher::checks

@@ -61,6 +61,45 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
   entry(backend, backend.matmul, "matmul")(ctx, a, b, out);
 }
 
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
+                   const ArrayRef& y) {
+  checks::panel_combine(ctx, weights, x, y);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.panel_combine, "panel_combine")(ctx, weights, x, keep, y);
+}
+
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out) {
+  checks::panel_dots(ctx, x, y, out);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.panel_dots, "panel_dots")(ctx, x, y, out);
+}
+
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors) {
+  checks::small_eigh(ctx, a, values, vectors);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.small_eigh, "small_eigh")(ctx, a, values, vectors);
+}
+
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out) {
+  checks::symm(ctx, a, x, scale, out);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.symm, "symm")(ctx, a, x, scale, out);
+}
+
+std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors) {
+  checks::symm_workspace(ctx, a, vectors);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.symm_workspace, "symm_workspace")(ctx, a, vectors);
+}
+
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out) {
+  checks::symmetry(ctx, a, out);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.symmetry, "symmetry")(ctx, a, out);
+}
+
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out) {
   checks::product("vjp", ctx, layers, u, out, false);

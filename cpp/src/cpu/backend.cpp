@@ -25,6 +25,12 @@ const Backend& backend() {
     b.jvp = &cpu::jvp;
     b.jvp_workspace = &cpu::jvp_workspace;
     b.matmul = &cpu::matmul;
+    b.panel_combine = &cpu::panel_combine;
+    b.panel_dots = &cpu::panel_dots;
+    b.small_eigh = &cpu::small_eigh;
+    b.symm = &cpu::symm;
+    b.symm_workspace = &cpu::symm_workspace;
+    b.symmetry = &cpu::symmetry;
     b.vjp = &cpu::vjp;
     b.vjp_workspace = &cpu::vjp_workspace;
     return b;

@@ -17,6 +17,15 @@ ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, cons
 std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
+                   const ArrayRef& y);
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors);
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out);
+std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out);
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``fastfisher report | doctor | bench``.
+"""The command line: ``fastfisher report | spectrum | doctor | bench``.
 
 Exit status: 0 done, 1 failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
 Results go to standard output, progress and errors to standard error.
@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fastfisher.cli import _bench, _doctor, _report
+from fastfisher.cli import _bench, _doctor, _report, _spectrum
 from fastfisher.errors import FastfisherError
 from fastfisher.report._machine import package_version
 
@@ -76,6 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"fastfisher {package_version('fastfisher')}"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (_report, _doctor, _bench):
+    for module in (_report, _spectrum, _doctor, _bench):
         module.add(commands)
     return parser

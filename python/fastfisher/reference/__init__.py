@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
+from fastfisher.reference.linalg import panel_combine, panel_dots, small_eigh, symm, symmetry
 from fastfisher.reference.matmul import matmul
 from fastfisher.reference.products import jvp, vjp
 
@@ -17,5 +18,10 @@ __all__ = [
     "gram",
     "jvp",
     "matmul",
+    "panel_combine",
+    "panel_dots",
+    "small_eigh",
+    "symm",
+    "symmetry",
     "vjp",
 ]

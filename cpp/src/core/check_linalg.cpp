@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "checks.hpp"
+
+#include <string>
+
+namespace fastfisher::checks {
+namespace {
+
+void expect_batch(const char* op, const std::string& name, const ArrayRef& array,
+                  std::int64_t networks) {
+  expect_extent(op, name, array, 0, networks, "the batch");
+}
+
+void expect_float(const char* op, const char* name, const ArrayRef& array) {
+  if (array.dtype != DType::f32 && array.dtype != DType::f64) {
+    fail(ErrorCode::dtype, op, name,
+         std::string("expected dtype float32 or float64, got dtype ") + name_of(array.dtype));
+  }
+}
+
+void expect_own(const char* op, const char* name, const ArrayRef& out,
+                std::initializer_list<const ArrayRef*> inputs) {
+  if (overlaps(out)) fail(ErrorCode::shape, op, name, "has entries that share memory");
+  for (const ArrayRef* input : inputs) {
+    if (share_memory(out, *input)) fail(ErrorCode::shape, op, name, "overlaps an input");
+  }
+}
+
+void expect_unit_stride(const char* op, const char* name, const ArrayRef& array) {
+  if (array.extent(2) > 1 && array.stride(2) != 1)
+    fail(ErrorCode::shape, op, name, "expected vectors without gaps along the last axis");
+}
+
+void matrices(const char* op, const Context& ctx, const ArrayRef& a) {
+  expect_rank(op, "a", a, 3, "(e, n, n)");
+  expect_float(op, "a", a);
+  expect_like(op, "a", a, ctx, a.dtype);
+  expect_extent(op, "a", a, 2, a.extent(1), "a square matrix");
+}
+
+void panels(const char* op, const Context& ctx, const ArrayRef& x, const ArrayRef& y,
+            const ArrayRef& small, const char* name) {
+  expect_rank(op, "x", x, 3, "(e, i, n)");
+  expect_rank(op, "y", y, 3, "(e, j, n)");
+  expect_rank(op, name, small, 3, "(e, j, i)");
+  expect_float(op, "y", y);
+  expect_like(op, "x", x, ctx, y.dtype);
+  expect_like(op, "y", y, ctx, y.dtype);
+  expect_like(op, name, small, ctx, DType::f64);
+  expect_batch(op, "x", x, y.extent(0));
+  expect_batch(op, name, small, y.extent(0));
+  expect_extent(op, "x", x, 2, y.extent(2), "n of y");
+  expect_extent(op, name, small, 1, y.extent(1), "vectors of y");
+  expect_extent(op, name, small, 2, x.extent(1), "vectors of x");
+  expect_unit_stride(op, "x", x);
+  expect_unit_stride(op, "y", y);
+}
+
+}  // namespace
+
+void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
+                const ArrayRef& vectors) {
+  matrices("small_eigh", ctx, a);
+  expect_rank("small_eigh", "values", values, 2, "(e, m)");
+  expect_rank("small_eigh", "vectors", vectors, 3, "(e, m, m)");
+  for (const ArrayRef* array : {&a, &values, &vectors})
+    expect_like("small_eigh", array == &a ? "a" : "values", *array, ctx, DType::f64);
+  for (int r = 0; r < 3; ++r) expect_extent("small_eigh", "vectors", vectors, r, a.extent(r), "a");
+  for (int r = 0; r < 2; ++r) expect_extent("small_eigh", "values", values, r, a.extent(r), "a");
+  expect_own("small_eigh", "values", values, {&a, &vectors});
+  expect_own("small_eigh", "vectors", vectors, {&a});
+}
+
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out) {
+  matrices("symm", ctx, a);
+  expect_rank("symm", "x", x, 3, "(e, k, n)");
+  expect_rank("symm", "scale", scale, 1, "(e,)");
+  expect_rank("symm", "out", out, 3, "(e, k, n)");
+  expect_like("symm", "x", x, ctx, a.dtype);
+  expect_like("symm", "scale", scale, ctx, DType::f64);
+  expect_like("symm", "out", out, ctx, a.dtype);
+  for (int r = 0; r < 3; ++r) expect_extent("symm", "out", out, r, x.extent(r), "x");
+  expect_batch("symm", "x", x, a.extent(0));
+  expect_batch("symm", "scale", scale, a.extent(0));
+  expect_extent("symm", "x", x, 2, a.extent(1), "n of a");
+  expect_own("symm", "out", out, {&a, &x, &scale});
+}
+
+void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors) {
+  matrices("symm_workspace", ctx, a);
+  if (vectors < 0)
+    fail(ErrorCode::shape, "symm_workspace", "vectors", "expected a number that is not negative");
+}
+
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out) {
+  matrices("symmetry", ctx, a);
+  expect_rank("symmetry", "out", out, 2, "(e, 2)");
+  expect_like("symmetry", "out", out, ctx, DType::f64);
+  expect_batch("symmetry", "out", out, a.extent(0));
+  expect_extent("symmetry", "out", out, 1, 2, "magnitude and asymmetry");
+  expect_own("symmetry", "out", out, {&a});
+}
+
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out) {
+  panels("panel_dots", ctx, x, y, out, "out");
+  expect_own("panel_dots", "out", out, {&x, &y});
+}
+
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x,
+                   const ArrayRef& y) {
+  panels("panel_combine", ctx, x, y, weights, "weights");
+  expect_own("panel_combine", "y", y, {&x, &weights});
+}
+
+}  // namespace fastfisher::checks

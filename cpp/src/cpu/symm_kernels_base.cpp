@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#define FF_VECTOR_BYTES 16
+#include "symm_kernels_body.hpp"
+
+namespace fastfisher::cpu {
+
+template <class T>
+const SymmKernels<T>& symm_kernels_base() {
+  static const SymmKernels<T> kernels = {tile<T>};
+  return kernels;
+}
+
+template const SymmKernels<float>& symm_kernels_base();
+template const SymmKernels<double>& symm_kernels_base();
+
+}  // namespace fastfisher::cpu

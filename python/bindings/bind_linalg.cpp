@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bridge.hpp"
+#include "fastfisher/ops.hpp"
+
+namespace fastfisher::python {
+namespace py = pybind11;
+
+void register_linalg(py::module_& module) {
+  module.def("small_eigh", [](py::handle a, py::handle values, py::handle vectors,
+                              std::intptr_t stream, int threads) {
+    const Borrowed in_a = borrow(a, "a", Access::read, stream);
+    const Borrowed result = borrow(values, "values", Access::write, stream),
+                   rows = borrow(vectors, "vectors", Access::write, stream);
+    const Context context = context_for(result, stream, threads);
+    const py::gil_scoped_release without_gil;
+    small_eigh(context, in_a.ref(), result.ref(), rows.ref());
+  });
+  module.def("symm", [](py::handle a, py::handle x, py::handle scale, py::handle out,
+                        py::handle workspace, std::intptr_t stream, int threads) {
+    const Borrowed in_a = borrow(a, "a", Access::read, stream),
+                   in_x = borrow(x, "x", Access::read, stream),
+                   in_scale = borrow(scale, "scale", Access::read, stream);
+    const Borrowed result = borrow(out, "out", Access::write, stream);
+    const Workspace scratch(workspace, result.ref().device, stream);
+    Context context = context_for(result, stream, threads);
+    context.workspace = scratch.bytes();
+    const py::gil_scoped_release without_gil;
+    symm(context, in_a.ref(), in_x.ref(), in_scale.ref(), result.ref());
+  });
+  module.def("symm_workspace",
+             [](py::handle a, std::int64_t vectors, std::intptr_t stream, int threads) {
+               const Borrowed in_a = borrow(a, "a", Access::read, stream);
+               return symm_workspace(context_for(in_a, stream, threads), in_a.ref(), vectors);
+             });
+  module.def("symmetry", [](py::handle a, py::handle out, std::intptr_t stream, int threads) {
+    const Borrowed in_a = borrow(a, "a", Access::read, stream);
+    const Borrowed result = borrow(out, "out", Access::write, stream);
+    const Context context = context_for(result, stream, threads);
+    const py::gil_scoped_release without_gil;
+    symmetry(context, in_a.ref(), result.ref());
+  });
+  module.def("panel_dots",
+             [](py::handle x, py::handle y, py::handle out, std::intptr_t stream, int threads) {
+               const Borrowed in_x = borrow(x, "x", Access::read, stream),
+                              in_y = borrow(y, "y", Access::read, stream);
+               const Borrowed result = borrow(out, "out", Access::write, stream);
+               const Context context = context_for(result, stream, threads);
+               const py::gil_scoped_release without_gil;
+               panel_dots(context, in_x.ref(), in_y.ref(), result.ref());
+             });
+  module.def("panel_combine", [](py::handle weights, py::handle x, bool keep, py::handle y,
+                                 std::intptr_t stream, int threads) {
+    const Borrowed in_weights = borrow(weights, "weights", Access::read, stream),
+                   in_x = borrow(x, "x", Access::read, stream);
+    const Borrowed result = borrow(y, "y", Access::write, stream);
+    const Context context = context_for(result, stream, threads);
+    const py::gil_scoped_release without_gil;
+    panel_combine(context, in_weights.ref(), in_x.ref(), keep, result.ref());
+  });
+}
+
+}  // namespace fastfisher::python

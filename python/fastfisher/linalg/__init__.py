@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certified eigenvalues, densities, traces and solves of symmetric matrices and operators."""
+
+from __future__ import annotations
+
+from fastfisher.linalg._eigsh import EigshResult, eigsh
+from fastfisher.linalg._functions import (
+    CgResult,
+    Density,
+    Estimate,
+    cg,
+    logdet,
+    spectral_density,
+    trace,
+)
+
+__all__ = [
+    "CgResult",
+    "Density",
+    "EigshResult",
+    "Estimate",
+    "cg",
+    "eigsh",
+    "logdet",
+    "spectral_density",
+    "trace",
+]

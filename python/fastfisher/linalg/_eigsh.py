@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Some eigenpairs of a symmetric matrix or operator, each with its residual norm."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastfisher._arrays import Array, to_numpy
+from fastfisher.errors import ConvergenceWarning, NonFiniteError, NumericalError
+from fastfisher.linalg._lanczos import Found, Which, lanczos, preferred
+from fastfisher.linalg._operators import Dense, Operator, operator
+
+__all__ = ["EigshResult", "eigsh"]
+
+# Up to this size a whole decomposition is cheaper than an iteration.
+_SMALL = {True: 500, False: 96}
+# Up to this one it is what remains if the iteration does not converge.
+_LARGE = 3000
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class EigshResult:
+    """Eigenpairs found by `eigsh`; for a batch every array has a leading axis b.
+
+    Attributes
+    ----------
+    values : array, shape (k,)
+        Eigenvalues: descending for "LA", "LM" (by magnitude) and "BE", ascending for "SA".
+    vectors : array, shape (n, k)
+        Orthonormal eigenvectors as columns.
+    residual_norms : array, shape (k,)
+        ``|A v - value v|`` of each, from a product made for that purpose.
+    converged : bool array, shape (k,)
+        Whether that reached the tolerance.
+    certified : bool, for a batch a bool array (b,)
+        False if a copy of a repeated or clustered eigenvalue may have been missed.
+    matvecs : int
+        Products with a vector, of each matrix.
+    """
+
+    values: Array
+    vectors: Array
+    residual_norms: Array
+    converged: Any
+    certified: Any
+    matvecs: int
+
+
+def eigsh(
+    A: Any,
+    k: int,
+    *,
+    which: Which = "LA",
+    tol: float = 0,
+    max_iter: int | None = None,
+    block: int | None = None,
+    v0: Array | None = None,
+    seed: int = 0,
+    n: int | None = None,
+    dtype: str | None = None,
+) -> EigshResult:
+    """Find `k` eigenpairs of a symmetric matrix by block Lanczos with thick restart.
+
+    Parameters
+    ----------
+    A : array (n, n) or (b, n, n), float32 | float64, Jacobian, scipy LinearOperator or callable
+        A batch is solved in step. A Jacobian stands for the smaller of ``J J^T`` and ``J^T J``,
+        which have the same non-zero eigenvalues. A callable takes (n, k) and returns A times that.
+    k : int
+        Number of eigenpairs; all n are returned if it is larger.
+    which : "LA" | "SA" | "LM" | "BE"
+        Largest, smallest, largest magnitude, or both ends, the high one with the odd pair.
+    tol : float
+        Residual norm relative to the norm of A; 0 means the rounding unit of the dtype.
+    max_iter : int, optional
+        Passes over the matrix at most, a block of vectors each.
+    block : int, optional
+        Vectors a pass.
+    v0 : array, shape (n,) or (n, j), optional
+        Start vectors.
+    seed : int
+        Of the other start vectors and of the probes.
+    n, dtype : int, str, optional
+        Size of a callable, and dtype of its vectors ("float64").
+
+    Returns
+    -------
+    EigshResult
+        In the library of A, values and vectors in its dtype.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The tolerance was not reached; the pairs are the best so far.
+
+    Raises
+    ------
+    NonFiniteError
+        An entry or a product is NaN or infinite.
+    NumericalError
+        An eigenvalue overflows the dtype.
+    ValueError, TypeError
+        A is not symmetric (the message names an entry), or an argument does not fit.
+
+    Notes
+    -----
+    One triangle of a matrix is read, once for a block of vectors. Projected problems are solved
+    in float64. Random blocks orthogonal to what was found look for missed copies. The result is
+    the same bits for any number of threads. Sizes up to a few hundred are decomposed whole.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> ff.linalg.eigsh(np.diag([1.0, 3.0, 2.0]), 2).values
+    array([3., 2.])
+    """
+    a = operator(A, n, dtype)
+    if which not in ("LA", "SA", "LM", "BE"):
+        raise ValueError(f"which: expected 'LA', 'SA', 'LM' or 'BE', got {which!r}")
+    for name, value, least in (("k", k, 0), ("max_iter", max_iter, 1), ("block", block, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value}")
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
+    start = _start(v0, a)
+    k = min(k, a.n)
+    width = block or (8 if a.batch == 1 else 4)
+    eps = float(np.finfo(a.dtype).eps)
+    small = _SMALL[isinstance(a, Dense) and a.batch == 1]
+    if k == 0 or a.batch == 0 or a.n <= max(small, 2 * (2 * k + 14 * width)):
+        found = _whole(a, k, which)
+    else:
+        found = lanczos(
+            a,
+            k,
+            which,
+            tol=max(tol, eps) if tol == 0 else tol,
+            max_iter=max_iter or _passes(a, width),
+            block=width,
+            start=start,
+            seed=seed,
+        )
+        lost = (found.residual_norms > _reach(a, tol) * found.norm[:, None]).any()
+        if lost and max_iter is None and isinstance(a, Dense) and a.n <= _LARGE:
+            found = _whole(a, k, which)
+    return _result(a, found, tol)
+
+
+def _passes(a: Operator, width: int) -> int:
+    if isinstance(a, Dense) and a.n <= _LARGE:
+        return max(60, a.n // 8)
+    return max(300, 10 * a.n // width)
+
+
+def _reach(a: Operator, tol: float) -> float:
+    # With tol = 0 restarts and the product that checks have roundings of their own.
+    return tol if tol > 0 else 4 * float(np.finfo(a.dtype).eps) * max(4.0, math.sqrt(a.n))
+
+
+def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
+    if v0 is None:
+        return None
+    host = to_numpy(v0)
+    if host.ndim not in (1, 2) or host.shape[0] != a.n:
+        raise ValueError(f"v0: expected shape ({a.n},) or ({a.n}, j), got {tuple(host.shape)}")
+    if not np.isfinite(host).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(host))[0])
+        raise NonFiniteError(f"v0: expected finite numbers, got {host[where]} at index {where}")
+    rows = host.reshape(a.n, -1).T
+    return np.asarray(rows[np.linalg.norm(rows, axis=1) > 0])
+
+
+def _whole(a: Operator, k: int, which: Which) -> Found:
+    """By a decomposition of the whole matrix, in float64."""
+    full = a.dense()
+    if full is None:
+        full = a.apply(np.eye(a.n, dtype=a.dtype)[None]).astype(np.float64)
+        _expect_symmetric(full[0], a)
+        full = (full + full.transpose(0, 2, 1)) / 2
+    theta, y = np.linalg.eigh(full)
+    order = preferred(theta, which, k)[:, :k]
+    values = np.take_along_axis(theta, order, 1)
+    vectors = np.take_along_axis(y, order[:, None, :], 2).transpose(0, 2, 1).astype(a.dtype)
+    wide = vectors.astype(np.float64)
+    residual = wide @ full - values[:, :, None] * wide
+    norm = np.abs(theta).max(1, initial=0.0)
+    return Found(values, vectors, np.sqrt((residual**2).sum(2)), norm, np.ones(a.batch, bool))
+
+
+def _expect_symmetric(full: np.ndarray[Any, Any], a: Operator) -> None:
+    apart = np.abs(full - full.T)
+    limit = float(np.sqrt(np.finfo(a.dtype).eps)) * np.abs(full).max(initial=0.0)
+    if apart.max(initial=0.0) > limit:
+        i, j = (int(x) for x in np.unravel_index(int(np.argmax(apart)), apart.shape))
+        raise ValueError(
+            f"A: expected a symmetric operator, got A[{i}, {j}] = {full[j, i]} and "
+            f"A[{j}, {i}] = {full[i, j]}"
+        )
+
+
+def _result(a: Operator, found: Found, tol: float) -> EigshResult:
+    reach = _reach(a, tol)
+    limit = reach * found.norm
+    converged = found.residual_norms <= limit[:, None]
+    if not converged.all():
+        worst = float((found.residual_norms / np.maximum(found.norm[:, None], 1e-300)).max())
+        warnings.warn(
+            f"eigsh: {int((~converged).sum())} of {converged.size} pairs did not reach tol = "
+            f"{reach:.1e}; the largest residual is {worst:.1e} of the norm of A",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    undo = 1 / a.scale[:, None]
+    with np.errstate(over="ignore", under="ignore"):
+        values = (found.values * undo * undo).astype(a.dtype)
+        norms = (found.residual_norms * undo * undo).astype(a.dtype)
+    if not np.isfinite(values).all():
+        raise NumericalError(f"eigsh: an eigenvalue overflows {a.dtype}; scale A down")
+    arrays = [values, found.vectors.transpose(0, 2, 1), norms]
+    if a.single:
+        arrays = [x[0] for x in arrays]
+    out = [a.hand_over(np.ascontiguousarray(x)) for x in arrays]
+    flags = converged[0] if a.single else converged
+    certified = bool(found.certified[0]) if a.single else found.certified
+    return EigshResult(out[0], out[1], out[2], flags, certified, a.matvecs)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References of the steps of an eigenvalue iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def panel_combine(weights: Array, x: Array, keep: bool, y: Array) -> Array:
+    """``keep * y + weights x`` for weights (e, j, i), x (e, i, n), y (e, j, n)."""
+    combined = np.einsum("eji,ein->ejn", weights.astype(np.float64), x.astype(np.float64))
+    return np.asarray(combined + y.astype(np.float64) if keep else combined)
+
+
+def panel_dots(x: Array, y: Array) -> Array:
+    """``<y[e, j], x[e, i]>`` (e, j, i)."""
+    return np.asarray(np.einsum("ejn,ein->eji", y.astype(np.float64), x.astype(np.float64)))
+
+
+def small_eigh(a: Array) -> tuple[Array, Array]:
+    """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m)."""
+    values, vectors = np.linalg.eigh(a.astype(np.float64))
+    return values, vectors.transpose(0, 2, 1)
+
+
+def symm(a: Array, x: Array, scale: Array) -> Array:
+    """``scale[e]^2 a[e] x[e, k]`` (e, k, n), from the lower triangle of each matrix alone."""
+    lower = np.tril(a.astype(np.float64))
+    full = lower + np.tril(lower, -1).transpose(0, 2, 1)
+    product = np.einsum("enm,ekm->ekn", full, x.astype(np.float64))
+    return np.asarray(product * scale[:, None, None] ** 2)
+
+
+def symmetry(a: Array) -> Array:
+    """Largest ``|a_ij|`` and ``|a_ij - a_ji|`` of each matrix, (e, 2)."""
+    wide = a.astype(np.float64)
+    apart = np.abs(wide - wide.transpose(0, 2, 1))
+    return np.stack([np.abs(wide).max((1, 2)), apart.max((1, 2))], 1)

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The steps of an eigenvalue iteration against plain float64 loops, over drawn sizes and strides:
+// what the sanitizers run.
+#include "check.hpp"
+#include "draw.hpp"
+#include "fastfisher/ops.hpp"
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+namespace {
+
+using namespace fastfisher;
+using test::draw;
+using test::Strided;
+
+template <class T>
+void symmetric_products() {
+  const std::int64_t e = draw(1, 3), n = draw(1, 90), k = draw(1, 19);
+  const Strided<T> a({e, n, n}), x({e, k, n}), out({e, k, n});
+  std::vector<double> scale(static_cast<std::size_t>(e), 0.5), found(2 * scale.size());
+  Context ctx;
+  ctx.threads = static_cast<int>(draw(1, 3));
+  std::vector<std::byte> workspace(static_cast<std::size_t>(symm_workspace(ctx, a.ref, k)));
+  ctx.workspace = workspace;
+  symm(ctx, a.ref, x.ref, array_ref(scale.data(), e), out.ref);
+  symmetry(ctx, a.ref, array_ref(found.data(), e, 2));
+  const double eps = std::numeric_limits<T>::epsilon();
+  // Which triangle is read depends on the strides; both are one matrix for a caller.
+  const bool turn = a.ref.stride(1) == 1 && a.ref.stride(2) != 1;
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t v = 0; v < k; ++v) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        double sum = 0, size = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+          const std::int64_t low = std::min(i, j), high = std::max(i, j);
+          const double term =
+              0.25 * a.at({b, turn ? low : high, turn ? high : low}) * x.at({b, v, j});
+          sum += term;
+          size += std::abs(term);
+        }
+        FF_CHECK(std::abs(out.at({b, v, i}) - sum) <= static_cast<double>(n + 4) * eps * size);
+      }
+    }
+    double largest = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) largest = std::max(largest, std::abs(a.at({b, i, j})));
+    }
+    FF_CHECK(found[static_cast<std::size_t>(2 * b)] == largest);
+  }
+}
+
+void small_problems() {
+  const std::int64_t e = draw(1, 3), m = draw(1, 40);
+  const Strided<double> a({e, m, m}), values({e, m}), vectors({e, m, m});
+  Context ctx;
+  ctx.threads = 2;
+  small_eigh(ctx, a.ref, values.ref, vectors.ref);
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t r = 0; r < m; ++r) {
+      for (std::int64_t i = 0; i < m; ++i) {
+        double sum = 0;
+        for (std::int64_t j = 0; j < m; ++j)
+          sum += a.at({b, std::max(i, j), std::min(i, j)}) * vectors.at({b, r, j});
+        FF_CHECK(std::abs(sum - values.at({b, r}) * vectors.at({b, r, i})) < 1e-12 * 40);
+      }
+    }
+  }
+}
+
+template <class T>
+void panels() {
+  const std::int64_t e = draw(1, 2), i = draw(1, 9), j = draw(1, 9), n = draw(1, 1100);
+  std::vector<T> x(static_cast<std::size_t>(e * i * n), T{1}),
+      y(static_cast<std::size_t>(e * j * n), T{2});
+  std::vector<double> out(static_cast<std::size_t>(e * j * i)), weights(out.size(), 0.5);
+  Context ctx;
+  ctx.threads = 2;
+  panel_dots(ctx, array_ref(x.data(), e, i, n), array_ref(y.data(), e, j, n),
+             array_ref(out.data(), e, j, i));
+  for (const double value : out) FF_CHECK(value == 2.0 * static_cast<double>(n));
+  panel_combine(ctx, array_ref(weights.data(), e, j, i), array_ref(x.data(), e, i, n), true,
+                array_ref(y.data(), e, j, n));
+  for (const T value : y) FF_CHECK(value == T{2} + T{0.5} * static_cast<T>(i));
+}
+
+}  // namespace
+
+int main() {
+  for (int round = 0; round < 60; ++round) {
+    symmetric_products<float>();
+    symmetric_products<double>();
+    small_problems();
+    panels<float>();
+    panels<double>();
+  }
+  return test::report();
+}
