@@ -81,5 +81,6 @@ void register_errors(pybind11::module_& module);
 void register_gram(pybind11::module_& module);
 void register_matmul(pybind11::module_& module);
 void register_products(pybind11::module_& module);
+void register_psd(pybind11::module_& module);
 
 }  // namespace fastfisher::python

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from fastfisher import errors, layouts, models
+from fastfisher import errors, layouts, models, psd
 from fastfisher._conv import Conv
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
@@ -37,4 +37,5 @@ __all__ = [
     "layouts",
     "models",
     "ntk",
+    "psd",
 ]

@@ -39,6 +39,20 @@ def jvp_workspace(
     layers: list[_Layer], dtype: int, cuda: bool, columns: int, threads: int, /
 ) -> int: ...
 def matmul(a: Any, b: Any, out: Any, stream: int, threads: int, /) -> None: ...
+def psd(
+    matrices: list[Any],
+    sides: list[Any],
+    outs: list[Any],
+    values: list[Any],
+    items: list[tuple[int, int, int, int, int, int, float, bool]],
+    workspace: Any,
+    task: int,
+    p: float,
+    stream: int,
+    threads: int,
+    /,
+) -> list[tuple[int, float, float, int]]: ...
+def psd_workspace(sizes: list[int], dtype: int, task: int, threads: int, /) -> int: ...
 def vjp(
     layers: list[_Layer], u: Any, out: Any, workspace: Any, stream: int, threads: int, /
 ) -> tuple[int, int, int, int]: ...

@@ -25,6 +25,8 @@ struct Backend {
   decltype(&fastfisher::jvp) jvp = nullptr;
   decltype(&fastfisher::jvp_workspace) jvp_workspace = nullptr;
   decltype(&fastfisher::matmul) matmul = nullptr;
+  decltype(&fastfisher::psd) psd = nullptr;
+  decltype(&fastfisher::psd_workspace) psd_workspace = nullptr;
   decltype(&fastfisher::vjp) vjp = nullptr;
   decltype(&fastfisher::vjp_workspace) vjp_workspace = nullptr;
 };

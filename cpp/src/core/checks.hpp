@@ -41,4 +41,6 @@ void product_workspace(const char* op, const Context& ctx, std::span<const Layer
                        std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
+void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options);
+
 }  // namespace fastfisher::checks

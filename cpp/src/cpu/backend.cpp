@@ -25,6 +25,8 @@ const Backend& backend() {
     b.jvp = &cpu::jvp;
     b.jvp_workspace = &cpu::jvp_workspace;
     b.matmul = &cpu::matmul;
+    b.psd = &cpu::psd;
+    b.psd_workspace = &cpu::psd_workspace;
     b.vjp = &cpu::vjp;
     b.vjp_workspace = &cpu::vjp_workspace;
     return b;

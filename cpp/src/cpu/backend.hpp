@@ -17,6 +17,10 @@ ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, cons
 std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
+                           const PsdOptions& options);
+std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
+                           PsdTask task);
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out);
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
