@@ -47,8 +47,9 @@ void register_psd(py::module_& module) {
   // Arrays are stacks of matrices or single ones; an item is (a, its index, out, its index, b or
   // -1, its index, damping, automatic), positions in the lists. `values` go with `outs`.
   module.def("psd", [](const py::list& matrices, const py::list& sides, const py::list& outs,
-                       const py::list& values, const py::list& items, const py::handle& workspace,
-                       int task, double p, std::intptr_t stream, int threads) {
+                       const py::list& values, const py::sequence& items,
+                       const py::handle& workspace, int task, double p, std::intptr_t stream,
+                       int threads) {
     const auto in_a = borrow_all(matrices, "a", Access::read, stream);
     const auto in_b = borrow_all(sides, "b", Access::read, stream);
     const auto result = borrow_all(outs, "out", Access::write, stream);

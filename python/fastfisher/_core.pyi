@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Sequence
 from typing import Any
 
 # A layer: (form, a or None, g, w or None, bias, geometry or None, method); for gram_workspace with
@@ -44,7 +45,7 @@ def psd(
     sides: list[Any],
     outs: list[Any],
     values: list[Any],
-    items: list[tuple[int, int, int, int, int, int, float, bool]],
+    items: Sequence[tuple[int, int, int, int, int, int, float, bool]],
     workspace: Any,
     task: int,
     p: float,

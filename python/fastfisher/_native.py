@@ -167,7 +167,7 @@ class PsdReport(NamedTuple):
     kind: int
     damping: float
     condition: float
-    index: int
+    position: int
 
 
 def psd(
@@ -191,7 +191,7 @@ def psd(
         sides or [],
         outs,
         values or [],
-        [tuple(item) for item in items],
+        items,
         scratch(size, outs[0]),
         number,
         p,

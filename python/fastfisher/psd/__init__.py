@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Symmetric positive (semi-)definite matrices, many at once and of any sizes.
 
-Every function takes a list of square matrices, a stacked array (b, n, n) or one matrix (n, n), reads
-the lower triangles only, and gives one result per matrix: a bad matrix never loses the others, and
+Every function takes a list of square matrices, a stacked array (b, n, n) or one matrix (n, n),
+reads the lower triangles only, and gives one result per matrix: a bad matrix never loses the others, and
 changes no bit of them. Equal sizes are worked on as a batch, large matrices by all threads, the
 largest first.
 

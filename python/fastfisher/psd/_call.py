@@ -46,7 +46,7 @@ def run(
     stacked = not isinstance(a, list | tuple) and not single
     where = _places(arrays, stacked)
     dampings = _dampings(damping, len(where), single)
-    sides, vectors = _sides(b, where, arrays, stacked, single) if task == "solve" else ([], [])
+    sides, vectors = _sides(b, where, arrays, single) if task == "solve" else ([], [])
     if not where:
         return []
     results = _call(task, arrays, where, dampings, sides, vectors, p, on_error, single)
@@ -102,12 +102,12 @@ def _dampings(damping: Any, count: int, single: bool) -> list[tuple[float, bool]
 
 
 def _sides(
-    b: Any, where: list[tuple[int, int]], arrays: list[Array], stacked: bool, single: bool
+    b: Any, where: list[tuple[int, int]], arrays: list[Array], single: bool
 ) -> tuple[list[Array], list[bool]]:
     """Right-hand sides as (n, k), each with whether it came as a vector."""
     if single:
         given = [b]
-    elif isinstance(b, list | tuple) or (stacked and len(getattr(b, "shape", ())) in (2, 3)):
+    elif isinstance(b, list | tuple) or len(getattr(b, "shape", ())) in (2, 3):
         given = list(b)
     else:
         raise ValueError("b: expected one right-hand side per matrix, in a list")
@@ -161,9 +161,7 @@ def _call(
         _native.PsdItem(*where[k], *slots[k], k if sides else -1, 0, *dampings[k])
         for k in range(len(where))
     ]
-    reports = _native.psd(
-        task, arrays, outs, items, sizes=sizes, sides=sides, values=values, p=p
-    )
+    reports = _native.psd(task, arrays, outs, items, sizes=sizes, sides=sides, values=values, p=p)
     if on_error == "raise" or (on_error is None and single):
         for k, report in enumerate(reports):
             _raise(task, report, arrays, where[k], sides[k] if sides else None, single, k)
@@ -190,15 +188,15 @@ def _reason(report: _native.PsdReport, n: int, dtype: str) -> str:
     if kind == "damped":
         return f"not positive definite without a damping of {report.damping:.3g}"
     if kind == "non_finite":
-        if report.index < 0:
-            return f"b holds NaN or infinity, first at position {-1 - report.index}"
-        return f"NaN or infinity at index {divmod(report.index, n)}"
+        if report.position < 0:
+            return f"b holds NaN or infinity, first at position {-1 - report.position}"
+        return f"NaN or infinity at index {divmod(report.position, n)}"
     if kind == "overflow":
         return f"the result overflows {dtype}"
     if kind == "no_convergence":
         return "the eigenvalue iteration did not converge"
-    minor = f"its leading minor of order {report.index} is not" if report.index else "not so"
-    return f"not positive definite with damping {report.damping:.3g}: {minor} positive"
+    cause = f"the leading minor of order {report.position}" if report.position else "an eigenvalue"
+    return f"not positive definite with damping {report.damping:.3g}: {cause} is not positive"
 
 
 def _raise(
@@ -218,12 +216,12 @@ def _raise(
     n = int(matrix.shape[-1])
     name = "a" if single else f"a[{number}]"
     if kind == "non_finite":
-        if report.index >= 0:
-            index, found = divmod(report.index, n), matrix
+        if report.position >= 0:
+            index, found = divmod(report.position, n), matrix
         else:
             name = name.replace("a", "b", 1)
             assert side is not None
-            index, found = divmod(-1 - report.index, int(side.shape[1])), side
+            index, found = divmod(-1 - report.position, int(side.shape[1])), side
         raise NonFiniteError(
             f"{name}: expected finite numbers, got {to_numpy(found)[index]} at index {index}"
         )

@@ -7,6 +7,7 @@ from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.matmul import matmul
 from fastfisher.reference.products import jvp, vjp
+from fastfisher.reference.psd import psd
 
 __all__ = [
     "Conv",
@@ -17,5 +18,6 @@ __all__ = [
     "gram",
     "jvp",
     "matmul",
+    "psd",
     "vjp",
 ]
