@@ -35,7 +35,7 @@ def check(task, a, result, dtype, *, b=None, p=2.0, damping=0.0):
     """Backward error of one result below the limit, and its form."""
     n = len(a)
     m = full(a) + damping * np.eye(n)
-    assert str(result.vectors.dtype if task == "eigh" else result.value.dtype) == dtype
+    assert str(result.vectors.dtype if task == "eigh" else result.value.dtype).endswith(dtype)
     if task == "eigh":
         w, v = (np.asarray(x, np.float64) for x in (result.values, result.vectors))
         assert (np.diff(w) >= 0).all()
@@ -204,7 +204,7 @@ def test_empty_and_tiny():
         assert empty.status == "ok"
         assert call(task, np.zeros((0, 3, 3)), b=np.zeros((0, 3, 1))) == []
     assert ff.psd.inverse(np.array([[4.0]])).value == 0.25
-    assert ff.psd.inverse([np.array([[4.0]])], damping=[4])[0].value == 0.125
+    assert ff.psd.inverse([np.array([[4.0]])], damping=[4])[0].value.item() == pytest.approx(0.125)
 
 
 def test_dampings(rng):
@@ -227,7 +227,9 @@ def test_a_single_matrix_raises(rng):
     a[3, 3] = -5
     smallest = np.linalg.eigvalsh(full(a))[0]
     for damping in (0, "auto"):
-        with pytest.raises(NotPositiveDefiniteError, match=f"{smallest:.4g}"[:6]):
+        with pytest.raises(
+            NotPositiveDefiniteError, match=f"smallest eigenvalue is {smallest:.6g}"
+        ):
             ff.psd.inverse(a, damping=damping)
     assert ff.psd.inverse(a, on_error="status").status == "failed"
     a[7, 2] = np.inf

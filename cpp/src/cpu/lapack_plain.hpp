@@ -32,8 +32,9 @@ void add_square(Op op, std::int64_t n, std::int64_t k, T alpha, const T* a, std:
                 std::int64_t ldc) {
   const Op other = op == Op::plain ? Op::transposed : Op::plain;
   for (std::int64_t i = 0; i < n; ++i) {
-    add_product(op, other, 1, i + 1, k, alpha, a + (op == Op::plain ? i * lda : i), lda, a, lda,
-                c + i * ldc, ldc);
+    // Qualified: the types would bring in the one of lapack.hpp too.
+    plain::add_product(op, other, 1, i + 1, k, alpha, a + (op == Op::plain ? i * lda : i), lda, a,
+                       lda, c + i * ldc, ldc);
   }
 }
 
