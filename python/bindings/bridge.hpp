@@ -82,5 +82,6 @@ void register_gram(pybind11::module_& module);
 void register_linalg(pybind11::module_& module);
 void register_matmul(pybind11::module_& module);
 void register_products(pybind11::module_& module);
+void register_psd(pybind11::module_& module);
 
 }  // namespace fastfisher::python

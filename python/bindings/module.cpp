@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, module) {
   python::register_linalg(module);
   python::register_matmul(module);
   python::register_products(module);
+  python::register_psd(module);
   module.def("build_info", [] {
     const BuildInfo info = build_info();
     py::dict states;

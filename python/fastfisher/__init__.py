@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from fastfisher import errors, layouts, linalg, models
+from fastfisher import errors, layouts, linalg, models, psd
 from fastfisher._conv import Conv
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
@@ -38,4 +38,5 @@ __all__ = [
     "linalg",
     "models",
     "ntk",
+    "psd",
 ]

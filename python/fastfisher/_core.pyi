@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Sequence
 from typing import Any
 
 # A layer: (form, a or None, g, w or None, bias, geometry or None, method); for gram_workspace with
@@ -49,6 +50,20 @@ def symm(
 ) -> None: ...
 def symm_workspace(a: Any, vectors: int, stream: int, threads: int, /) -> int: ...
 def symmetry(a: Any, out: Any, stream: int, threads: int, /) -> None: ...
+def psd(
+    matrices: list[Any],
+    sides: list[Any],
+    outs: list[Any],
+    values: list[Any],
+    items: Sequence[tuple[int, int, int, int, int, int, float, bool]],
+    workspace: Any,
+    task: int,
+    p: float,
+    stream: int,
+    threads: int,
+    /,
+) -> list[tuple[int, float, float, int]]: ...
+def psd_workspace(sizes: list[int], dtype: int, task: int, threads: int, /) -> int: ...
 def vjp(
     layers: list[_Layer], u: Any, out: Any, workspace: Any, stream: int, threads: int, /
 ) -> tuple[int, int, int, int]: ...

@@ -171,6 +171,63 @@ def symmetry(a: Array, out: Array, *, threads: int = 0) -> None:
     _core.symmetry(a, out, stream_of(out), threads)
 
 
+PSD_TASKS = {"cholesky": 0, "inverse": 1, "solve": 2, "eigh": 3, "inverse_root": 4}
+PSD_KINDS = ("ok", "damped", "non_finite", "indefinite", "overflow", "no_convergence")
+
+
+class PsdItem(NamedTuple):
+    """One matrix: positions in the lists of arrays and within their stacks; b -1 for none."""
+
+    a: int
+    a_index: int
+    out: int
+    out_index: int
+    b: int
+    b_index: int
+    damping: float
+    automatic: bool
+
+
+class PsdReport(NamedTuple):
+    """What happened to one matrix: `kind` counts PSD_KINDS."""
+
+    kind: int
+    damping: float
+    condition: float
+    position: int
+
+
+def psd(
+    task: str,
+    matrices: list[Array],
+    outs: list[Array],
+    items: list[PsdItem],
+    *,
+    sizes: list[int],
+    sides: list[Array] | None = None,
+    values: list[Array] | None = None,
+    p: float = 2.0,
+    threads: int = 0,
+) -> list[PsdReport]:
+    """Work of a task on every matrix of stacks or single ones, one report an item."""
+    stream = stream_of(outs[0])
+    number = PSD_TASKS[task]
+    size = _core.psd_workspace(sizes, DTYPES[dtype_name(outs[0])], number, threads)
+    reports = _core.psd(
+        matrices,
+        sides or [],
+        outs,
+        values or [],
+        items,
+        scratch(size, outs[0]),
+        number,
+        p,
+        stream,
+        threads,
+    )
+    return [PsdReport(*report) for report in reports]
+
+
 def build_info() -> dict[str, Any]:
     """Version, compiler, BLAS, instruction set, threads and the state of each backend."""
     return _core.build_info()

@@ -31,6 +31,8 @@ struct Backend {
   decltype(&fastfisher::symm) symm = nullptr;
   decltype(&fastfisher::symm_workspace) symm_workspace = nullptr;
   decltype(&fastfisher::symmetry) symmetry = nullptr;
+  decltype(&fastfisher::psd) psd = nullptr;
+  decltype(&fastfisher::psd_workspace) psd_workspace = nullptr;
   decltype(&fastfisher::vjp) vjp = nullptr;
   decltype(&fastfisher::vjp_workspace) vjp_workspace = nullptr;
 };

@@ -9,6 +9,7 @@
 #include "fastfisher/context.hpp"
 #include "fastfisher/error.hpp"
 #include "fastfisher/layer.hpp"
+#include "fastfisher/psd.hpp"
 #include "fastfisher/view.hpp"
 
 #include <cstdint>
@@ -138,5 +139,17 @@ void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+
+/// Factor, invert, solve or diagonalise every matrix of a list, each on its own: one report a
+/// matrix, in order, and a bad matrix changes no bit of the others. Large ones are worked on by all
+/// threads, small ones a thread each. Matrices are scaled inside by powers of two, so that entries
+/// may be near overflow and underflow; results are symmetric bit for bit. Needs at least
+/// psd_workspace(...) bytes in ctx.workspace.
+std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
+                           const PsdOptions& options);
+
+/// Bytes of workspace that `psd` wants for matrices of these sizes and results of `dtype`.
+std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
+                           PsdTask task);
 
 }  // namespace fastfisher

@@ -50,5 +50,6 @@ void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayR
           const ArrayRef& out);
 void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
+void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options);
 
 }  // namespace fastfisher::checks

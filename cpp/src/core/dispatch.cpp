@@ -100,6 +100,19 @@ void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out) {
   entry(backend, backend.symmetry, "symmetry")(ctx, a, out);
 }
 
+std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
+                           const PsdOptions& options) {
+  checks::psd(ctx, items, options);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.psd, "psd")(ctx, items, options);
+}
+
+std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
+                           PsdTask task) {
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.psd_workspace, "psd_workspace")(ctx, sizes, dtype, task);
+}
+
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out) {
   checks::product("vjp", ctx, layers, u, out, false);

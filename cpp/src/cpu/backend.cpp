@@ -31,6 +31,8 @@ const Backend& backend() {
     b.symm = &cpu::symm;
     b.symm_workspace = &cpu::symm_workspace;
     b.symmetry = &cpu::symmetry;
+    b.psd = &cpu::psd;
+    b.psd_workspace = &cpu::psd_workspace;
     b.vjp = &cpu::vjp;
     b.vjp_workspace = &cpu::vjp_workspace;
     return b;

@@ -8,6 +8,7 @@ from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense
 from fastfisher.reference.linalg import panel_combine, panel_dots, small_eigh, symm, symmetry
 from fastfisher.reference.matmul import matmul
 from fastfisher.reference.products import jvp, vjp
+from fastfisher.reference.psd import psd
 
 __all__ = [
     "Conv",
@@ -20,6 +21,7 @@ __all__ = [
     "matmul",
     "panel_combine",
     "panel_dots",
+    "psd",
     "small_eigh",
     "symm",
     "symmetry",

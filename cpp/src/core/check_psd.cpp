@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "checks.hpp"
+
+#include <cmath>
+#include <cstddef>
+#include <string>
+
+namespace fastfisher::checks {
+namespace {
+
+void packed_out(const std::string& name, const ArrayRef& out, std::int64_t columns,
+                std::int64_t rows) {
+  expect_rank("psd", name, out, 2, "(n, n) or (n, k)");
+  expect_extent("psd", name, out, 0, rows, "rows of the matrix");
+  expect_extent("psd", name, out, 1, columns, "columns of the result");
+  if (out.size() > 0 && (out.stride(1) != 1 || out.stride(0) != out.extent(1)))
+    fail(ErrorCode::shape, "psd", name, "expected packed rows");
+}
+
+}  // namespace
+
+void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options) {
+  if (options.task == PsdTask::inverse_root && !(options.p > 0 && std::isfinite(options.p)))
+    fail(ErrorCode::shape, "psd", "p", "expected a positive number");
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const PsdItem& item = items[k];
+    std::string at("[");
+    at.append(std::to_string(k)).append("]");
+    const DType storage = items.front().a.dtype, dtype = result_of(storage);
+    expect_rank("psd", "a" + at, item.a, 2, "(n, n)");
+    const std::int64_t n = item.a.extent(0);
+    expect_extent("psd", "a" + at, item.a, 1, n, "rows");
+    expect_like("psd", "a" + at, item.a, ctx, storage);
+    expect_like("psd", "out" + at, item.out, ctx, dtype);
+    if (!(item.damping >= 0 && std::isfinite(item.damping)))
+      fail(ErrorCode::shape, "psd", "damping" + at,
+           "expected a finite number that is not negative");
+    std::int64_t columns = n;
+    if (options.task == PsdTask::solve) {
+      expect_rank("psd", "b" + at, item.b, 2, "(n, k)");
+      expect_extent("psd", "b" + at, item.b, 0, n, "rows of the matrix");
+      expect_like("psd", "b" + at, item.b, ctx, dtype);
+      columns = item.b.extent(1);
+      if (share_memory(item.out, item.b))
+        fail(ErrorCode::shape, "psd", "out" + at, "overlaps the memory of b");
+    }
+    packed_out("out" + at, item.out, columns, n);
+    if (options.task == PsdTask::eigh) {
+      expect_rank("psd", "values" + at, item.values, 1, "(n,)");
+      expect_extent("psd", "values" + at, item.values, 0, n, "rows of the matrix");
+      expect_like("psd", "values" + at, item.values, ctx, dtype);
+    }
+    if (share_memory(item.out, item.a))
+      fail(ErrorCode::shape, "psd", "out" + at, "overlaps the memory of a");
+  }
+}
+
+}  // namespace fastfisher::checks

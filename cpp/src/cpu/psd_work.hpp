@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The work on one matrix: load, factor or diagonalise, raise the damping where that is automatic,
+// store, report.
+#pragma once
+
+#include "fastfisher/ops.hpp"
+#include "parallel.hpp"
+#include "psd_copy.hpp"
+#include "psd_sweep.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+
+namespace fastfisher::cpu {
+
+inline constexpr std::int64_t kPsdLine = 64;
+
+inline std::int64_t rounded(std::int64_t bytes) {
+  return (bytes + kPsdLine - 1) / kPsdLine * kPsdLine;
+}
+
+// Scratch of one worker: two rows of scales and sums, then by task a matrix, or two and LAPACK's.
+template <class T>
+std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
+  const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
+  std::int64_t bytes = 2 * rounded(size * n);
+  if (task == PsdTask::solve) bytes += rounded(size * n * n);
+  if (task == PsdTask::inverse_root) bytes += rounded(size * n * n) + rounded(size * n);
+  if (task == PsdTask::eigh || task == PsdTask::inverse_root)
+    bytes += rounded(std::max(eigen_work<T>(n), size * n * n));
+  return bytes;
+}
+
+template <class S, class T>
+class PsdWork {
+ public:
+  PsdWork(const Context& ctx, int threads, const PsdItem& item, const PsdOptions& options,
+          std::byte* scratch)
+      : ctx_(ctx),
+        threads_(threads),
+        item_(item),
+        options_(options),
+        a_(view_of<const S, 2>(item.a)),
+        n_(item.a.extent(0)),
+        out_(static_cast<T*>(item.out.data)),
+        scratch_(scratch) {
+    scale_ = take(n_);
+    sums_ = take(n_);
+  }
+
+  PsdReport run() {
+    PsdReport report;
+    report.condition = 1;
+    report.damping = item_.automatic ? 0 : item_.damping;
+    if (n_ > 0) {
+      if (options_.task == PsdTask::eigh || options_.task == PsdTask::inverse_root) {
+        spectral(report);
+      } else {
+        by_factor(report);
+      }
+    }
+    if (report.kind != Kind::ok && report.kind != Kind::damped) {
+      report.condition = kInfinity;
+      std::fill(out_, out_ + item_.out.size(), std::numeric_limits<T>::quiet_NaN());
+      if (options_.task == PsdTask::eigh) {
+        for (std::int64_t i = 0; i < n_; ++i) values()(i) = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
+    return report;
+  }
+
+ private:
+  using Kind = PsdReport::Kind;
+  static constexpr double kRaise = 10;  // factor between two attempts at a damping
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+  T* take(std::int64_t count) {
+    T* const taken = reinterpret_cast<T*>(scratch_);
+    scratch_ += rounded(static_cast<std::int64_t>(sizeof(T)) * count);
+    return taken;
+  }
+
+  View<T, 1> values() const { return view_of<T, 1>(item_.values); }
+
+  // Largest magnitude on the diagonal: that of a semi-definite matrix is its largest entry.
+  double largest_diagonal() const {
+    double largest = 0;
+    for (std::int64_t i = 0; i < n_; ++i)
+      largest = std::max(largest, std::abs(static_cast<double>(widen(a_(i, i)))));
+    return largest;
+  }
+
+  // Least and greatest damping that is tried; for a zero matrix the identity is the measure.
+  double least() const {
+    const double largest = largest_diagonal();
+    return 8 * static_cast<double>(std::numeric_limits<T>::epsilon()) * (largest > 0 ? largest : 1);
+  }
+  double greatest() const {
+    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon());
+    const double largest = largest_diagonal();
+    return std::max(std::sqrt(eps), 8 * eps * static_cast<double>(n_)) *
+           (largest > 0 ? largest : 1);
+  }
+
+  double raised(double damping, double most) const {
+    return std::min(most, damping == 0 ? least() : damping * kRaise);
+  }
+
+  template <class Function>
+  bool by_rows(const Function& function) {
+    constexpr std::int64_t kRows = 2 * kCopyTile;
+    const std::int64_t tasks = (n_ + kRows - 1) / kRows;
+    if (threads_ == 1) return function(0, n_);
+    std::atomic<bool> good{true};
+    parallel_for(ctx_, threads_, tasks, [&](std::int64_t task, int) {
+      const std::int64_t from = (tasks - 1 - task) * kRows;
+      if (!function(from, std::min(n_, from + kRows))) good = false;
+    });
+    return good;
+  }
+
+  bool bad_input(PsdReport& report) {
+    report.kind = Kind::non_finite;
+    report.index = first_bad(a_);
+    return false;
+  }
+
+  void by_factor(PsdReport& report) {
+    const bool invert = options_.task == PsdTask::inverse;
+    T* const c = options_.task == PsdTask::solve ? take(n_ * n_) : out_;
+    const double most = item_.automatic ? greatest() : 0;
+    for (;;) {
+      balance(a_, report.damping, scale_);
+      if (!by_rows([&](std::int64_t from, std::int64_t to) {
+            return load_rows<S, T>(a_, report.damping, scale_, from, to, c);
+          })) {
+        bad_input(report);
+        return;
+      }
+      const std::int64_t bad = Sweep<T>(ctx_, threads_, n_, c, invert).run();
+      if (bad == 0) break;
+      if (!item_.automatic || report.damping >= most) {
+        report.kind = Kind::indefinite;
+        report.index = bad;
+        return;
+      }
+      report.damping = raised(report.damping, most);
+    }
+    if (item_.automatic && report.damping > 0) report.kind = Kind::damped;
+    const bool good = invert ? finish_inverse(report) : finish_factor(report, c);
+    if (!good) report.kind = Kind::overflow;
+  }
+
+  bool finish_inverse(PsdReport& report) {
+    // A tile is mirrored by whoever holds its row: nobody else reads what it writes.
+    if (!by_rows([&](std::int64_t from, std::int64_t to) {
+          return store_symmetric(n_, scale_, from, to, out_);
+        }))
+      return false;
+    const double a_large = largest_diagonal() + report.damping;
+    double x_large = 0;
+    for (std::int64_t i = 0; i < n_; ++i)
+      x_large = std::max(x_large, static_cast<double>(out_[i * n_ + i]));
+    const int a_power = std::ilogb(a_large), x_power = std::ilogb(x_large);
+    report.condition =
+        std::ldexp(norm_of(a_, report.damping, a_power, sums_) * norm_packed(n_, out_, x_power),
+                   a_power + x_power);
+    return true;
+  }
+
+  // Of the factor of a scaled matrix: C = D A D, hence L = D^-1 L_C.
+  bool finish_factor(PsdReport& report, T* c) {
+    double low = kInfinity, high = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const double pivot = static_cast<double>(c[i * n_ + i]) / static_cast<double>(scale_[i]);
+      low = std::min(low, pivot);
+      high = std::max(high, pivot);
+    }
+    report.condition = high / low * (high / low);
+    if (options_.task == PsdTask::solve) return solve(report, c);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const T back = 1 / scale_[i];
+      for (std::int64_t j = 0; j <= i; ++j) c[i * n_ + j] *= back;
+      std::fill(c + i * n_ + i + 1, c + (i + 1) * n_, T(0));
+    }
+    return true;
+  }
+
+  // x = D (D A D)^-1 D b.
+  bool solve(PsdReport& report, const T* c) {
+    const auto b = view_of<const T, 2>(item_.b);
+    const std::int64_t k = b.extent(1);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t j = 0; j < k; ++j) {
+        const T x = b(i, j);
+        if (is_bad(x)) {
+          report.kind = Kind::non_finite;
+          report.index = -1 - (i * k + j);
+          return true;
+        }
+        out_[i * k + j] = x * scale_[i];
+      }
+    }
+    constexpr std::int64_t kColumns = 64;
+    const auto strip = [&](std::int64_t task) {
+      const std::int64_t from = task * kColumns, width = std::min(kColumns, k - from);
+      solve_lower(Side::left, Op::plain, n_, width, T(1), c, n_, out_ + from, k);
+      solve_lower(Side::left, Op::transposed, n_, width, T(1), c, n_, out_ + from, k);
+    };
+    parallel_for(ctx_, threads_, (k + kColumns - 1) / kColumns,
+                 [&](std::int64_t task, int) { strip(task); });
+    int bad = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t j = 0; j < k; ++j) {
+        const T x = out_[i * k + j] *= scale_[i];
+        bad |= static_cast<int>(is_bad(x));
+      }
+    }
+    return bad == 0;
+  }
+
+  void spectral(PsdReport& report) {
+    const bool root = options_.task == PsdTask::inverse_root;
+    T* const vectors = root ? take(n_ * n_) : out_;
+    T* const spectrum = root ? take(n_) : sums_;
+    double largest = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) {
+        const double x = static_cast<double>(widen(a_(i, j)));
+        if (is_bad(x)) {
+          bad_input(report);
+          return;
+        }
+        largest = std::max(largest, std::abs(x));
+      }
+    }
+    // One power of two for all, in two factors, each of which is a normal number of T.
+    const int power = largest > 0 ? std::ilogb(largest) / 2 * 2 : 0;
+    std::fill(scale_, scale_ + n_, static_cast<T>(std::ldexp(1.0, -power / 2)));
+    load_rows<S, T>(a_, 0, scale_, 0, n_, vectors);
+    if (!eigen(n_, vectors, spectrum, scratch_)) {
+      report.kind = Kind::no_convergence;
+      return;
+    }
+    const double low = std::ldexp(static_cast<double>(spectrum[0]), power);
+    const double high = std::ldexp(static_cast<double>(spectrum[n_ - 1]), power);
+    const bool definite = root || item_.automatic;
+    if (definite && !raise(report, low, high)) return;
+    const double bottom = low + report.damping, top = high + report.damping;
+    report.condition = bottom > 0 ? top / bottom : kInfinity;
+    const bool good = root ? finish_root(report, vectors, spectrum, power)
+                           : finish_eigen(report, spectrum, power);
+    if (!good) report.kind = Kind::overflow;
+  }
+
+  // Damping by the smallest eigenvalue, on the same ladder as by attempts.
+  bool raise(PsdReport& report, double low, double high) {
+    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon());
+    if (item_.automatic) {
+      // Eigenvalues are known to some eps of the largest one, which may be n times the diagonal.
+      const double enough = eps * std::max(high, 0.0);
+      const double most = std::max(greatest(), 64 * enough);
+      while (!(low + report.damping > enough) && report.damping < most)
+        report.damping = raised(report.damping, most);
+      if (report.damping > 0) report.kind = Kind::damped;
+    }
+    if (low + report.damping > 0) return true;
+    report.kind = Kind::indefinite;
+    report.index = 0;
+    return false;
+  }
+
+  bool finish_eigen(const PsdReport& report, const T* spectrum, int power) {
+    int bad = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const T x =
+          static_cast<T>(std::ldexp(static_cast<double>(spectrum[i]), power) + report.damping);
+      bad |= static_cast<int>(is_bad(x));
+      values()(i) = x;
+    }
+    for (std::int64_t i0 = 0; i0 < n_; i0 += kCopyTile) {
+      for (std::int64_t j0 = 0; j0 <= i0; j0 += kCopyTile) {
+        for (std::int64_t i = i0; i < std::min(n_, i0 + kCopyTile); ++i) {
+          for (std::int64_t j = j0; j < std::min(i, j0 + kCopyTile); ++j)
+            std::swap(out_[i * n_ + j], out_[j * n_ + i]);
+        }
+      }
+    }
+    return bad == 0;
+  }
+
+  // out = B^T B with rows b_k = lambda_k^(-1/2p) v_k: a square, so symmetric and semi-definite.
+  bool finish_root(const PsdReport& report, T* vectors, const T* spectrum, int power) {
+    int bad = 0;
+    for (std::int64_t k = 0; k < n_; ++k) {
+      const double value = std::ldexp(static_cast<double>(spectrum[k]), power) + report.damping;
+      const T factor = static_cast<T>(std::pow(value, -0.5 / options_.p));
+      bad |= static_cast<int>(is_bad(factor));
+      for (std::int64_t j = 0; j < n_; ++j) vectors[k * n_ + j] *= factor;
+    }
+    std::fill(out_, out_ + n_ * n_, T(0));
+    add_square(Op::transposed, n_, n_, T(1), vectors, n_, out_, n_);
+    std::fill(scale_, scale_ + n_, T(1));
+    return store_symmetric(n_, scale_, 0, n_, out_) && bad == 0;
+  }
+
+  const Context& ctx_;
+  int threads_;
+  const PsdItem& item_;
+  const PsdOptions& options_;
+  View<const S, 2> a_;
+  std::int64_t n_;
+  T* out_;
+  std::byte* scratch_;
+  T* scale_ = nullptr;
+  T* sums_ = nullptr;
+};
+
+}  // namespace fastfisher::cpu
