@@ -138,6 +138,9 @@ double norm_of(const View<const S, 2>& a, double damping, int exponent, T* sums)
 template <class T>
 bool store_symmetric(std::int64_t n, const T* scale, std::int64_t from, std::int64_t to, T* c) {
   int bad = 0;
+  // A tile on its way to the other side: rows a power of two apart would evict each other.
+  T tile[kCopyTile * (kCopyTile + 8)];
+  constexpr std::int64_t kPitch = kCopyTile + 8;
   for (std::int64_t i0 = from; i0 < to; i0 += kCopyTile) {
     const std::int64_t i1 = std::min(to, i0 + kCopyTile);
     for (std::int64_t j0 = 0; j0 < i1; j0 += kCopyTile) {
@@ -149,10 +152,12 @@ bool store_symmetric(std::int64_t n, const T* scale, std::int64_t from, std::int
           const T x = row[j] * mine * scale[j];
           bad |= static_cast<int>(is_bad(x));
           row[j] = x;
+          tile[(i - i0) * kPitch + j - j0] = x;
         }
       }
       for (std::int64_t j = j0; j < std::min(j0 + kCopyTile, i1); ++j) {
-        for (std::int64_t i = std::max(i0, j + 1); i < i1; ++i) c[j * n + i] = c[i * n + j];
+        for (std::int64_t i = std::max(i0, j + 1); i < i1; ++i)
+          c[j * n + i] = tile[(i - i0) * kPitch + j - j0];
       }
     }
   }

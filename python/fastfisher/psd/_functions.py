@@ -75,10 +75,10 @@ def inverse(
     --------
     >>> import numpy as np
     >>> import fastfisher as ff
-    >>> good, bad = ff.psd.inverse([np.diag([2.0, 4.0]), -np.eye(3)])
+    >>> good, bad = ff.psd.inverse([np.array([[4.0, 0.0], [2.0, 2.0]]), -np.eye(3)])
     >>> good.value
-    array([[0.5 , 0.  ],
-           [0.  , 0.25]])
+    array([[ 0.5, -0.5],
+           [-0.5,  1. ]])
     >>> bad.status
     'failed'
     """
