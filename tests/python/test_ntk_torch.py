@@ -338,13 +338,26 @@ def test_models_in_16_bits_give_float32(dtype: str) -> None:
     ).eps * expected.norm()
 
 
-def test_gradient_hooks_are_refused() -> None:
-    model = small()
-    handle = model[2].weight.register_hook(lambda g: g / 2)
-    with pytest.raises(ff.errors.CaptureError, match=r"'2\.weight' has a gradient hook"):
-        ff.ntk(model, samples(3))
-    handle.remove()
-    assert ff.ntk(model, samples(3), outputs="trace").shape == (3, 3)
+def test_gradient_hooks_change_nothing_or_are_refused() -> None:
+    model, x = small(), samples(5)
+    expected = ff.ntk(model, x)
+    model[2].weight.register_hook(lambda g: g / 2)
+    close(ff.ntk(model, x), expected)
+
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 6, dtype=torch.float64))
+
+        def forward(self, x: Any) -> Any:
+            return x @ self.weight[2:5].T
+
+    sliced = Sliced()
+    j = dense(sliced, x)
+    close(ff.ntk(sliced, x), forms(j, j)["full"])
+    sliced.weight.register_hook(lambda g: g / 2)
+    with pytest.raises(ff.errors.CaptureError, match=r"\(8, 6\) has a gradient hook"):
+        ff.ntk(sliced, x)
 
 
 def test_samples_that_the_model_refuses() -> None:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
+from fastfisher.capture import graph as ag
 from fastfisher.capture.model import Inputs, Model, recorded, samples_of, take
 
 
 def per_sample_gradients(model: Model, x: Inputs, names: Sequence[str], c: int) -> torch.Tensor:
     """Jacobian (n, c, p) of the named parameters, flattened in this order."""
     parameters = [model.parameters[name] for name in names]
+    for name, q in zip(names, parameters, strict=True):
+        ag.refuse_hooks(q, repr(name))
     n, p = samples_of(x), sum(q.numel() for q in parameters)
     j = torch.zeros((n, c, p), dtype=parameters[0].dtype, device=parameters[0].device)
     for sample in range(n):

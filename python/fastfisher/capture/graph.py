@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.autograd.graph import GradientEdge
 
+from fastfisher.errors import CaptureError
+
 Node = Any
 Edge = tuple[Node, int]
 
@@ -175,6 +177,15 @@ def settings(node: Node, *, view: bool) -> tuple[object, ...]:
     return tuple(found)
 
 
+def refuse_hooks(parameter: torch.Tensor, name: str) -> None:
+    """Refuse to differentiate by a parameter whose gradients a hook of the user may change."""
+    if parameter._backward_hooks:
+        raise CaptureError(
+            f"parameter {name} has a gradient hook (register_hook), which may change the gradients "
+            "that its capture needs; remove it first"
+        )
+
+
 def gradients(
     outputs: Sequence[Any],
     of: Sequence[Edge],
@@ -185,6 +196,9 @@ def gradients(
     """Gradients of tensors or edges `outputs` for the edges `of`, no others; the graph stays."""
     if not of:
         return []
+    for node, _ in of:
+        if is_leaf(node):
+            refuse_hooks(leaf(node), f"of shape {tuple(leaf(node).shape)}")
     inputs = [leaf(node) if is_leaf(node) else GradientEdge(node, nr) for node, nr in of]
     tops = [
         (leaf(o[0]) if is_leaf(o[0]) else GradientEdge(*o)) if isinstance(o, tuple) else o

@@ -132,11 +132,6 @@ def _check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
             raise CaptureError(
                 f"parameter {name!r} is not initialized yet (a lazy module): run the model once"
             )
-        if getattr(p, "_backward_hooks", None):
-            raise CaptureError(
-                f"parameter {name!r} has a gradient hook (register_hook), which changes gradients; "
-                "remove it first"
-            )
         if p.is_inference():
             raise CaptureError(
                 f"parameter {name!r} was made in inference mode and records no gradients; make the "
