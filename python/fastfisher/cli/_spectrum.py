@@ -117,5 +117,5 @@ def _plot(values: np.ndarray[Any, Any], path: Path) -> None:
     require("matplotlib", purpose="--plot").use("Agg")
     from fastfisher.plot import plot_spectrum
 
-    axes = plot_spectrum(values, label="eigenvalue")
-    axes.figure.savefig(path, dpi=150)  # type: ignore[union-attr]
+    axes: Any = plot_spectrum(values, label="eigenvalue")
+    axes.figure.savefig(path, dpi=150)
