@@ -153,13 +153,12 @@ def take_rows(x: Array, rows: np.ndarray[Any, Any]) -> Array:
     return x[from_numpy(rows, x)]
 
 
-def put_rows(x: Array, rows: np.ndarray[Any, Any], length: int) -> Array:
-    """Zeros (length, ...) with ``x`` at the distinct `rows` of the first axis."""
-    out = zeros((length, *x.shape[1:]), x)
+def put_rows(x: Array, rows: np.ndarray[Any, Any], into: Array) -> Array:
+    """`into` with ``x`` at the distinct `rows` of its first axis, written in place where it can."""
     if library(x) == "jax":
-        return out.at[rows].set(x)
-    out[from_numpy(rows, x)] = x
-    return out
+        return into.at[rows].set(x)
+    into[from_numpy(rows, x)] = x
+    return into
 
 
 def widened(x: Array) -> Array:

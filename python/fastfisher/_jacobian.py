@@ -7,7 +7,6 @@ layer as ``[W (o, i) row-major, b (o)]``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher import _gram, _products
+from fastfisher._align import aligned
 from fastfisher._arrays import (
     Array,
     device_name,
@@ -26,38 +26,14 @@ from fastfisher._arrays import (
     put_rows,
     result_dtype,
     take_rows,
+    zeros,
 )
 from fastfisher._gram import Method, Outputs, Precision
 from fastfisher._info import GramInfo
 from fastfisher._lookup import Lookup
-from fastfisher._parameters import flatten, module_of, unflatten
+from fastfisher._parameters import Parameters, flatten, unflatten
 from fastfisher._sample_map import SampleMap, mapped_gram
 from fastfisher.factors import Explicit, Layer, check_layers
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Parameters:
-    """Named parameters of a model, and where the columns of its layers stand among them.
-
-    Attributes
-    ----------
-    shapes : dict of str to tuple
-        Shape of each parameter, in the order of the parameter vector.
-    order : int64 array or None
-        For the columns of all layers one after the other, their positions in that vector, each at
-        most once; None if they are 0, 1, 2, .... Parameters without a column are zero blocks.
-    groups : tuple of str
-        For each layer, the module that it belongs to.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    order: np.ndarray[Any, Any] | None
-    groups: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of parameters P."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -166,7 +142,10 @@ class Jacobian:
         Of a captured model, of each module that owns parameters, by name of the module.
         """
         parts: dict[str, list[Layer]] = {}
-        for owners, layer in zip(self._owners(), self.layers, strict=True):
+        owned: list[dict[str, Any]] = [{name: slice(None)} for name in self.names]
+        if self.parameters is not None:
+            owned = self.parameters.owners([layer.parameters for layer in self.layers])
+        for owners, layer in zip(owned, self.layers, strict=True):
             for name, columns in owners.items():
                 part = layer
                 if len(owners) > 1:
@@ -177,6 +156,31 @@ class Jacobian:
             name: Jacobian(tuple(layers), self.outputs, self.sample_map)
             for name, layers in parts.items()
         }
+
+    def aligned(self, other: Jacobian) -> tuple[Jacobian, Jacobian]:
+        """Make this and another Jacobian fit layer by layer, their product unchanged.
+
+        What the layers of a captured model are may depend on the samples: those that do not fit are
+        written out, as far as both sides have their columns. Other Jacobians come back as they are.
+
+        Raises
+        ------
+        ValueError
+            Captured models with other parameters.
+        """
+        if self.parameters is None or other.parameters is None:
+            return self, other
+        mine, theirs = list(self.parameters.shapes.items()), list(other.parameters.shapes.items())
+        if mine != theirs:
+            raise ValueError(f"other: expected the parameters {mine}, got {theirs}")
+        return tuple(  # type: ignore[return-value]
+            Jacobian(layers, source.outputs, source.sample_map, parameters)
+            for source, (layers, parameters) in zip(
+                (self, other),
+                aligned((self.layers, self.parameters), (other.layers, other.parameters)),
+                strict=True,
+            )
+        )
 
     def gram(
         self,
@@ -220,35 +224,14 @@ class Jacobian:
         """
         if other is not None and not isinstance(other, Jacobian):
             raise TypeError(f"other: expected a fastfisher.Jacobian, got {type(other).__name__}")
-        if other is not None and self.parameters is not None and other.parameters is not None:
-            # Captured models: what a layer is may depend on the samples.
-            if list(self.parameters.shapes.items()) != list(other.parameters.shapes.items()):
-                raise ValueError(
-                    f"other: expected the parameters {list(self.parameters.shapes.items())}, got "
-                    f"{list(other.parameters.shapes.items())}"
-                )
-            from fastfisher.capture.align import aligned, fit
-
-            if not fit(self, other):
-                ours, theirs = aligned(self, other)
-                return ours.gram(
-                    theirs,
-                    outputs=outputs,
-                    precision=precision,
-                    method=method,
-                    out=out,
-                    memory_limit=memory_limit,
-                    threads=threads,
-                    progress=progress,
-                    return_info=return_info,
-                )
+        ours, theirs = (self, None) if other is None else self.aligned(other)
         left, right = self.sample_map, self.sample_map if other is None else other.sample_map
         infos: list[GramInfo] = []
 
         def plain(form: Outputs, out: Array | None = None) -> Array:
             result, info = _gram.gram_factors(
-                self.layers,
-                None if other is None else other.layers,
+                ours.layers,
+                None if theirs is None else theirs.layers,
                 outputs=form,
                 precision=precision,
                 method=method,
@@ -312,8 +295,8 @@ class Jacobian:
         """Form the matrix, (N*C, P), in the caller's library; for small models and tests."""
         j = namespace(self.layers[0].g).concatenate([x.block() for x in self.layers], -1)
         if self.parameters is not None and self.parameters.order is not None:
-            rows = put_rows(j.swapaxes(0, 2), self.parameters.order, self.parameters.size)
-            j = rows.swapaxes(0, 2)
+            rows = zeros((self.parameters.size, *j.shape[1::-1]), j)
+            j = put_rows(j.swapaxes(0, 2), self.parameters.order, rows).swapaxes(0, 2)
         if self.sample_map is not None:
             j = self.sample_map.apply(j)
         return j.reshape(self.shape)
@@ -340,31 +323,6 @@ class Jacobian:
             A shape other than (P,).
         """
         return unflatten(vector, self.parameter_shapes)
-
-    def _owners(self) -> list[dict[str, Any]]:
-        """For each layer, the modules that own its parameters, each with their columns in it."""
-        if self.parameters is None:
-            return [{name: slice(None)} for name in self.names]
-        names = list(self.parameters.shapes)
-        ends = np.cumsum([math.prod(shape) for shape in self.parameters.shapes.values()])
-        order = self.parameters.order
-        result: list[dict[str, Any]] = []
-        start = 0
-        for layer in self.layers:
-            stop = start + layer.parameters
-            columns = np.arange(start, stop) if order is None else order[start:stop]
-            which = np.searchsorted(ends, columns, side="right")
-            found: dict[str, list[int]] = {}
-            for k in np.unique(which).tolist():
-                found.setdefault(module_of(names[k]), []).append(k)
-            if len(found) == 1:
-                result.append(dict.fromkeys(found, slice(None)))
-            else:
-                result.append(
-                    {name: np.flatnonzero(np.isin(which, own)) for name, own in found.items()}
-                )
-            start = stop
-        return result
 
     @property
     def _parameter_count(self) -> int:
@@ -438,5 +396,5 @@ class TransposedJacobian:
         layers, order = j._cut()
         result = _products.vjp(layers, blocks, u)
         if order is not None:
-            result = put_rows(result, order, j.shape[1])
+            result = put_rows(result, order, zeros((j.shape[1], *result.shape[1:]), result))
         return result.reshape(shape)

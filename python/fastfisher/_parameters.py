@@ -3,12 +3,63 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from fastfisher._arrays import Array, dtype_name, library, namespace
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parameters:
+    """Named parameters of a model, and where the columns of its layers stand among them.
+
+    Attributes
+    ----------
+    shapes : dict of str to tuple
+        Shape of each parameter, in the order of the parameter vector.
+    order : int64 array or None
+        For the columns of all layers one after the other, their positions in that vector, each at
+        most once; None if they are 0, 1, 2, .... Parameters without a column are zero blocks.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    order: np.ndarray[Any, Any] | None
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def columns(self, widths: Sequence[int]) -> list[np.ndarray[Any, Any]]:
+        """Positions of the columns of each layer, for the layers' `widths`."""
+        ends = np.cumsum([0, *widths])
+        order = np.arange(ends[-1]) if self.order is None else self.order
+        return [order[start:stop] for start, stop in itertools.pairwise(ends)]
+
+    def owners(self, widths: Sequence[int]) -> list[dict[str, Any]]:
+        """For each layer, the modules that own its parameters, each with their columns in it."""
+        names = list(self.shapes)
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
+        result: list[dict[str, Any]] = []
+        for columns in self.columns(widths):
+            which = np.searchsorted(ends, columns, side="right")
+            found: dict[str, list[int]] = {}
+            for k in np.unique(which).tolist():
+                found.setdefault(module_of(names[k]), []).append(k)
+            if len(found) == 1:
+                result.append(dict.fromkeys(found, slice(None)))
+            else:
+                result.append(
+                    {name: np.flatnonzero(np.isin(which, own)) for name, own in found.items()}
+                )
+        return result
 
 
 def flatten(parameters: Mapping[str, Array], shapes: Shapes) -> Array:

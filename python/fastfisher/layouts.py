@@ -76,12 +76,7 @@ def to_library(
     >>> ff.layouts.to_library(full, "neural-tangents").shape
     (5, 4, 2, 2)
     """
-    _check(kernel, library, outputs)
-    if outputs == "full":
-        return _permuted(kernel, _FULL[library])
-    if outputs == "trace" and library == "neural-tangents":
-        return kernel / _count(n_outputs)
-    return kernel
+    return _converted(kernel, library, outputs, n_outputs, inverse=False)
 
 
 def from_library(
@@ -113,12 +108,19 @@ def from_library(
     >>> ff.layouts.from_library(np.ones((2, 5, 2, 4)), "nngeometry").shape
     (5, 2, 4, 2)
     """
+    return _converted(kernel, library, outputs, n_outputs, inverse=True)
+
+
+def _converted(
+    kernel: Array, library: Library, outputs: Form, n_outputs: int | None, *, inverse: bool
+) -> Array:
     _check(kernel, library, outputs)
     if outputs == "full":
         order = _FULL[library]
-        return _permuted(kernel, tuple(order.index(k) for k in range(4)))
+        return _permuted(kernel, tuple(map(order.index, range(4))) if inverse else order)
     if outputs == "trace" and library == "neural-tangents":
-        return kernel * _count(n_outputs)
+        count = _count(n_outputs)
+        return kernel * count if inverse else kernel / count
     return kernel
 
 

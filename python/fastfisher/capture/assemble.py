@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfisher._jacobian import Parameters
-from fastfisher._parameters import module_of
+from fastfisher._parameters import Parameters, module_of
 from fastfisher.capture.columns import Columns
 from fastfisher.capture.terms import Convolution, Full, Outer, Term, join
 from fastfisher.factors import Layer
@@ -52,7 +51,6 @@ def assemble(
     # In the order of the parameters, so that the columns of simple models need no reordering.
     groups.sort(key=lambda members: min(_first(term) for term, _ in members))
     layers: list[Layer] = []
-    owners: list[str] = []
     order: list[range | np.ndarray[Any, Any]] = []
     treated = {name: "no entries" for name, shape in shapes.items() if 0 in shape}
     for members in groups:
@@ -60,18 +58,15 @@ def assemble(
         merged = sorted(_merge([term for term, _ in members]), key=_first)
         for term in merged:
             label = _label(names, len(merged), layers)
-            owners.append(module_of(names[0]))
             layers.append(cast(term, dtype).layer(label))
             order.extend(_positions(term))
         kinds = "+".join(sorted({type(layer).__name__ for layer in layers[-len(merged) :]}))
         for name in names:
             treated[name] = f"{kinds}, {len(members)} uses" if len(members) > 1 else kinds
     if not layers:
-        layers, owners = [Full(Columns((0,)), empty).layer(None)], [""]
+        layers = [Full(Columns((0,)), empty).layer(None)]
     total = sum(int(np.prod(s, dtype=np.int64)) for s in shapes.values())
-    return Assembled(
-        tuple(layers), Parameters(dict(shapes), _order(order, total), tuple(owners)), treated
-    )
+    return Assembled(tuple(layers), Parameters(dict(shapes), _order(order, total)), treated)
 
 
 def _split_shared_bias(

@@ -22,7 +22,6 @@ from fastfisher._jacobian import Jacobian
 from fastfisher._memory import memory_bytes
 from fastfisher._parameters import module_of
 from fastfisher._progress import progress_numbers
-from fastfisher.capture.align import aligned
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Blocks, plan_blocks
 from fastfisher.capture.model import Inputs, samples_of, take
@@ -159,7 +158,7 @@ class _Run:
         right = None if diagonal else self.jacobian(1, column)
         whole = row.stop - row.start == self.n and column.stop - column.start == self.m
         if right is not None:
-            left, right = aligned(left, right)
+            left, right = left.aligned(right)
         parts = left.split() if self.each else {"": left}
         others = None if right is None else right.split() if self.each else {"": right}
         for name, part in parts.items():

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from fastfisher._align import fit
 from fastfisher._conv import Conv
 from fastfisher._jacobian import Jacobian
 from fastfisher._lookup import Lookup
 from fastfisher._memory import layer_bytes
-from fastfisher.capture.align import fit
 from fastfisher.factors import Explicit, Layer, Shared
 
 
@@ -128,7 +128,7 @@ def put_together(pieces: Iterable[Jacobian], room: Room) -> Jacobian:
             whole = [_enlarged(layer, room) for layer in piece.layers]
             assert piece.outputs is not None
             outputs = piece.outputs.new_empty((room.n, piece.n_outputs))
-        elif not fit(first, piece):
+        elif not _fit(first, piece):
             raise DifferentPieces
         for target, layer in zip(whole, piece.layers, strict=True):
             _put(target, layer, start, room)
@@ -137,6 +137,12 @@ def put_together(pieces: Iterable[Jacobian], room: Room) -> Jacobian:
         start += piece.samples
     assert first is not None
     return Jacobian(tuple(whole), outputs, parameters=first.parameters)
+
+
+def _fit(first: Jacobian, piece: Jacobian) -> bool:
+    assert first.parameters is not None
+    assert piece.parameters is not None
+    return fit((first.layers, first.parameters), (piece.layers, piece.parameters))
 
 
 def _enlarged(layer: Layer, room: Room) -> Layer:
