@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastfisher._arrays import put_rows, take_rows, zeros
+from fastfisher._layer import Layer
 from fastfisher._parameters import Parameters
-from fastfisher.factors import Explicit, Layer
+from fastfisher.factors import Explicit
 
 Held = tuple[tuple[Layer, ...], Parameters]
 """Layers, and where their columns stand among the parameters."""

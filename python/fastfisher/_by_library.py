@@ -22,8 +22,9 @@ from fastfisher._arrays import (
     result_dtype,
     to_dtype,
 )
+from fastfisher._layer import Layer
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense, Layer
+from fastfisher.factors import Dense
 
 
 def is_needed(layers: Sequence[Layer]) -> bool:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastfisher._arrays import Array, namespace, zeros
-from fastfisher.factors import Layer, Native, Separable
+from fastfisher._layer import Layer, Native
+from fastfisher.factors import Separable
 
 _SPACE = {1: "w", 2: "h, w", 3: "d, h, w"}
 

@@ -24,11 +24,12 @@ from fastfisher._arrays import (
     to_numpy,
 )
 from fastfisher._info import GramInfo, LayerInfo
+from fastfisher._layer import Layer, check_layers
 from fastfisher._lookup import cut_pair
 from fastfisher._memory import layer_bytes, memory_bytes, noted, scratch_bytes, sum_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense, Layer, Separable, Shared, check_layers
+from fastfisher.factors import Dense, Separable, Shared
 
 if TYPE_CHECKING:
     from fastfisher._jacobian import Jacobian

@@ -30,10 +30,11 @@ from fastfisher._arrays import (
 )
 from fastfisher._gram import Method, Outputs, Precision
 from fastfisher._info import GramInfo
+from fastfisher._layer import Layer, check_layers
 from fastfisher._lookup import Lookup
 from fastfisher._parameters import Parameters, flatten, unflatten
 from fastfisher._sample_map import SampleMap, mapped_gram
-from fastfisher.factors import Explicit, Layer, check_layers
+from fastfisher.factors import Explicit
 
 
 @dataclass(frozen=True, eq=False, slots=True)

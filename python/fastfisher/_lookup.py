@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastfisher._arrays import Array, dtype_name, from_numpy, library, to_numpy
-from fastfisher.factors import Layer, Native, Shared
+from fastfisher._layer import Layer, Native
+from fastfisher.factors import Shared
 
 
 class Lookup(Layer):

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fastfisher._arrays import dtype_name, library, result_dtype
-from fastfisher.factors import Dense, Layer
+from fastfisher._layer import Layer
+from fastfisher.factors import Dense
 
 DEFAULT_MEMORY = 48 << 20
 _MOST_MEMORY = 2**62

@@ -19,8 +19,8 @@ from fastfisher._arrays import (
     result_dtype,
     to_numpy,
 )
+from fastfisher._layer import Layer
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Layer
 
 
 def jvp(layers: Sequence[Layer], v: Array, given: Array) -> Array:

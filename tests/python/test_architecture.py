@@ -57,7 +57,9 @@ LATE = {"capture"}
 FORBIDDEN = {
     "reference": {"fastfisher"},
     "structures": {"fastfisher.capture"},
-    "factors.py": {"fastfisher.structures"},
+    "factors.py": {"fastfisher.structures", "fastfisher.capture"},
+    "_layer.py": {"fastfisher.structures", "fastfisher.capture"},
+    "_jacobian.py": {"fastfisher.capture"},
     "capture": {"fastfisher.structures", "fastfisher._native"},
 }
 

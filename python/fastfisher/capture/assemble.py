@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastfisher._layer import Layer
 from fastfisher._parameters import Parameters, module_of
 from fastfisher.capture.columns import Columns
 from fastfisher.capture.terms import Convolution, Full, Outer, Term, join
-from fastfisher.factors import Layer
 
 
 @dataclass(frozen=True, eq=False)

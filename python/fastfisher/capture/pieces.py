@@ -17,9 +17,10 @@ import torch
 from fastfisher._align import fit
 from fastfisher._conv import Conv
 from fastfisher._jacobian import Jacobian
+from fastfisher._layer import Layer
 from fastfisher._lookup import Lookup
 from fastfisher._memory import layer_bytes
-from fastfisher.factors import Explicit, Layer, Shared
+from fastfisher.factors import Explicit, Shared
 
 
 class DifferentPieces(Exception):

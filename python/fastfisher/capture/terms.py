@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from fastfisher._conv import Conv
+from fastfisher._layer import Layer
 from fastfisher._lookup import Lookup
 from fastfisher.capture.columns import Columns
-from fastfisher.factors import Dense, Explicit, Layer, Separable, Shared
+from fastfisher.factors import Dense, Explicit, Separable, Shared
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,10 @@ import numpy as np
 
 from fastfisher._arrays import Array, dtype_name, from_numpy, library, namespace, to_numpy
 from fastfisher._jacobian import Jacobian
+from fastfisher._layer import FLOATS
 from fastfisher._parameters import flatten, unflatten
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import FLOATS, Dense
+from fastfisher.factors import Dense
 from fastfisher.models.activations import ACTIVATIONS
 from fastfisher.models.normalization import NORMALIZATIONS, derivative, normalise
 
