@@ -270,3 +270,21 @@ def test_trace_logdet_density_cg(rng):
         ff.linalg.cg(-a, b)
     with pytest.raises(ff.errors.NotPositiveDefiniteError):
         ff.linalg.logdet(-a)
+
+
+def test_no_pairs_of_a_large_operator_need_no_product():
+    def never(x):
+        raise AssertionError("a product was asked for")
+
+    result = ff.linalg.eigsh(never, 0, n=10**9)
+    assert result.values.shape == (0,)
+    assert result.vectors.shape == (10**9, 0)
+    assert result.certified
+    assert result.matvecs == 0
+
+
+def test_cg_names_bad_numbers_of_the_right_hand_side():
+    with pytest.raises(
+        NonFiniteError, match=r"b: expected finite numbers, got nan at index \(1,\)"
+    ):
+        ff.linalg.cg(np.eye(3), np.array([1.0, np.nan, 0.0]))

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blas.hpp"
 
+#include "blas_symbols.hpp"
 #include "fastfisher/error.hpp"
 
 #if defined(FF_BLAS_PREFIX)
-
-#define FF_JOIN_(x, y) x##y
-#define FF_JOIN(x, y) FF_JOIN_(x, y)
-#define FF_BLAS(name) FF_JOIN(FF_BLAS_PREFIX, name)
 
 // Declared by hand, so that any cblas serves and its headers need not be there.
 extern "C" {
@@ -17,7 +14,6 @@ void FF_BLAS(cblas_sgemm)(int order, int transpose_a, int transpose_b, int m, in
 void FF_BLAS(cblas_dgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k,
                           double alpha, const double* a, int lda, const double* b, int ldb,
                           double beta, double* c, int ldc);
-void FF_BLAS(openblas_set_num_threads)(int threads);
 char* FF_BLAS(openblas_get_config)();
 }
 #endif
@@ -29,14 +25,6 @@ namespace {
 
 constexpr int kRowMajor = 101;
 constexpr int kNoTranspose = 111;
-
-void single_thread() {
-  static const bool done = [] {
-    FF_BLAS(openblas_set_num_threads)(1);
-    return true;
-  }();
-  static_cast<void>(done);
-}
 
 int narrow(std::int64_t value) {
   if (value > 0x7fffffff)

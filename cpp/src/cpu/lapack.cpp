@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lapack.hpp"
 
+#include "blas_symbols.hpp"
 #include "lapack_plain.hpp"
 
 #if defined(FF_BLAS_PREFIX)
-
-#define FF_JOIN_(x, y) x##y
-#define FF_JOIN(x, y) FF_JOIN_(x, y)
-#define FF_BLAS(name) FF_JOIN(FF_BLAS_PREFIX, name)
 
 // Declared by hand: see blas.cpp. Strings of Fortran carry their lengths behind the arguments.
 extern "C" {
@@ -39,7 +36,6 @@ void FF_BLAS(ssyevd_)(const char* jobz, const char* uplo, const int* n, float* a
 void FF_BLAS(dsyevd_)(const char* jobz, const char* uplo, const int* n, double* a, const int* lda,
                       double* w, double* work, const int* lwork, int* iwork, const int* liwork,
                       int* info, std::size_t, std::size_t);
-void FF_BLAS(openblas_set_num_threads)(int threads);
 }
 
 namespace fastfisher::cpu {
@@ -69,14 +65,6 @@ struct Lapack<double> {
   static constexpr auto potri = &FF_BLAS(dpotri_);
   static constexpr auto syevd = &FF_BLAS(dsyevd_);
 };
-
-void single_thread() {
-  static const bool done = [] {
-    FF_BLAS(openblas_set_num_threads)(1);
-    return true;
-  }();
-  static_cast<void>(done);
-}
 
 int code(Op op) {
   return op == Op::plain ? kPlain : kTransposed;

@@ -140,7 +140,7 @@ def eigsh(
             a,
             k,
             which,
-            tol=max(tol, eps) if tol == 0 else tol,
+            tol=tol or eps,
             max_iter=max_iter or _passes(a, width),
             block=width,
             start=start,
@@ -178,6 +178,10 @@ def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
 
 def _whole(a: Operator, k: int, which: Which) -> Found:
     """By a decomposition of the whole matrix, in float64."""
+    if k == 0 or a.batch == 0:
+        none = np.zeros((a.batch, k))
+        vectors = np.zeros((a.batch, k, a.n), a.dtype)
+        return Found(none, vectors, none, np.zeros(a.batch), np.ones(a.batch, bool))
     full = a.dense()
     if full is None:
         full = a.apply(np.eye(a.n, dtype=a.dtype)[None]).astype(np.float64)

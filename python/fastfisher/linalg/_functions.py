@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher._arrays import Array, to_numpy
-from fastfisher.errors import ConvergenceWarning, NotPositiveDefiniteError
+from fastfisher.errors import ConvergenceWarning, NonFiniteError, NotPositiveDefiniteError
 from fastfisher.linalg._operators import Operator, operator
 
 __all__ = ["CgResult", "Density", "Estimate", "cg", "logdet", "spectral_density", "trace"]
@@ -268,6 +268,13 @@ def cg(
     n : int, optional
         Size of a callable.
 
+    Raises
+    ------
+    NonFiniteError
+        b or a product holds NaN or infinity.
+    NotPositiveDefiniteError
+        A direction of curvature that is not positive was met.
+
     Warns
     -----
     ConvergenceWarning
@@ -283,6 +290,9 @@ def cg(
     host = np.asarray(to_numpy(b), np.float64)
     if host.ndim not in (1, 2) or host.shape[0] != a.n:
         raise ValueError(f"b: expected shape ({a.n},) or ({a.n}, k), got {tuple(host.shape)}")
+    if not np.isfinite(host).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(host))[0])
+        raise NonFiniteError(f"b: expected finite numbers, got {host[where]} at index {where}")
     right = host.reshape(a.n, -1)
     size = np.linalg.norm(right, axis=0)
 
