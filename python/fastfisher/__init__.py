@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from fastfisher import errors, layouts, linalg, models, psd
+from fastfisher import errors, layouts, likelihoods, linalg, models, psd
 from fastfisher._conv import Conv
+from fastfisher._fisher import Fisher, fisher
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
 from fastfisher._jacobian import Jacobian
@@ -24,6 +25,7 @@ __all__ = [
     "Conv",
     "Dense",
     "Explicit",
+    "Fisher",
     "GramInfo",
     "Jacobian",
     "LayerInfo",
@@ -32,9 +34,11 @@ __all__ = [
     "Shared",
     "__version__",
     "errors",
+    "fisher",
     "gram",
     "jacobian",
     "layouts",
+    "likelihoods",
     "linalg",
     "models",
     "ntk",

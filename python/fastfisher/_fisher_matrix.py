@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Fisher matrix as an operator: products, solves, spectra; the work is done by its structure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastfisher import linalg
+from fastfisher._arrays import Array, dtype_name, from_numpy, library, to_numpy
+from fastfisher._jacobian import Jacobian
+from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
+from fastfisher.likelihoods import Gaussian, Likelihood, symmetric_root
+from fastfisher.structures import Structure
+from fastfisher.structures._rooted import on_host
+from fastfisher.structures.coupled import Coupled
+from fastfisher.structures.kfac import Kfac
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Fisher:
+    """Fisher matrix (P, P) of `fastfisher.fisher`: symmetric, in the order of the parameters.
+
+    It acts on vectors in the library and dtype of the model. Objects of scipy that want a linear
+    operator take it as it is.
+
+    Attributes
+    ----------
+    jacobian : Jacobian
+        Of the model.
+    rows : Jacobian
+        Rows ``S_n^T J_n``, with numpy's arrays: ``F = scale rows^T rows`` if it is full.
+    scale : float
+    structure : Structure
+    likelihood : Likelihood
+    kind : str
+    dtype : numpy dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> x = np.random.default_rng(0).standard_normal((6, 3))
+    >>> F = ff.fisher(ff.models.MLP((3, 8, 2)), x)
+    >>> bool(np.isclose(F.trace(), np.trace(F.dense())))
+    True
+    >>> F.eigsh(2).values.shape
+    (2,)
+    """
+
+    jacobian: Jacobian
+    rows: Jacobian
+    scale: float
+    structure: Structure
+    likelihood: Likelihood
+    kind: str
+    like: Array
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(P, P)``."""
+        return self.structure.size, self.structure.size
+
+    @property
+    def space(self) -> str:
+        """Where the full matrix is decomposed: ``"sample"`` or ``"parameter"``, the smaller."""
+        return "sample" if self.rows.shape[0] <= self.shape[0] else "parameter"
+
+    @property
+    def T(self) -> Fisher:
+        """Itself: it is symmetric."""
+        return self
+
+    def __matmul__(self, v: Array) -> Array:
+        """``F v`` for v (P,) or (P, k)."""
+        host, one = self._columns(v)
+        return self._out(self.structure.matvec(host), one, v)
+
+    def matvec(self, v: Array) -> Array:
+        """``F v``, under scipy's name."""
+        return self @ v
+
+    matmat = rmatvec = rmatmat = matvec
+
+    def solve(self, v: Array, *, damping: float, split: str | None = None) -> Array:
+        """``(F + damping I)^-1 v`` for v (P,) or (P, k).
+
+        Parameters
+        ----------
+        v : array
+        damping : float
+            Added to the diagonal, in units of the curvature.
+        split : None | "plain" | "pi"
+            For ``structure="kfac"``: put a damping on each factor instead, ``"plain"`` all of it,
+            ``"pi"`` its root, scaled by the factor pi of Martens and Grosse 2015, section 6.3.
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+            Without damping, for a matrix that is singular to rounding.
+        NumericalError
+            A damping that makes an indefinite matrix singular.
+
+        Notes
+        -----
+        Backward stable: the residual is refined. Through the Gram matrix of the rows where these
+        are fewer than the parameters (Woodbury), else through F itself.
+        """
+        _check_damping(damping)
+        host, one = self._columns(v)
+        if split is None:
+            return self._out(self.structure.solve(host, float(damping)), one, v)
+        if not isinstance(self.structure, Kfac):
+            raise ValueError(
+                f"split: expected None for structure {self.structure.name!r}, got {split!r}"
+            )
+        return self._out(self.structure.solve(host, float(damping), split), one, v)
+
+    def inverse_sqrt(self, v: Array, *, damping: float) -> Array:
+        """``(F + damping I)^(-1/2) v``, symmetric root."""
+        _check_damping(damping)
+        host, one = self._columns(v)
+        self._refuse_singular(damping)
+        return self._out(self.structure.function(_inverse_root(damping), host), one, v)
+
+    def sample(self, n: int = 1, *, damping: float, seed: int = 0) -> Array:
+        """Draws (n, P) from the normal distribution with covariance ``(F + damping I)^-1``.
+
+        With ``reduction="sum"`` and the prior's precision as damping, the Laplace approximation.
+        """
+        z = np.random.default_rng(seed).standard_normal((self.shape[0], n)).astype(self.dtype)
+        _check_damping(damping)
+        self._refuse_singular(damping)
+        x = self.structure.function(_inverse_root(damping), z)
+        return self._out(np.ascontiguousarray(x.T), False)
+
+    def eigsh(self, k: int, *, which: Any = "LA", tol: float = 0, seed: int = 0) -> Any:
+        """`k` eigenpairs, with residual norms and a certificate; see `fastfisher.linalg.eigsh`.
+
+        Notes
+        -----
+        A full matrix is decomposed through the Gram matrix of its rows where that is smaller and
+        cheaper than products, ``lambda`` the same and the vectors pulled back by ``J^T``.
+        """
+        if isinstance(self.structure, Coupled) and self.structure.title == "full":
+            from fastfisher._fisher_eigsh import full_eigsh
+
+            found = full_eigsh(self.structure, k, which, tol, seed)
+        else:
+            product = self.structure.matvec
+            found = linalg.eigsh(
+                lambda v: product(v), k, which=which, tol=tol, seed=seed,
+                n=self.shape[0], dtype=str(self.dtype),
+            )  # fmt: skip
+        arrays = [self._out(np.asarray(x), False) for x in
+                  (found.values, found.vectors, found.residual_norms)]  # fmt: skip
+        return linalg.EigshResult(*arrays, found.converged, found.certified, found.matvecs)
+
+    def density(self, **options: Any) -> linalg.Density:
+        """Density of the eigenvalues; options of `fastfisher.linalg.spectral_density`."""
+        return linalg.spectral_density(self, **options)
+
+    def trace(self) -> float:
+        """Sum of the diagonal, exact."""
+        return self.structure.trace()
+
+    def logdet(self, *, damping: float) -> float:
+        """``log det(F + damping I)``, exact; -inf if singular."""
+        _check_damping(damping)
+        value = self.structure.logdet(float(damping))
+        if math.isnan(value):
+            raise NotPositiveDefiniteError(
+                f"F: expected F + damping I to be positive definite, it has a negative eigenvalue; "
+                f"got damping {damping}"
+            )
+        return value
+
+    def frobenius_norm(self) -> float:
+        """Root of the sum of squares of all entries, exact."""
+        return self.structure.frobenius_norm()
+
+    def effective_dimension(self, *, damping: float) -> float:
+        """``tr F (F + damping I)^-1``, exact."""
+        _check_damping(damping)
+        return self.structure.effective_dimension(float(damping))
+
+    def diagonal(self) -> Array:
+        """Diagonal (P,)."""
+        return self._out(self.structure.diagonal(), False)
+
+    def dense(self) -> Array:
+        """Form the matrix, (P, P); for small models and tests."""
+        return self._out(self.structure.dense(), False)
+
+    def dual(self) -> Array:
+        """``F* = H^1/2 J J^T H^1/2 / N``, (N*C, N*C), with symmetric roots; of the full matrix.
+
+        For "mc" and "empirical" the Gram matrix of the gradients, (N*R, N*R).
+        """
+        if self.kind != "exact" or type(self.likelihood) is Gaussian:
+            n = self.rows.shape[0]
+            return self._out(self.rows.gram().reshape(n, n) * self.dtype.type(self.scale), False)
+        j = on_host(self.jacobian)
+        assert j.outputs is not None
+        root = symmetric_root(self.likelihood.hessian(np.asarray(j.outputs, np.float64)))
+        n, c = j.samples, j.n_outputs
+        left = np.einsum("ncr,ncmd->nrmd", root, j.gram().astype(np.float64), optimize=True)
+        both = np.einsum("mde,nrmd->nrme", root, left, optimize=True).reshape(n * c, n * c)
+        both = 0.5 * (both + both.T) * self.scale
+        return self._out(both.astype(self.dtype), False)
+
+    def flatten(self, parameters: Mapping[str, Array]) -> Array:
+        """Vector (P,) of named parameters."""
+        return self.jacobian.flatten(parameters)
+
+    def unflatten(self, vector: Array) -> dict[str, Array]:
+        """Named parameters of a vector (P,)."""
+        return self.jacobian.unflatten(vector)
+
+    def __repr__(self) -> str:
+        """Say what it is."""
+        return (
+            f"Fisher(shape={self.shape}, kind={self.kind!r}, "
+            f"likelihood={type(self.likelihood).__name__.lower()!r}, "
+            f"structure={self.structure.name!r}, dtype={self.dtype})"
+        )
+
+    def _columns(self, v: Array) -> tuple[Host, bool]:
+        """Vectors of the caller as columns (P, k), and whether it is one vector."""
+        # scipy's iterations hand over numpy's arrays whatever the model is made of.
+        if library(v, "v") not in ("numpy", library(self.like)):
+            raise TypeError(f"v: expected library {library(self.like)}, got {library(v)}")
+        if dtype_name(v) != str(self.dtype):
+            raise TypeError(f"v: expected dtype {self.dtype}, got dtype {dtype_name(v)}")
+        size = self.shape[0]
+        if len(v.shape) not in (1, 2) or v.shape[0] != size:
+            raise ValueError(f"v: expected shape ({size},) or ({size}, k), got {tuple(v.shape)}")
+        host = to_numpy(v)
+        if not np.isfinite(host).all():
+            where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
+            raise NonFiniteError(f"v: expected finite numbers, got {host[where]} at index {where}")
+        return (host[:, None], True) if host.ndim == 1 else (host, False)
+
+    def _out(self, host: Host, one: bool, v: Array | None = None) -> Array:
+        """`host` in the library of `v`, by default that of the model."""
+        result = np.ascontiguousarray(host[:, 0] if one else host)
+        return from_numpy(result, self.like if v is None else v)
+
+    def _refuse_singular(self, damping: float) -> None:
+        values = self.structure.spectrum()
+        smallest = values.min(initial=math.inf) + damping
+        if len(values) < self.shape[0]:
+            smallest = min(smallest, damping)
+        limit = float(np.finfo(self.dtype).eps) * values.max(initial=0.0)
+        if self.shape[0] and smallest <= (limit if damping == 0 else 0.0):
+            raise NotPositiveDefiniteError(
+                f"F: expected F + damping I to be positive definite, got the smallest eigenvalue "
+                f"{smallest:.3e}; expected a larger damping"
+            )
+
+
+def _inverse_root(damping: float) -> Callable[[Host], Host]:
+    return lambda w: 1 / np.sqrt(np.maximum(w + damping, np.finfo(np.float64).tiny))
+
+
+def _check_damping(damping: float) -> None:
+    try:
+        good = math.isfinite(damping) and damping >= 0
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(f"damping: expected a finite number >= 0, got {damping!r}")

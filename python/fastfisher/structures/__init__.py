@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structures of the Fisher matrix, one file each; `make` knows them by name.
+
+Each takes a Jacobian of rows on the host and the factor in ``F = scale J^T J``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastfisher._jacobian import Jacobian
+from fastfisher.structures._base import Structure
+from fastfisher.structures.coupled import full, layer, tridiagonal
+from fastfisher.structures.diagonal import diagonal
+from fastfisher.structures.ekfac import ekfac
+from fastfisher.structures.kfac import kfac
+from fastfisher.structures.unit import unit
+
+__all__ = ["STRUCTURES", "Structure", "make"]
+
+STRUCTURES: dict[str, Callable[..., Structure]] = {
+    "full": full,
+    "layer": layer,
+    "tridiagonal": tridiagonal,
+    "kfac": kfac,
+    "ekfac": ekfac,
+    "unit": unit,
+    "diagonal": diagonal,
+}
+_KRONECKER = ("kfac", "ekfac")
+_BY_ROWS = ("full", "layer", "tridiagonal")
+
+
+def make(
+    structure: Any, jacobian: Jacobian, scale: float, *, weight_sharing: str = "expand"
+) -> Structure:
+    """Structure by its name, or ``("block", b)``."""
+    name, options = structure, {}
+    if isinstance(structure, tuple) and len(structure) == 2 and structure[0] == "block":
+        name, options = "unit", {"block": structure[1]}
+    if not isinstance(name, str) or name not in STRUCTURES:
+        raise ValueError(
+            f"structure: expected one of {list(STRUCTURES)} or ('block', b), got {structure!r}"
+        )
+    if name in _KRONECKER:
+        options["weight_sharing"] = weight_sharing
+    if jacobian.sample_map is not None and name not in _BY_ROWS:
+        raise ValueError(
+            f"structure: outputs normalised over the batch couple samples; expected one of "
+            f"{list(_BY_ROWS)}, got {structure!r}"
+        )
+    return STRUCTURES[name](jacobian, scale, **options)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every structure of the Fisher matrix offers; all on numpy arrays, vectors as columns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastfisher import psd
+from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
+
+Host = np.ndarray[Any, Any]
+
+REFINEMENTS = 4
+_EPS = float(np.finfo(np.float64).eps)
+_SAFE = 0.01
+"""Condition number times rounding up to which a Cholesky inverse is a good start."""
+
+
+class Structure:
+    """A symmetric matrix of size `size` for vectors of dtype `dtype`.
+
+    A subclass gives `matvec`, `solve` and, where the matrix is positive semi-definite, `spectrum`
+    and `function`; the rest follows.
+    """
+
+    size: int
+    dtype: np.dtype[Any]
+
+    def matvec(self, v: Host) -> Host:
+        """``F v`` for v (P, k)."""
+        raise NotImplementedError
+
+    def solve(self, v: Host, damping: float) -> Host:
+        """``(F + damping I)^-1 v`` for v (P, k)."""
+        raise NotImplementedError
+
+    def spectrum(self) -> Host:
+        """Eigenvalues that may differ from zero, float64, in any order; the others are zero."""
+        raise NotImplementedError(f"the eigenvalues of structure {self.name!r}")
+
+    def function(self, f: Any, v: Host) -> Host:
+        """``f(F) v`` for v (P, k) and a function of arrays of eigenvalues."""
+        raise NotImplementedError(f"functions of structure {self.name!r}")
+
+    def diagonal(self) -> Host:
+        """Diagonal (P,)."""
+        raise NotImplementedError(f"the diagonal of structure {self.name!r}")
+
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return float(self.spectrum().sum())
+
+    def frobenius_norm(self) -> float:
+        """Root of the sum of squares of all entries."""
+        return float(np.linalg.norm(self.spectrum()))
+
+    def logdet(self, damping: float) -> float:
+        """``log det(F + damping I)``."""
+        values = self.spectrum()
+        rest = self.size - len(values)
+        smallest = min(values.min(initial=math.inf), 0.0 if rest else math.inf) + damping
+        if smallest <= 0 and self.size:
+            return -math.inf if smallest == 0 else math.nan
+        return float(np.log(values + damping).sum() + (rest * math.log(damping) if rest else 0.0))
+
+    def effective_dimension(self, damping: float) -> float:
+        """``tr F (F + damping I)^-1``."""
+        values = self.spectrum()
+        return float((values / np.where(values + damping != 0, values + damping, 1)).sum())
+
+    def dense(self) -> Host:
+        """Matrix (P, P)."""
+        return self.matvec(np.eye(self.size, dtype=self.dtype))
+
+    @property
+    def name(self) -> str:
+        """Name of the structure."""
+        return type(self).__name__.lower()
+
+
+def damped_inverses(k: Host, damping: float, what: str) -> Host:
+    """Inverses of symmetric positive semi-definite matrices (..., n, n) plus ``damping I``, float64.
+
+    Rounding may leave eigenvalues below -damping: they count as zero then.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        Singular to rounding, without damping.
+    """
+    if not np.isfinite(k).all():
+        raise NonFiniteError(f"{what}: expected finite numbers, got NaN or infinity in its Gram")
+    flat = np.ascontiguousarray(k).reshape(-1, *k.shape[-2:])
+    result = np.empty_like(flat)
+    for index, one in enumerate(psd.inverse(flat, damping=damping)):
+        if one.status == "ok" and one.condition * _EPS < _SAFE:
+            result[index] = one.value
+        else:
+            result[index] = _by_eigenvalues(flat[index], damping, what)
+    return result.reshape(k.shape)
+
+
+def _by_eigenvalues(k: Host, damping: float, what: str) -> Host:
+    w, q = np.linalg.eigh(k)
+    w = w.clip(0)
+    top = w.max(initial=0.0)
+    if damping <= 0 and (w <= len(w) * _EPS * top).any():
+        raise NotPositiveDefiniteError(
+            f"{what}: singular (smallest eigenvalue {w.min(initial=0.0):.3e}, largest {top:.3e}); "
+            "expected damping > 0"
+        )
+    return np.asarray((q / (w + damping)) @ q.T)
+
+
+def refined(apply: Any, approximate: Any, v: Host) -> Host:
+    """Solve ``apply(x) = v``, v (..., n, k), from an `approximate` inverse, by refinement.
+
+    Each step multiplies the residual by the error of the inverse; it stops where that no longer
+    helps.
+    """
+    x = approximate(v)
+    r = v - apply(x)
+    size = np.linalg.norm(r, axis=-2)
+    for _ in range(REFINEMENTS):
+        if not size.any():
+            break
+        better = x + approximate(r)
+        rest = v - apply(better)
+        now = np.linalg.norm(rest, axis=-2)
+        if not np.isfinite(now).all():
+            break
+        # Column by column: keep what is better.
+        keep = (now < size)[..., None, :]
+        x, r = np.where(keep, better, x), np.where(keep, rest, r)
+        done = not (now < 0.5 * size).any()
+        size = np.minimum(now, size)
+        if done:
+            break
+    if not np.isfinite(x).all():
+        raise NumericalError(f"solve: the solution overflows dtype {v.dtype}; raise the damping")
+    return np.asarray(x)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Jacobian whose outputs went through a root of the likelihood's Hessian: ``F = J^T J / N``.
+
+With S_n S_n^T = H_n, row r of sample n is ``sum_c S_n[c, r] J[n, c]``: the same layers with other
+cotangents. The exact Fisher matrix has one row for each column of a root of H_n, a sampled one the
+gradient of each draw, the empirical one the gradient for the label. Everything below sees rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from fastfisher._arrays import device_name, to_numpy
+from fastfisher._jacobian import Jacobian
+from fastfisher._layer import Layer
+
+Host = np.ndarray[Any, Any]
+
+
+def on_host(jacobian: Jacobian) -> Jacobian:
+    """Jacobian with numpy's views of all factors; 16-bit floats are widened."""
+    like = jacobian.layers[0].g
+    if jacobian.layers[0].batch is not None:
+        raise ValueError("layers: a batch of networks has no Fisher matrix; expected one network")
+    if device_name(like) != "cpu":
+        raise TypeError(f"layers: expected factors on the CPU, got some on {device_name(like)}")
+    return Jacobian(
+        tuple(_host_layer(layer) for layer in jacobian.layers),
+        None if jacobian.outputs is None else to_numpy(jacobian.outputs),
+        jacobian.sample_map,
+        jacobian.parameters,
+    )
+
+
+def rooted(jacobian: Jacobian, root: Host | None) -> Jacobian:
+    """Rows ``S_n^T J_n`` for a `root` S (N, C, R); None is the identity."""
+    if root is None:
+        return jacobian
+    layers = [_contracted(layer, root) for layer in jacobian.layers]
+    return Jacobian(tuple(layers), None, None, jacobian.parameters)
+
+
+def _host_layer(layer: Layer) -> Layer:
+    new = copy.copy(layer)
+    for name in ("a", "g", "w"):
+        array = getattr(layer, name)
+        if array is not None:
+            host = to_numpy(array)
+            setattr(new, name, host.astype(np.float32) if host.dtype == np.float16 else host)
+    return new
+
+
+def _contracted(layer: Layer, root: Host) -> Layer:
+    """Layer with the R outputs ``sum_c S[n, c, r] g[n, c]``."""
+    kind = layer.g.dtype
+    to_rows = np.ascontiguousarray(root.swapaxes(1, 2), kind)  # (n, r, c)
+    n, r, c = to_rows.shape
+    if layer.w is None:
+        g = layer.g
+        flat = to_rows @ g.reshape(n, c, -1) if g.size else np.zeros((n, r, g[0, 0].size), kind)
+        return layer._replaced(flat.reshape(n, r, *g.shape[2:]), None)
+    # Cotangents m (n, [s,] o or o, *space) times w (c, o): w differs between samples from now on.
+    w = to_rows @ layer.w  # (n, r, o)
+    axis = 2 if layer.form != 1 else layer.g.ndim
+    shape = [n, r] + [1] * (layer.g.ndim - 1)
+    shape[axis] = w.shape[2]
+    return layer._replaced(layer.g[:, None] * w.reshape(shape), None)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Full, layer-wise and block tri-diagonal Fisher matrices, held as factors.
+
+With the Jacobians J_l of L blocks of parameters on the block diagonal of J_b and a matrix T (L, L)
+of zeros and ones that says which blocks are kept,
+
+    F = scale J_b^T (T (x) I) J_b.
+
+`full` has one block, `layer` T = I, `tridiagonal` T_lm = [|l - m| <= 1]. A matrix T with negative
+eigenvalues makes F indefinite (three layers or more): never Cholesky then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastfisher._jacobian import Jacobian
+from fastfisher.errors import NotPositiveDefiniteError, NumericalError
+from fastfisher.structures._base import Structure, damped_inverses, refined
+from fastfisher.structures._weights import weights
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Parameters of one block: their Jacobian and their positions in the vector."""
+
+    name: str
+    jacobian: Jacobian
+    columns: Host
+
+
+@dataclass(eq=False)
+class Coupled(Structure):
+    """See the module; `parts` in the order of the layers, `coupling` T."""
+
+    parts: list[Part]
+    coupling: Host
+    scale: float
+    size: int
+    title: str
+    _duals: list[Host] = field(default_factory=list)
+    _inverses: dict[tuple[int, float], Host] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the structure."""
+        return self.title
+
+    @property
+    def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
+        """Of vectors."""
+        return np.dtype(self.parts[0].jacobian.layers[0].g.dtype)
+
+    @property
+    def rows(self) -> int:
+        """Rows of each block's Jacobian."""
+        return self.parts[0].jacobian.shape[0]
+
+    @property
+    def definite(self) -> bool:
+        """Whether F is positive semi-definite by construction."""
+        return bool(np.linalg.eigvalsh(self.coupling).min(initial=0.0) > -1e-12)
+
+    @property
+    def diagonal_only(self) -> bool:
+        """Whether the blocks do not meet."""
+        return bool((self.coupling == np.eye(len(self.parts))).all())
+
+    def small(self, part: Part) -> bool:
+        """Whether parameter space is the smaller one, for one part."""
+        return part.jacobian.shape[1] < self.rows
+
+    def matvec(self, v: Host) -> Host:
+        """``F v``: two products a layer with the stored factors."""
+        z = np.stack([part.jacobian @ v[part.columns] for part in self.parts])
+        return self.pull(np.tensordot(self.coupling.astype(v.dtype), z, 1) * _of(v, self.scale))
+
+    def pull(self, z: Host) -> Host:
+        """``J_b^T z`` for z (L, rows, k)."""
+        result = np.zeros((self.size, z.shape[2]), z.dtype)
+        for part, one in zip(self.parts, z, strict=True):
+            result[part.columns] = part.jacobian.T @ np.ascontiguousarray(one)
+        return result
+
+    def duals(self) -> list[Host]:
+        """``scale J_l J_l^T`` of each part, float64."""
+        if not self._duals:
+            for part in self.parts:
+                k = part.jacobian.gram().reshape(self.rows, self.rows).astype(np.float64)
+                self._duals.append(k * self.scale)
+        return self._duals
+
+    def solve(self, v: Host, damping: float) -> Host:
+        """``(F + damping I)^-1 v`` in sample space, part by part in the smaller one where T = I."""
+
+        def approximate(v: Host) -> Host:
+            if not self.diagonal_only:
+                return self._coupled_solve(v, damping)
+            x = v / _of(v, damping) if damping else np.zeros_like(v)
+            for index, part in enumerate(self.parts):
+                own = v[part.columns]
+                if self.small(part):
+                    inverse = self._inverse(index, damping)
+                    x[part.columns] = inverse @ own.astype(np.float64)
+                    continue
+                z = self._inverse(index, damping) @ (part.jacobian @ own).astype(np.float64)
+                x[part.columns] -= part.jacobian.T @ (z * (self.scale / damping)).astype(v.dtype)
+            return x
+
+        if damping == 0:
+            covered = sum(len(part.columns) for part in self.parts)
+            if covered < self.size or not all(self.small(part) for part in self.parts):
+                raise NotPositiveDefiniteError(
+                    f"F: structure {self.name!r} has rank at most {self._rank()} of {self.size}; "
+                    "expected damping > 0"
+                )
+        return refined(lambda x: self.matvec(x) + _of(v, damping) * x, approximate, v)
+
+    def push(self, e: Host, damping: float) -> Host:
+        """``(F + damping I)^-1 J^T e scale`` for e (rows, k), where J joins all blocks.
+
+        By ``(F + damping)^-1 J_b^T = J_b^T (T (x) I scale J_b J_b^T + damping)^-1``.
+        """
+        right = e.astype(np.float64)
+        if self.diagonal_only:
+            z = np.empty((len(self.parts), *right.shape))
+            for index, part in enumerate(self.parts):
+                if self.small(part):
+                    z[index] = right
+                    continue
+                z[index] = self._inverse(index, damping) @ right
+            result = self.pull((z * self.scale).astype(self.dtype))
+            for index, part in enumerate(self.parts):
+                if self.small(part):
+                    gradient = result[part.columns].astype(np.float64)
+                    result[part.columns] = self._inverse(index, damping) @ gradient
+            return result
+        # ((T (x) I) blockdiag(K_l) + damping) z = 1 (x) e, from F J_b^T = J_b^T (T (x) I) K_b.
+        z = self._system(damping, np.tile(right, (len(self.parts), 1)))
+        return self.pull((z * self.scale).astype(self.dtype))
+
+    def spectrum(self) -> Host:
+        """Eigenvalues, the ``P - rank`` zeros left out."""
+        if self.diagonal_only:
+            return np.concatenate([np.linalg.eigvalsh(self._compact(i)).clip(0)
+                                   for i in range(len(self.parts))])  # fmt: skip
+        roots = [_root(k) for k in self.duals()]
+        blocks = [
+            [self.coupling[i, j] * roots[i] @ roots[j] for j in range(len(roots))]
+            for i in range(len(roots))
+        ]
+        return np.asarray(np.linalg.eigvalsh(np.block(blocks)))
+
+    def function(self, f: Any, v: Host) -> Host:
+        """``f(F) v``, through the eigenvectors of each part."""
+        if not self.diagonal_only:
+            raise NotPositiveDefiniteError(f"F: structure {self.name!r} is indefinite")
+        x = np.asarray(f(np.zeros(1))) * v if self.size else v.copy()
+        for index, part in enumerate(self.parts):
+            w, q = np.linalg.eigh(self._compact(index))
+            w = w.clip(0)
+            own = v[part.columns].astype(np.float64)
+            if self.small(part):
+                x[part.columns] = q @ (f(w)[:, None] * (q.T @ own))
+                continue
+            keep = w > len(w) * float(np.finfo(self.dtype).eps) * w.max(initial=0.0)
+            w, q = w[keep], q[:, keep]
+            c = q.T @ (part.jacobian @ v[part.columns]).astype(np.float64)
+            gain = (f(w) - f(np.zeros(1))) / w * self.scale
+            x[part.columns] += part.jacobian.T @ (q @ (gain[:, None] * c)).astype(v.dtype)
+        return x
+
+    def diagonal(self) -> Host:
+        """Diagonal: that of every structure that keeps the blocks on the diagonal."""
+        from fastfisher.structures.diagonal import squares
+
+        result = np.zeros(self.size)
+        for part in self.parts:
+            if part.jacobian.sample_map is not None:
+                rows = part.jacobian.dense().astype(np.float64)
+                result[part.columns] += np.einsum("rp,rp->p", rows, rows)
+                continue
+            for weight in weights(part.jacobian):
+                result[part.columns[weight.columns]] += squares(weight)
+        return (result * self.scale).astype(self.dtype)
+
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return float(self.diagonal().astype(np.float64).sum())
+
+    def _rank(self) -> int:
+        return sum(min(part.jacobian.shape) for part in self.parts)
+
+    def _compact(self, index: int) -> Host:
+        """Smaller one of ``scale J_l J_l^T`` and ``scale J_l^T J_l``, float64."""
+        part = self.parts[index]
+        if not self.small(part):
+            return self.duals()[index]
+        rows = part.jacobian.dense().astype(np.float64)
+        return self.scale * (rows.T @ rows)
+
+    def _inverse(self, index: int, damping: float) -> Host:
+        key = (index, damping)
+        if key not in self._inverses:
+            if any(damping != other for _, other in self._inverses):
+                self._inverses.clear()
+            self._inverses[key] = damped_inverses(
+                self._compact(index), damping, f"F, block {self.parts[index].name!r}"
+            )
+        return self._inverses[key]
+
+    def _coupled_solve(self, v: Host, damping: float) -> Host:
+        """By Woodbury: ``(v - J_b^T (damping + T K)^-1 T J_b v scale) / damping``."""
+        z = np.stack([part.jacobian @ v[part.columns] for part in self.parts]).astype(np.float64)
+        right = np.tensordot(self.coupling, z, 1).reshape(-1, v.shape[1])
+        inner = self._system(damping, right) * self.scale
+        return np.asarray((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))
+
+    def _system(self, damping: float, right: Host) -> Host:
+        """Solve ``((T (x) I) blockdiag(K_l) + damping) z = right`` by LU; z (L, rows, k)."""
+        blocks = [
+            [self.coupling[i, j] * k for j, k in enumerate(self.duals())]
+            for i in range(len(self.parts))
+        ]
+        system = np.block(blocks) + damping * np.eye(len(right))
+        try:
+            z = np.linalg.solve(system, right)
+        except np.linalg.LinAlgError:
+            z = np.full_like(right, np.nan)
+        if not np.isfinite(z).all():
+            raise NumericalError(
+                f"F: structure {self.name!r} plus damping {damping} is singular; it is indefinite, "
+                "so that a damping may be the negative of an eigenvalue: expected another one"
+            )
+        return z.reshape(len(self.parts), self.rows, -1)
+
+
+def full(jacobian: Jacobian, scale: float) -> Coupled:
+    """All parameters in one block."""
+    part = Part("all", jacobian, np.arange(jacobian.shape[1]))
+    return Coupled([part], np.ones((1, 1)), scale, part.jacobian.shape[1], "full")
+
+
+def layer(jacobian: Jacobian, scale: float) -> Coupled:
+    """One block a module, its weight and bias together."""
+    parts = parts_of(jacobian)
+    return Coupled(parts, np.eye(len(parts)), scale, jacobian.shape[1], "layer")
+
+
+def tridiagonal(jacobian: Jacobian, scale: float) -> Coupled:
+    """Blocks of modules that follow each other; indefinite from three modules on."""
+    parts = parts_of(jacobian)
+    at = np.arange(len(parts))
+    near = (np.abs(at[:, None] - at) <= 1).astype(np.float64)
+    return Coupled(parts, near, scale, jacobian.shape[1], "tridiagonal")
+
+
+def parts_of(jacobian: Jacobian) -> list[Part]:
+    """Parameters of each module, in the order of the layers."""
+    found: dict[str, list[Host]] = {}
+    widths = [layer.parameters for layer in jacobian.layers]
+    if jacobian.parameters is None:
+        ends = np.cumsum([0, *widths])
+        for name, start, stop in zip(jacobian.names, ends, ends[1:], strict=False):
+            found[name] = [np.arange(start, stop)]
+    else:
+        columns = jacobian.parameters.columns(widths)
+        for owners, own in zip(jacobian.parameters.owners(widths), columns, strict=True):
+            for name, which in owners.items():
+                found.setdefault(name, []).append(own[which])
+    split = jacobian.split()
+    return [Part(name, split[name], np.concatenate(found[name])) for name in split]
+
+
+def _of(v: Host, number: float) -> Any:
+    """`number` in the dtype of `v`, so that products keep it."""
+    return v.dtype.type(number)
+
+
+def _root(k: Host) -> Host:
+    w, q = np.linalg.eigh(k)
+    return np.asarray((q * np.sqrt(w.clip(0))) @ q.T)

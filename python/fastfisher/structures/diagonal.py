@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diagonal of the Fisher matrix: sums of squared per-sample gradients, never their square."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastfisher._jacobian import Jacobian
+from fastfisher.errors import NotPositiveDefiniteError
+from fastfisher.structures._base import Structure
+from fastfisher.structures._weights import Weight, weights
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(eq=False)
+class Diagonal(Structure):
+    """Diagonal (P,)."""
+
+    values: Host
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Number of parameters P."""
+        return len(self.values)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
+        """Of vectors."""
+        return self.values.dtype
+
+    def matvec(self, v: Host) -> Host:
+        """``F v``."""
+        return self.values[:, None] * v
+
+    def solve(self, v: Host, damping: float) -> Host:
+        """``(F + damping I)^-1 v``."""
+        damped = self.values + self.dtype.type(damping)
+        if (damped <= 0).any():
+            raise NotPositiveDefiniteError(
+                f"F: entry {int(np.argmin(damped))} of the diagonal is zero; expected damping > 0"
+            )
+        return v / damped[:, None]
+
+    def spectrum(self) -> Host:
+        """Eigenvalues."""
+        return self.values.astype(np.float64)
+
+    def function(self, f: Any, v: Host) -> Host:
+        """``f(F) v``."""
+        return np.asarray(f(self.spectrum())[:, None] * v, v.dtype)
+
+    def diagonal(self) -> Host:
+        """Diagonal (P,)."""
+        return self.values
+
+
+def diagonal(jacobian: Jacobian, scale: float) -> Diagonal:
+    """Diagonal of ``scale J^T J``: for dense layers one product a layer."""
+    total = np.zeros(jacobian.shape[1])
+    for weight in weights(jacobian):
+        total[weight.columns] = squares(weight)
+    return Diagonal((total * scale).astype(jacobian.layers[0].g.dtype))
+
+
+def squares(weight: Weight) -> Host:
+    """Sums over all rows of the squared gradients of a weight, (o, i), float64."""
+    total = np.zeros((weight.out_features, weight.in_features))
+    if weight.factored and weight.positions == 1:
+        for piece in weight.pieces():
+            a, g = weight.factors(piece)
+            total += np.square(g[:, :, 0]).sum(1).T @ np.square(a[:, 0])
+        return total
+    for piece in weight.pieces():
+        total += np.square(weight.gradients(piece)).sum((0, 1), dtype=np.float64)
+    return total

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kronecker-factored Fisher matrix: one block ``G (x) A`` a layer (Martens and Grosse 2015).
+
+    A = mean over samples and positions of a a^T          G = scale * sum of g g^T
+
+With `weight_sharing` "expand" every position counts as a sample of its own (Eschenhagen et al.
+2023), with "reduce" the inputs of a sample are averaged over positions first and its cotangents
+summed. Parameters row-major from W (o, i), so that ``(G (x) A) vec(V) = vec(G V A)``.
+
+Parameters whose gradients are no products get an exact block up to `EXACT` of them, else its
+diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastfisher import psd
+from fastfisher._jacobian import Jacobian
+from fastfisher._lookup import Lookup
+from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
+from fastfisher.structures._base import Structure
+from fastfisher.structures._weights import Weight, weights
+
+Host = np.ndarray[Any, Any]
+
+EXACT = 1024
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """Block ``G (x) A`` of one weight; `a` may be the diagonal of A only.
+
+    Attributes
+    ----------
+    columns : int64 array, shape (o, i)
+        Positions in the parameter vector.
+    a : array, shape (i, i) or (i,)
+        `activation_factor`.
+    g : array, shape (o, o)
+        `gradient_factor`.
+    """
+
+    name: str
+    columns: Host
+    a: Host
+    g: Host
+
+    def times_a(self, v: Host, a: Host | None = None) -> Host:
+        """``V A`` for v (o, i, k)."""
+        return along(self.a if a is None else a, v, 1)
+
+    def damped(self, damping: float, split: str) -> tuple[float, float]:
+        """What A and G get on their diagonals."""
+        if split == "plain":
+            return damping, damping
+        i, o = self.columns.shape
+        trace_a = float(self.a.sum() if self.a.ndim == 1 else np.trace(self.a)) / max(1, o)
+        trace_g = float(np.trace(self.g)) / max(1, i)
+        pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
+        return math.sqrt(damping) * pi, math.sqrt(damping) / pi
+
+
+@dataclass(eq=False)
+class Kfac(Structure):
+    """Blocks of all weights; parameters outside of them have a zero block."""
+
+    blocks: list[Block]
+    size: int
+    dtype: np.dtype[Any]
+    _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
+    _inverses: dict[tuple[float, str], list[tuple[Host, Host]]] = field(default_factory=dict)
+
+    def matvec(self, v: Host) -> Host:
+        """``F v``."""
+        result = np.zeros_like(v)
+        for block in self.blocks:
+            result[block.columns] = along(block.g, block.times_a(v[block.columns]), 0)
+        return result
+
+    def solve(self, v: Host, damping: float, split: str | None = None) -> Host:
+        """``(F + damping I)^-1 v`` by eigenvectors; with a `split` by inverses of both factors.
+
+        ``split="plain"``: (G + damping I)^-1 (x) (A + damping I)^-1; ``"pi"``: sqrt(damping) pi on
+        A and sqrt(damping) / pi on G, pi^2 the ratio of their mean eigenvalues.
+        """
+        if split is not None:
+            return self._split_solve(v, damping, split)
+        self._check_damping(damping)
+        return self.function(lambda w: 1 / (w + damping), v)
+
+    def spectrum(self) -> Host:
+        """Eigenvalues: products of those of the factors."""
+        found = [np.zeros(0)]
+        for values_a, _, values_g, _ in self._eigh():
+            found.append(np.outer(values_g, values_a).reshape(-1))
+        return np.concatenate(found)
+
+    def function(self, f: Any, v: Host) -> Host:
+        """``f(F) v`` in the eigenbasis of the factors."""
+        x = np.asarray(f(np.zeros(1)) * v, v.dtype)
+        for block, values in zip(self.blocks, self.eigenvalues(), strict=True):
+            inside = self.rotated(block, v[block.columns])
+            x[block.columns] = self.rotated(
+                block, np.asarray(f(values)[:, :, None] * inside, v.dtype), back=True
+            )
+        return x
+
+    def eigenvalues(self) -> list[Host]:
+        """Eigenvalues (o, i) of each block in its eigenbasis."""
+        return [np.outer(g, a) for a, _, g, _ in self._eigh()]
+
+    def rotated(self, block: Block, v: Host, *, back: bool = False) -> Host:
+        """`v` (o, i, k) in the eigenbasis of a block, or from it."""
+        _, q_a, _, q_g = self._eigh()[self.blocks.index(block)]
+        if q_a is not None:
+            v = along(q_a if back else q_a.T, v, 1)
+        return along(q_g if back else q_g.T, v, 0)
+
+    def diagonal(self) -> Host:
+        """Diagonal (P,)."""
+        result = np.zeros(self.size, self.dtype)
+        for block in self.blocks:
+            a = block.a if block.a.ndim == 1 else np.diagonal(block.a)
+            result[block.columns] = np.outer(np.diagonal(block.g), a)
+        return result
+
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return float(self.diagonal().astype(np.float64).sum())
+
+    def _check_damping(self, damping: float) -> None:
+        if damping > 0:
+            return
+        values = self.spectrum()
+        smallest = values.min(initial=math.inf) if len(values) == self.size else 0.0
+        limit = float(np.finfo(self.dtype).eps) * values.max(initial=0.0)
+        if self.size and smallest <= limit:
+            raise NotPositiveDefiniteError(
+                f"F: structure {self.name!r} is singular (smallest eigenvalue {smallest:.3e}); "
+                "expected damping > 0"
+            )
+
+    def _split_solve(self, v: Host, damping: float, split: str) -> Host:
+        if split not in ("plain", "pi"):
+            raise ValueError(f"split: expected None, 'plain' or 'pi', got {split!r}")
+        covered = sum(block.columns.size for block in self.blocks)
+        if covered < self.size and damping == 0:
+            self._check_damping(0.0)
+        x = v / v.dtype.type(damping) if damping else np.zeros_like(v)
+        for block, (a, g) in zip(self.blocks, self._both_inverses(damping, split), strict=True):
+            x[block.columns] = along(g, block.times_a(v[block.columns], a), 0)
+        return x
+
+    def _both_inverses(self, damping: float, split: str) -> list[tuple[Host, Host]]:
+        """Inverses of A and G of each block, all in one call."""
+        key = (damping, split)
+        if key not in self._inverses:
+            matrices, added = [], []
+            for block in self.blocks:
+                on_a, on_g = block.damped(damping, split)
+                if block.a.ndim == 2:
+                    matrices.append(block.a)
+                    added.append(on_a)
+                matrices.append(block.g)
+                added.append(on_g)
+            done = iter(psd.inverse(matrices, damping=added))
+            pairs = []
+            for block in self.blocks:
+                if block.a.ndim == 2:
+                    a = self._sound(block, next(done))
+                else:
+                    a = 1 / (block.a + self.dtype.type(block.damped(damping, split)[0]))
+                pairs.append((a, self._sound(block, next(done))))
+            self._inverses.clear()
+            self._inverses[key] = pairs
+        return self._inverses[key]
+
+    def _sound(self, block: Block, one: Any) -> Host:
+        if one.status == "failed":
+            raise NotPositiveDefiniteError(
+                f"F, layer {block.name!r}: {one.reason}; expected a larger damping"
+            )
+        return np.asarray(one.value)
+
+    def _eigh(self) -> list[tuple[Host, Host | None, Host, Host]]:
+        """Eigenvalues and eigenvectors of A and of G, of each block."""
+        if not self._eigen and self.blocks:
+            matrices = [m for block in self.blocks for m in (block.a, block.g) if m.ndim == 2]
+            done = iter(psd.eigh(matrices))
+            for block in self.blocks:
+                a: tuple[Host, Host | None] = (block.a, None)
+                if block.a.ndim == 2:
+                    one = next(done)
+                    a = (one.values.clip(0), one.vectors)
+                other = next(done)
+                self._eigen.append((*a, other.values.clip(0), other.vectors))
+        return self._eigen
+
+
+def along(m: Host, v: Host, axis: int) -> Host:
+    """Product of a matrix, or of the diagonal of one, with an axis of v (o, i, k)."""
+    if m.ndim == 1:
+        return m.reshape([-1 if axis == k else 1 for k in range(3)]) * v
+    if axis == 0:
+        return (m @ v.reshape(len(v), -1)).reshape(len(m), *v.shape[1:])
+    if v.shape[2] == 1:
+        return (v[:, :, 0] @ m.T)[:, :, None]
+    return np.asarray(m @ v)
+
+
+def kfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> Kfac:
+    """Blocks of ``scale J^T J``."""
+    if weight_sharing not in ("expand", "reduce"):
+        raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
+    blocks = [_block(weight, scale, weight_sharing) for weight in weights(jacobian)]
+    for block in blocks:
+        for which, factor in (("activation", block.a), ("gradient", block.g)):
+            if not np.isfinite(factor).all():
+                raise NonFiniteError(
+                    f"layer {block.name!r}: expected finite numbers, got NaN or infinity in its "
+                    f"{which} factor"
+                )
+    return Kfac(blocks, jacobian.shape[1], np.dtype(jacobian.layers[0].g.dtype))
+
+
+def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
+    n, kind = weight.layer.samples, weight.layer.g.dtype
+    if not weight.factored:
+        return _exact_block(weight, scale)
+    o, i, s = weight.out_features, weight.in_features, weight.positions
+    a = np.zeros((i, i), kind)
+    g = np.zeros((o, o), kind)
+    if isinstance(weight.layer, Lookup):
+        # Unit vectors: A is diagonal, each position counts by itself.
+        uses = np.bincount(weight.layer.index.reshape(-1), minlength=i)
+        cotangents = weight.layer.g.reshape(-1, o)
+        g = cotangents.T @ cotangents * kind.type(scale)
+        return Block(weight.name, weight.columns, (uses / max(1, n * s)).astype(kind), g)
+    for piece in weight.pieces():
+        inputs, cotangents = weight.factors(piece)
+        if weight_sharing == "reduce":
+            inputs, cotangents = inputs.mean(1), cotangents.sum(2)
+        rows = np.ascontiguousarray(inputs.reshape(-1, i))
+        a += rows.T @ rows
+        rows = np.ascontiguousarray(cotangents.reshape(-1, o))
+        g += rows.T @ rows
+    count = n * s if weight_sharing == "expand" else n
+    return Block(weight.name, weight.columns, a / kind.type(max(1, count)), g * kind.type(scale))
+
+
+def _exact_block(weight: Weight, scale: float) -> Block:
+    kind = weight.layer.g.dtype
+    rows = weight.layer.g.reshape(-1, weight.out_features)
+    one, columns = np.ones((1, 1), kind), weight.columns.T
+    if weight.out_features > EXACT:
+        diagonal = np.einsum("rp,rp->p", rows, rows)
+        return Block(weight.name, columns, diagonal * kind.type(scale), one)
+    return Block(weight.name, columns, rows.T @ rows * kind.type(scale), one)
