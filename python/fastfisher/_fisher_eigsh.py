@@ -19,7 +19,7 @@ Host = np.ndarray[Any, Any]
 _MATVECS = 160
 
 
-def full_eigsh(structure: Coupled, k: int, which: str, tol: float, seed: int) -> Any:
+def full_eigsh(structure: Coupled, k: int, which: Any, tol: float, seed: int) -> Any:
     """Eigenpairs of ``scale J^T J``."""
     j, scale = structure.parts[0].jacobian, structure.scale
     rows, size = j.shape

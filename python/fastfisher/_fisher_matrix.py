@@ -159,9 +159,13 @@ class Fisher:
                 lambda v: product(v), k, which=which, tol=tol, seed=seed,
                 n=self.shape[0], dtype=str(self.dtype),
             )  # fmt: skip
-        arrays = [self._out(np.asarray(x), False) for x in
-                  (found.values, found.vectors, found.residual_norms)]  # fmt: skip
-        return linalg.EigshResult(*arrays, found.converged, found.certified, found.matvecs)
+        values, vectors, norms = (
+            self._out(np.asarray(x), False)
+            for x in (found.values, found.vectors, found.residual_norms)
+        )
+        return linalg.EigshResult(
+            values, vectors, norms, found.converged, found.certified, found.matvecs
+        )
 
     def density(self, **options: Any) -> linalg.Density:
         """Density of the eigenvalues; options of `fastfisher.linalg.spectral_density`."""

@@ -111,13 +111,13 @@ class Categorical(Likelihood):
     def hessian(self, f: Host) -> Host:
         """``diag(p) - p p^T``."""
         p = softmax(f)
-        return p[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * p[:, None, :]
+        return np.asarray(p[:, :, None] * (np.eye(f.shape[1]) - p[:, None, :]))
 
     def root(self, f: Host) -> Host:
         """``diag(sqrt p) - p sqrt(p)^T``."""
         p = softmax(f)
         s = np.sqrt(p)
-        return s[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * s[:, None, :]
+        return np.asarray(s[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * s[:, None, :])
 
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
         """Draw classes (N,)."""
@@ -186,7 +186,8 @@ def likelihood_of(given: Any) -> Likelihood:
             raise ValueError(
                 f"likelihood: expected one of {list(_NAMED)} or an object, got {given!r}"
             )
-        return _NAMED[given]()
+        chosen: Likelihood = _NAMED[given]()
+        return chosen
     if isinstance(given, Likelihood):
         return given
     raise TypeError(
@@ -219,7 +220,7 @@ def softmax(f: Host) -> Host:
 
 def _sigmoid(f: Host) -> Host:
     e = np.exp(-np.abs(f))
-    return np.where(f >= 0, 1, e) / (1 + e)
+    return np.asarray(np.where(f >= 0, 1, e) / (1 + e))
 
 
 def _slope(f: Host) -> Host:

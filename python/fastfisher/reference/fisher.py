@@ -25,7 +25,7 @@ def hessian(likelihood: str, f: Array, variance: float = 1.0) -> Array:
         p = softmax(f)
         return np.diag(p) - np.outer(p, p)
     p = 1 / (1 + np.exp(-f))
-    return np.diag(p * (1 - p))
+    return np.asarray(np.eye(len(f)) * (p * (1 - p)))
 
 
 def gradient(likelihood: str, f: Array, y: Any, variance: float = 1.0) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastfisher._jacobian import Jacobian
 from fastfisher.structures._base import Structure
+from fastfisher.structures._rooted import check_finite
 from fastfisher.structures.coupled import full, layer, tridiagonal
 from fastfisher.structures.diagonal import diagonal
 from fastfisher.structures.ekfac import ekfac
@@ -50,4 +51,5 @@ def make(
             f"structure: outputs normalised over the batch couple samples; expected one of "
             f"{list(_BY_ROWS)}, got {structure!r}"
         )
+    check_finite(jacobian)
     return STRUCTURES[name](jacobian, scale, **options)

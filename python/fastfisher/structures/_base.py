@@ -17,6 +17,8 @@ REFINEMENTS = 4
 _EPS = float(np.finfo(np.float64).eps)
 _SAFE = 0.01
 """Condition number times rounding up to which a Cholesky inverse is a good start."""
+_DIGITS = 1e-4
+"""Part of the digits that refinement is sure to win back at each step."""
 
 
 class Structure:
@@ -82,7 +84,7 @@ class Structure:
 
 
 def damped_inverses(k: Host, damping: float, what: str) -> Host:
-    """Inverses of symmetric positive semi-definite matrices (..., n, n) plus ``damping I``, float64.
+    """Inverses of positive semi-definite matrices (..., n, n) plus ``damping I``, float64.
 
     Rounding may leave eigenvalues below -damping: they count as zero then.
 
@@ -93,9 +95,12 @@ def damped_inverses(k: Host, damping: float, what: str) -> Host:
     """
     if not np.isfinite(k).all():
         raise NonFiniteError(f"{what}: expected finite numbers, got NaN or infinity in its Gram")
+    if k.size == 0:
+        return np.zeros_like(k)
     flat = np.ascontiguousarray(k).reshape(-1, *k.shape[-2:])
     result = np.empty_like(flat)
-    for index, one in enumerate(psd.inverse(flat, damping=damping)):
+    found: Any = psd.inverse(flat, damping=damping)
+    for index, one in enumerate(found):
         if one.status == "ok" and one.condition * _EPS < _SAFE:
             result[index] = one.value
         else:
@@ -113,6 +118,43 @@ def _by_eigenvalues(k: Host, damping: float, what: str) -> Host:
             "expected damping > 0"
         )
     return np.asarray((q / (w + damping)) @ q.T)
+
+
+def amplifies(top: float, damping: float, dtype: Any) -> bool:
+    """Whether Woodbury's difference loses its digits: rounding times `top` beside the damping."""
+    return top * float(np.finfo(dtype).eps) > _DIGITS * damping
+
+
+def projected(k: Host, damping: float, push: Any, pull: Any, v: Host, scale: float) -> Host:
+    """``(scale J^T J + damping I)^-1 v`` for a damping far below the rounding of the matrix.
+
+    With the eigenpairs (w, U) of `k` = scale J J^T the part of v in the range of J^T is divided by
+    w + damping and the rest by the damping; that rest is freed from the range again after the
+    division, since what rounding left of it there would be blown up.
+
+    Parameters
+    ----------
+    k : array, shape (..., n, n)
+    push, pull : callables
+        ``J y`` and ``J^T z``.
+    """
+    w, q = np.linalg.eigh(k)
+    top = w[..., -1:] if w.shape[-1] else w
+    keep = w > w.shape[-1] * _EPS * np.maximum(top, 0)
+    w = np.where(keep, w, 1.0)[..., None]
+    q = np.where(keep[..., None, :], q, 0.0)
+
+    def in_range(y: Host, gain: Host) -> Host:
+        c = np.swapaxes(q, -1, -2) @ push(y)
+        return np.asarray(pull(q @ (c * gain)))
+
+    rest = v
+    for _ in range(2):
+        rest = rest - in_range(rest, scale / w)
+    rest = rest / damping
+    for _ in range(2):
+        rest = rest - in_range(rest, scale / w)
+    return np.asarray(rest + in_range(v, scale / (w * (w + damping))))
 
 
 def refined(apply: Any, approximate: Any, v: Host) -> Host:

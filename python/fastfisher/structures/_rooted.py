@@ -9,6 +9,7 @@ gradient of each draw, the empirical one the gradient for the label. Everything 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from fastfisher._arrays import device_name, to_numpy
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
+from fastfisher._sample_map import SampleMap
+from fastfisher.errors import NonFiniteError
 
 Host = np.ndarray[Any, Any]
 
@@ -43,6 +46,36 @@ def rooted(jacobian: Jacobian, root: Host | None) -> Jacobian:
     return Jacobian(tuple(layers), None, None, jacobian.parameters)
 
 
+def widened(jacobian: Jacobian) -> Jacobian:
+    """Jacobian with float64 factors."""
+    layers = []
+    for layer in jacobian.layers:
+        new = copy.copy(layer)
+        for name in ("a", "g", "w"):
+            array = getattr(layer, name)
+            if array is not None:
+                setattr(new, name, array.astype(np.float64))
+        layers.append(new)
+    kept = jacobian.sample_map
+    if kept is not None:
+        kept = SampleMap(kept.basis.astype(np.float64), kept.scale.astype(np.float64))
+    return Jacobian(tuple(layers), None, kept, jacobian.parameters)
+
+
+def check_finite(jacobian: Jacobian) -> None:
+    """Check that all factors are finite; the message names the layer and the first index."""
+    for name, layer in zip(jacobian.names, jacobian.layers, strict=True):
+        for key, array in layer.arrays.items():
+            # A minimum or maximum keeps NaN and shows infinity, without a temporary array.
+            if array.size == 0 or (np.isfinite(array.min()) and np.isfinite(array.max())):
+                continue
+            where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
+            raise NonFiniteError(
+                f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index "
+                f"{where}"
+            )
+
+
 def _host_layer(layer: Layer) -> Layer:
     new = copy.copy(layer)
     for name in ("a", "g", "w"):
@@ -60,7 +93,7 @@ def _contracted(layer: Layer, root: Host) -> Layer:
     n, r, c = to_rows.shape
     if layer.w is None:
         g = layer.g
-        flat = to_rows @ g.reshape(n, c, -1) if g.size else np.zeros((n, r, g[0, 0].size), kind)
+        flat = to_rows @ g.reshape(n, c, math.prod(g.shape[2:]))
         return layer._replaced(flat.reshape(n, r, *g.shape[2:]), None)
     # Cotangents m (n, [s,] o or o, *space) times w (c, o): w differs between samples from now on.
     w = to_rows @ layer.w  # (n, r, o)

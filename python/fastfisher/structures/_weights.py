@@ -8,6 +8,8 @@ parameters without factors are units with one input each.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,11 +74,11 @@ class Weight:
         return v[self.columns]
 
     def chunk(self, entries: int) -> int:
-        """Samples at a time, for so many `entries` of a sample."""
-        return max(1, CHUNK_BYTES // max(1, entries * self.layer.g.itemsize))
+        """Give the number of samples at a time, for so many `entries` of a sample."""
+        return max(1, CHUNK_BYTES // max(1, entries * int(self.layer.g.itemsize)))
 
     def factors(self, samples: slice) -> tuple[Host, Host]:
-        """Inputs a (n, s, i) and cotangents g (n, r, s, o) of some samples."""
+        """Take inputs a (n, s, i) and cotangents g (n, r, s, o) of some samples."""
         layer = self.layer
         if isinstance(layer, Conv):
             few = _samples(layer, samples)
@@ -97,7 +99,7 @@ class Weight:
     def gradients(self, samples: slice, units: slice = slice(None)) -> Host:
         """Rows (n, r, o, i) of some samples and units."""
         if isinstance(self.layer, Explicit):
-            return self.layer.j[samples][:, :, units, None]
+            return np.asarray(self.layer.j[samples][:, :, units, None])
         a, g = self.factors(samples)
         return np.asarray(g[..., units].swapaxes(2, 3) @ a[:, None])
 
@@ -116,7 +118,7 @@ def weights(jacobian: Jacobian) -> list[Weight]:
         columns = jacobian.parameters.columns(widths)
     else:
         ends = np.cumsum([0, *widths])
-        columns = [np.arange(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        columns = [np.arange(start, stop) for start, stop in itertools.pairwise(ends)]
     result: list[Weight] = []
     for name, layer, own in zip(jacobian.names, jacobian.layers, columns, strict=True):
         o, i = layer.out_features, layer.in_features
@@ -138,8 +140,6 @@ def weights(jacobian: Jacobian) -> list[Weight]:
 
 def _samples(layer: Layer, samples: slice) -> Layer:
     """Layer of some samples."""
-    import copy
-
     new = copy.copy(layer)
     new.a, new.g = layer.a[samples], layer.g[samples]
     return new

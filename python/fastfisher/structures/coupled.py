@@ -19,7 +19,14 @@ import numpy as np
 
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NotPositiveDefiniteError, NumericalError
-from fastfisher.structures._base import Structure, damped_inverses, refined
+from fastfisher.structures._base import (
+    Structure,
+    amplifies,
+    damped_inverses,
+    projected,
+    refined,
+)
+from fastfisher.structures._rooted import widened
 from fastfisher.structures._weights import weights
 
 Host = np.ndarray[Any, Any]
@@ -54,7 +61,7 @@ class Coupled(Structure):
     @property
     def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         """Of vectors."""
-        return np.dtype(self.parts[0].jacobian.layers[0].g.dtype)
+        return np.dtype(str(self.parts[0].jacobian.layers[0].g.dtype))
 
     @property
     def rows(self) -> int:
@@ -97,21 +104,6 @@ class Coupled(Structure):
 
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v`` in sample space, part by part in the smaller one where T = I."""
-
-        def approximate(v: Host) -> Host:
-            if not self.diagonal_only:
-                return self._coupled_solve(v, damping)
-            x = v / _of(v, damping) if damping else np.zeros_like(v)
-            for index, part in enumerate(self.parts):
-                own = v[part.columns]
-                if self.small(part):
-                    inverse = self._inverse(index, damping)
-                    x[part.columns] = inverse @ own.astype(np.float64)
-                    continue
-                z = self._inverse(index, damping) @ (part.jacobian @ own).astype(np.float64)
-                x[part.columns] -= part.jacobian.T @ (z * (self.scale / damping)).astype(v.dtype)
-            return x
-
         if damping == 0:
             covered = sum(len(part.columns) for part in self.parts)
             if covered < self.size or not all(self.small(part) for part in self.parts):
@@ -119,7 +111,24 @@ class Coupled(Structure):
                     f"F: structure {self.name!r} has rank at most {self._rank()} of {self.size}; "
                     "expected damping > 0"
                 )
-        return refined(lambda x: self.matvec(x) + _of(v, damping) * x, approximate, v)
+        delicate = amplifies(self.trace(), damping, self.dtype)
+        if delicate and self.dtype == np.float32:
+            # Roundings of the smaller dtype would be divided by the damping.
+            wide = self._widened().solve(v.astype(np.float64), damping)
+            return np.asarray(wide, np.float32)
+
+        def apply(x: Host) -> Host:
+            return self.matvec(x) + _of(x, damping) * x
+
+        def approximate(y: Host) -> Host:
+            if not self.diagonal_only:
+                return self._coupled_solve(y, damping)
+            x = y / _of(y, damping) if damping else np.zeros_like(y)
+            for index, part in enumerate(self.parts):
+                x[part.columns] = self._part_solve(index, part, y[part.columns], damping, delicate)
+            return x
+
+        return refined(apply, approximate, v)
 
     def push(self, e: Host, damping: float) -> Host:
         """``(F + damping I)^-1 J^T e scale`` for e (rows, k), where J joins all blocks.
@@ -202,7 +211,7 @@ class Coupled(Structure):
         if not self.small(part):
             return self.duals()[index]
         rows = part.jacobian.dense().astype(np.float64)
-        return self.scale * (rows.T @ rows)
+        return np.asarray(self.scale * (rows.T @ rows))
 
     def _inverse(self, index: int, damping: float) -> Host:
         key = (index, damping)
@@ -213,6 +222,24 @@ class Coupled(Structure):
                 self._compact(index), damping, f"F, block {self.parts[index].name!r}"
             )
         return self._inverses[key]
+
+    def _part_solve(self, index: int, part: Part, v: Host, damping: float, delicate: bool) -> Host:
+        """Solution for one block by itself."""
+        j = part.jacobian
+        if self.small(part):
+            return np.asarray(self._inverse(index, damping) @ v.astype(np.float64), v.dtype)
+        if delicate:
+            return projected(
+                self.duals()[index], damping, lambda y: j @ y, lambda z: j.T @ z, v, self.scale
+            )
+        z = self._inverse(index, damping) @ (j @ v).astype(np.float64)
+        x = v - j.T @ (z * self.scale).astype(v.dtype)
+        return np.asarray(x / _of(v, damping))
+
+    def _widened(self) -> Coupled:
+        """Structure with factors in float64."""
+        parts = [Part(x.name, widened(x.jacobian), x.columns) for x in self.parts]
+        return Coupled(parts, self.coupling, self.scale, self.size, self.title)
 
     def _coupled_solve(self, v: Host, damping: float) -> Host:
         """By Woodbury: ``(v - J_b^T (damping + T K)^-1 T J_b v scale) / damping``."""
@@ -237,7 +264,7 @@ class Coupled(Structure):
                 f"F: structure {self.name!r} plus damping {damping} is singular; it is indefinite, "
                 "so that a damping may be the negative of an eigenvalue: expected another one"
             )
-        return z.reshape(len(self.parts), self.rows, -1)
+        return z.reshape(len(self.parts), self.rows, right.shape[1])
 
 
 def full(jacobian: Jacobian, scale: float) -> Coupled:
@@ -278,7 +305,7 @@ def parts_of(jacobian: Jacobian) -> list[Part]:
 
 
 def _of(v: Host, number: float) -> Any:
-    """`number` in the dtype of `v`, so that products keep it."""
+    """Give `number` the dtype of `v`, so that products keep it."""
     return v.dtype.type(number)
 
 

@@ -30,11 +30,11 @@ class Diagonal(Structure):
     @property
     def dtype(self) -> np.dtype[Any]:  # type: ignore[override]
         """Of vectors."""
-        return self.values.dtype
+        return np.dtype(self.values.dtype)
 
     def matvec(self, v: Host) -> Host:
         """``F v``."""
-        return self.values[:, None] * v
+        return np.asarray(self.values[:, None] * v)
 
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v``."""
@@ -43,7 +43,7 @@ class Diagonal(Structure):
             raise NotPositiveDefiniteError(
                 f"F: entry {int(np.argmin(damped))} of the diagonal is zero; expected damping > 0"
             )
-        return v / damped[:, None]
+        return np.asarray(v / damped[:, None])
 
     def spectrum(self) -> Host:
         """Eigenvalues."""
@@ -67,7 +67,7 @@ def diagonal(jacobian: Jacobian, scale: float) -> Diagonal:
 
 
 def squares(weight: Weight) -> Host:
-    """Sums over all rows of the squared gradients of a weight, (o, i), float64."""
+    """Sum the squared gradients of a weight over all rows, (o, i), float64."""
     total = np.zeros((weight.out_features, weight.in_features))
     if weight.factored and weight.positions == 1:
         for piece in weight.pieces():

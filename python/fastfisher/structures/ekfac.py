@@ -14,7 +14,7 @@ import numpy as np
 
 from fastfisher._jacobian import Jacobian
 from fastfisher.structures._weights import Weight, weights
-from fastfisher.structures.kfac import Block, Kfac, along, kfac
+from fastfisher.structures.kfac import Block, Kfac, kfac
 
 Host = np.ndarray[Any, Any]
 
@@ -69,7 +69,7 @@ def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> E
 
 
 def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
-    """Sums of squared gradients in the eigenbasis, (o, i), float64."""
+    """Sum the squared gradients in the eigenbasis, (o, i), float64."""
     total = np.zeros(block.columns.shape)
     for piece in weight.pieces():
         if not weight.factored:
@@ -84,6 +84,3 @@ def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
         else:
             total += np.square(g.swapaxes(2, 3) @ a[:, None]).sum((0, 1), dtype=np.float64)
     return total
-
-
-__all__ = ["Ekfac", "along", "ekfac"]

@@ -55,7 +55,7 @@ class Block:
         return along(self.a if a is None else a, v, 1)
 
     def damped(self, damping: float, split: str) -> tuple[float, float]:
-        """What A and G get on their diagonals."""
+        """Say what A and G get on their diagonals."""
         if split == "plain":
             return damping, damping
         i, o = self.columns.shape
@@ -91,6 +91,8 @@ class Kfac(Structure):
         if split is not None:
             return self._split_solve(v, damping, split)
         self._check_damping(damping)
+        if damping == 0:  # all eigenvalues are positive, and no parameter is left out
+            return self.function(lambda w: 1 / np.where(w > 0, w, 1), v)
         return self.function(lambda w: 1 / (w + damping), v)
 
     def spectrum(self) -> Host:
@@ -168,7 +170,8 @@ class Kfac(Structure):
                     added.append(on_a)
                 matrices.append(block.g)
                 added.append(on_g)
-            done = iter(psd.inverse(matrices, damping=added))
+            found: Any = psd.inverse(matrices, damping=added)
+            done = iter(found)
             pairs = []
             for block in self.blocks:
                 if block.a.ndim == 2:
@@ -191,7 +194,8 @@ class Kfac(Structure):
         """Eigenvalues and eigenvectors of A and of G, of each block."""
         if not self._eigen and self.blocks:
             matrices = [m for block in self.blocks for m in (block.a, block.g) if m.ndim == 2]
-            done = iter(psd.eigh(matrices))
+            found: Any = psd.eigh(matrices)
+            done = iter(found)
             for block in self.blocks:
                 a: tuple[Host, Host | None] = (block.a, None)
                 if block.a.ndim == 2:

@@ -16,7 +16,13 @@ import numpy as np
 
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NotPositiveDefiniteError
-from fastfisher.structures._base import Structure, damped_inverses, refined
+from fastfisher.structures._base import (
+    Structure,
+    amplifies,
+    damped_inverses,
+    projected,
+    refined,
+)
 from fastfisher.structures._weights import CHUNK_BYTES, Weight, weights
 from fastfisher.structures.diagonal import squares
 
@@ -45,7 +51,7 @@ class Unit(Structure):
             for inputs in self._ranges(weight):
                 columns = weight.columns[:, inputs]
                 result[columns] = self._product(weight, inputs, v[columns])
-        return result * v.dtype.type(self.scale)
+        return np.asarray(result * v.dtype.type(self.scale))
 
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v``, all blocks of some units in one call."""
@@ -158,19 +164,24 @@ def _solve(x: Host, scale: float, damping: float, v: Host) -> Host:
             f"F: blocks of {x.shape[2]} parameters have rank at most {x.shape[1]}; expected "
             "damping > 0"
         )
-    inverse = damped_inverses(_compact(x, scale) if wide else scale * x.swapaxes(1, 2) @ x,
-                              damping, "F, a unit's block")  # fmt: skip
+    k = scale * (x @ x.swapaxes(1, 2) if wide else x.swapaxes(1, 2) @ x)
+    back = x.swapaxes(1, 2)
+    y = v.astype(np.float64)
+    top = float(np.einsum("unn->u", k).max(initial=0.0))
+    if wide and amplifies(top, damping, np.float64):
+        return projected(k, damping, lambda y: x @ y, lambda z: back @ z, y, scale).astype(v.dtype)
+    inverse = damped_inverses(k, damping, "F, a unit's block")
 
     def apply(y: Host) -> Host:
-        return np.asarray(scale * (x.swapaxes(1, 2) @ (x @ y)) + damping * y)
+        return np.asarray(scale * (back @ (x @ y)) + damping * y)
 
     def approximate(y: Host) -> Host:
         if not wide:
             return np.asarray(inverse @ y)
         inner = inverse @ (x @ y) * scale
-        return np.asarray((y - x.swapaxes(1, 2) @ inner) / damping)
+        return np.asarray((y - back @ inner) / damping)
 
-    return refined(apply, approximate, v.astype(np.float64)).astype(v.dtype)
+    return refined(apply, approximate, y).astype(v.dtype)
 
 
 def _function(x: Host, scale: float, f: Any, v: Host) -> Host:

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hard input of the Fisher matrix: singular, zero, empty, tiny damping, mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastfisher as ff
+from fisher_cases import STRUCTURES
+
+DAMPINGS = [1e-12, 1e-9, 1e-6, 1e-3, 1.0, 1e2]
+
+
+def jacobian(
+    n: int, widths: tuple[int, ...] = (4, 6, 5, 3), dtype: str = "float64", seed: int = 0
+) -> ff.Jacobian:
+    x = np.random.default_rng(seed).standard_normal((n, widths[0])).astype(dtype)
+    mlp = ff.models.MLP(widths, activation="tanh", sigma_b2=0.1, seed=seed, dtype=dtype)  # type: ignore[arg-type]
+    return mlp.jacobian(x)
+
+
+def backward_error(matrix: Any, x: Any, v: Any, rho: float) -> float:
+    residual = matrix @ x + rho * x - v
+    size = (np.linalg.norm(matrix, 2) + rho) * np.linalg.norm(x) + np.linalg.norm(v)
+    return float(np.linalg.norm(residual) / size)
+
+
+@pytest.mark.parametrize("relative", DAMPINGS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("n", [3, 60], ids=["sample space", "parameter space"])
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_solves_by_backward_error(structure: Any, n: int, dtype: str, relative: float) -> None:
+    J = jacobian(n, dtype=dtype)
+    wide = ff.Jacobian.from_factors(
+        [
+            ff.Dense(layer.a.astype(float), layer.g.astype(float), bias=layer.bias)
+            for layer in J.layers
+        ]
+    )
+    F, truth = ff.fisher(J, structure=structure), ff.fisher(wide, structure=structure).dense()
+    size = len(truth)
+    assert F.space == ("sample" if n == 3 else "parameter")
+    rho = float(relative * np.trace(truth) / size)
+    rng = np.random.default_rng(1)
+    anything = rng.standard_normal(size).astype(dtype)
+    gradient = (J.T @ rng.standard_normal(J.shape[0]).astype(dtype)) / J.samples
+    for v in (anything, gradient):
+        x = F.solve(v, damping=rho)
+        error = backward_error(truth, x.astype(float), v.astype(float), rho)
+        assert error <= 40 * np.finfo(dtype).eps, error
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_zero_fisher(structure: Any) -> None:
+    J = ff.Jacobian.from_factors([ff.Dense(np.zeros((4, 3)), np.zeros((4, 2, 5)), bias=True)])
+    F = ff.fisher(J, structure=structure)
+    v = np.arange(20.0)
+    assert not (F @ v).any()
+    assert np.allclose(F.solve(v, damping=0.5), 2 * v, rtol=1e-14)
+    assert F.trace() == F.frobenius_norm() == F.effective_dimension(damping=1.0) == 0
+    assert np.isclose(F.logdet(damping=2.0), 20 * np.log(2.0))
+    assert F.logdet(damping=0.0) == -np.inf
+    with pytest.raises(ff.errors.NotPositiveDefiniteError, match="damping > 0"):
+        F.solve(v, damping=0.0)
+    assert not F.eigsh(2).values.any()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_rank_deficient_without_damping_is_refused(structure: Any) -> None:
+    x = np.repeat(np.random.default_rng(0).standard_normal((2, 4)), 10, 0)  # duplicates
+    F = ff.fisher(ff.models.MLP((4, 6, 5, 3), activation="tanh"), x, structure=structure)
+    if structure in ("diagonal", ("block", 2)):
+        return  # regular: two samples span blocks of two
+    with pytest.raises(ff.errors.NumericalError, match="damping"):
+        F.solve(np.ones(F.shape[0]), damping=0.0)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_regular_without_damping(structure: Any) -> None:
+    if structure == "tridiagonal":
+        pytest.skip("indefinite: without damping regular by luck only")
+    J = ff.Jacobian.from_factors(
+        [
+            ff.Explicit(np.random.default_rng(3).standard_normal((30, 2, 6))),
+            ff.Dense(*np.split(np.random.default_rng(4).standard_normal((30, 5)), [3], 1)[:1],
+                     np.random.default_rng(5).standard_normal((30, 2, 2)), bias=True),
+        ]
+    )  # fmt: skip
+    F = ff.fisher(J, structure=structure)
+    v = np.ones(F.shape[0])
+    assert backward_error(F.dense(), F.solve(v, damping=0.0), v, 0.0) < 1e-14
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+@pytest.mark.parametrize("n", [0, 1])
+def test_few_samples(n: int, structure: Any) -> None:
+    F = ff.fisher(jacobian(n), structure=structure)
+    v = np.ones(F.shape[0])
+    assert np.isfinite(F @ v).all()
+    assert np.isfinite(F.solve(v, damping=0.1)).all()
+    assert np.isfinite(F.trace())
+    if n == 0:
+        assert not (F @ v).any()
+        assert F.dual().shape == (0, 0)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_scaled_factors(structure: Any) -> None:
+    """Far from 1 in scale, where squares do not overflow: the same up to the factor."""
+    J = jacobian(5)
+    factor = 2.0**200
+    big = ff.Jacobian.from_factors(
+        [ff.Dense(layer.a, layer.g * factor, bias=layer.bias) for layer in J.layers]
+    )
+    small, large = ff.fisher(J, structure=structure), ff.fisher(big, structure=structure)
+    v = np.ones(small.shape[0])
+    assert np.allclose(large @ v, (small @ v) * factor**2, rtol=1e-12)
+    rho = 1e-3 * small.trace() / small.shape[0]
+    assert np.allclose(
+        large.solve(v, damping=rho * factor**2) * factor**2, small.solve(v, damping=rho), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_non_finite_is_named(structure: Any) -> None:
+    a = np.ones((4, 3))
+    a[2, 1] = np.nan
+    J = ff.Jacobian.from_factors([ff.Dense(a, np.ones((4, 2, 5)))])
+    with pytest.raises(ff.errors.NonFiniteError, match=r"layer '0', a: .* nan at index \(2, 1\)"):
+        ff.fisher(J, structure=structure)
+
+
+MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"structure": "kronecker"}, ValueError, "structure: expected one of"),
+    ({"structure": ("block", 0)}, ValueError, "integer b >= 1"),
+    ({"kind": "true"}, ValueError, "kind: expected"),
+    ({"likelihood": "poisson"}, ValueError, "likelihood: expected one of"),
+    ({"likelihood": 3}, TypeError, "likelihood: expected a name"),
+    ({"reduction": "none"}, ValueError, "reduction: expected"),
+    ({"kind": "empirical"}, ValueError, "y: expected labels"),
+    ({"y": np.zeros((5, 3))}, ValueError, "y: expected None"),
+    ({"kind": "empirical", "y": np.zeros((4, 3))}, ValueError, r"y: expected shape \(5, 3\)"),
+    ({"kind": "empirical", "y": np.full((5, 3), np.nan)}, ValueError, "y: expected finite"),
+    (
+        {"kind": "empirical", "likelihood": "categorical", "y": np.zeros(5)},
+        TypeError,
+        "integer dtype",
+    ),
+    (
+        {"kind": "empirical", "likelihood": "categorical", "y": np.full(5, 3)},
+        ValueError,
+        "classes from 0 to 2",
+    ),
+    (
+        {"kind": "empirical", "likelihood": "bernoulli", "y": np.full((5, 3), 2.0)},
+        ValueError,
+        "labels from 0 to 1",
+    ),
+    ({"kind": "mc", "samples": 0}, ValueError, "samples: expected"),
+    ({"structure": "kfac", "weight_sharing": "none"}, ValueError, "weight_sharing: expected"),
+    ({"x": np.zeros((5, 4))}, ValueError, "x: expected None with a Jacobian"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "match"), MISTAKES, ids=[m[2] for m in MISTAKES])
+def test_mistakes(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        ff.fisher(jacobian(5), **options)
+
+
+def test_mistakes_of_methods() -> None:
+    F = ff.fisher(jacobian(5))
+    v = np.ones(F.shape[0])
+    with pytest.raises(ValueError, match="v: expected shape"):
+        F @ v[1:]
+    with pytest.raises(TypeError, match="dtype float64"):
+        F @ v.astype(np.float32)
+    with pytest.raises(ff.errors.NonFiniteError, match=r"v: expected finite .* index \(3,\)"):
+        F @ np.where(np.arange(len(v)) == 3, np.inf, v)
+    for damping in (-1.0, np.nan, "auto"):
+        with pytest.raises(ValueError, match="damping: expected"):
+            F.solve(v, damping=damping)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="split: expected None"):
+        F.solve(v, damping=1.0, split="pi")
+    with pytest.raises(ValueError, match="outputs"):
+        ff.fisher(ff.Jacobian.from_factors([ff.Explicit(np.ones((2, 1, 3)))]), kind="mc")
+    with pytest.raises(ValueError, match="x: expected samples"):
+        ff.fisher(ff.models.MLP((2, 2)))
+    batch = ff.Dense(np.ones((2, 3, 4)), np.ones((2, 3, 1, 5)), batch=True)
+    with pytest.raises(ValueError, match="batch of networks"):
+        ff.fisher(ff.Jacobian.from_factors([batch]))
+
+
+@pytest.mark.parametrize("normalization", ["mean", "batch", "layer"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_normalised_outputs(normalization: Any, likelihood: str) -> None:
+    mlp = ff.models.MLP((4, 6, 3), activation="tanh", normalization=normalization, seed=1)
+    x = np.random.default_rng(0).standard_normal((7, 4))
+    J = mlp.jacobian(x)
+    dense, f = J.dense().reshape(7, 3, -1), mlp(x)
+    expected = ff.reference.fisher.fisher(dense, f, likelihood=likelihood)
+    for structure in ("full", "layer", "tridiagonal"):
+        F = ff.fisher(mlp, x, likelihood=likelihood, structure=structure)
+        kept = F.dense()
+        if structure == "full":
+            assert np.allclose(kept, expected, atol=1e-12)
+            assert np.isclose(F.trace(), np.trace(expected))
+            assert np.allclose(np.linalg.eigvalsh(F.dual())[-3:], np.linalg.eigvalsh(expected)[-3:])
+        assert np.allclose(F.diagonal(), np.diag(expected))
+    if normalization == "layer":
+        assert ff.fisher(mlp, x, structure="kfac").trace() > 0
+        return
+    with pytest.raises(ValueError, match="normalised over the batch"):
+        ff.fisher(mlp, x, structure="kfac")
