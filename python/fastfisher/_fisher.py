@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher._arrays import Array, library, result_dtype, to_numpy
+from fastfisher._arrays import Array, from_numpy, library, result_dtype, to_numpy
 from fastfisher._fisher_matrix import Fisher
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import Params, Samples, jacobian
+from fastfisher._ntk import rows as sampled_rows
 from fastfisher.errors import NonFiniteError
 from fastfisher.factors import Explicit
 from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_of
@@ -114,6 +115,13 @@ def fisher(
     if (y is None) == (kind == "empirical"):
         what = "labels" if y is None else "None"
         raise ValueError(f"y: expected {what} with kind={kind!r}")
+    if kind == "mc" and (isinstance(samples, bool) or int(samples) != samples or samples < 1):
+        raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
+
+    def root_of(f: Host) -> Host:
+        return _root(f, y, chosen, kind, samples, seed)
+
+    captured: Jacobian | None = None
     if isinstance(model, Jacobian):
         for name, value in (("x", x), ("select", select), ("params", params)):
             if value is not None:
@@ -121,13 +129,26 @@ def fisher(
         captured = model
     elif x is None:
         raise ValueError("x: expected samples for a model, got None")
-    else:
+    elif kind == "exact" or getattr(model, "normalization", None) in ("mean", "batch"):
         captured = jacobian(model, x, select=select, params=params, verify=verify)
-    host = on_host(captured)
-    root, weight = _root(host, y, chosen, kind, samples, seed)
-    rows = _rows(host, root)
-    scale = weight / (max(1, host.samples) if reduction == "mean" else 1)
-    like = captured.layers[0].g
+    if captured is not None:
+        host = on_host(captured)
+        like = captured.layers[0].g
+        plain = kind == "exact" and type(chosen) is Gaussian
+        root = None if plain else root_of(_outputs(host, chosen, kind))
+        rows = _rows(host, root)
+    else:
+        # Rows are made at the outputs: R backward passes, not C.
+        def in_library(f: Array) -> Array:
+            root = root_of(to_numpy(f).astype(np.float64))
+            return from_numpy(root.astype(result_dtype(f)), f)
+
+        given = sampled_rows(model, x, in_library, select=select, params=params, verify=verify)
+        rows, like = on_host(given), given.layers[0].g
+    weight = 1 / chosen.variance if kind == "exact" and isinstance(chosen, Gaussian) else 1.0
+    if kind == "mc":
+        weight = 1 / samples
+    scale = weight / (max(1, rows.samples) if reduction == "mean" else 1)
     return Fisher(
         jacobian=captured,
         rows=rows,
@@ -140,12 +161,8 @@ def fisher(
     )
 
 
-def _root(
-    j: Jacobian, y: Array | None, likelihood: Likelihood, kind: str, samples: int, seed: int
-) -> tuple[Host | None, float]:
-    """Root S (N, C, R) of the curvature of each sample, None for the identity, and a factor."""
-    if kind == "exact" and type(likelihood) is Gaussian:
-        return None, 1 / likelihood.variance
+def _outputs(j: Jacobian, likelihood: Likelihood, kind: str) -> Host:
+    """Outputs (N, C) of the model, float64."""
     if j.outputs is None:
         raise ValueError(
             f"model: the Jacobian has no outputs, which likelihood "
@@ -156,17 +173,22 @@ def _root(
     if not np.isfinite(f).all():
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(f))[0])
         raise NonFiniteError(f"outputs: expected finite numbers, got {f[where]} at index {where}")
+    return f
+
+
+def _root(
+    f: Host, y: Array | None, likelihood: Likelihood, kind: str, samples: int, seed: int
+) -> Host:
+    """Root S (N, C, R) of the curvature of each sample, up to the number of draws."""
     if kind == "exact":
-        return likelihood.root(f), 1.0
+        return likelihood.root(f)
     if kind == "empirical":
         library(y, "y")
         labels = likelihood.labels(to_numpy(y), f)
-        return likelihood.gradient(f, labels)[:, :, None], 1.0
-    if isinstance(samples, bool) or int(samples) != samples or samples < 1:
-        raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
+        return likelihood.gradient(f, labels)[:, :, None]
     rng = np.random.default_rng(seed)
     draws = [likelihood.gradient(f, likelihood.sample(f, rng)) for _ in range(samples)]
-    return np.stack(draws, -1), 1 / samples
+    return np.stack(draws, -1)
 
 
 def _rows(j: Jacobian, root: Host | None) -> Jacobian:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastfisher import linalg
 from fastfisher._layer import Layer
-from fastfisher._memory import memory_bytes
+from fastfisher._memory import free_memory
 from fastfisher.factors import Dense, Explicit
 from fastfisher.structures.coupled import Coupled
 
@@ -32,20 +32,35 @@ def full_eigsh(structure: Coupled, k: int, which: Any, tol: float, seed: int) ->
     dual *= structure.dtype.type(scale)
     found = linalg.eigsh(dual, k, which=which, tol=tol, seed=seed)
     # v = J^T u sqrt(scale / lambda) for each pair; of the null space nothing is known here.
-    u = np.asarray(found.vectors)
-    v = j.T @ np.ascontiguousarray(u)
-    norm = np.linalg.norm(v, axis=0)
-    if (norm == 0).any():
+    v = j.T @ np.ascontiguousarray(found.vectors)
+    if not (np.linalg.norm(v, axis=0) > 0).all():
         return linalg.eigsh(
             structure.matvec, k, which=which, tol=tol, seed=seed, n=size, dtype=str(structure.dtype)
         )
-    v /= norm
+    # The roundings of the Gram matrix turn the vectors of close eigenvalues into each other.
+    v /= np.linalg.norm(v, axis=0)
+    # Orthogonal but for roundings, so that a Cholesky factor is as good as a QR factorisation.
+    v = v @ np.linalg.inv(np.linalg.cholesky(_inner(v, v))).T.astype(v.dtype)
     product = structure.matvec(v)
-    values = np.einsum("pk,pk->k", v, product)
+    projected = _inner(v, product)
+    values, turn = np.linalg.eigh((projected + projected.T) / 2)
+    order = np.argsort(-np.abs(values) if which == "LM" else -values)
+    values, turn = values[order].astype(structure.dtype), turn[:, order].astype(structure.dtype)
+    v, product = v @ turn, product @ turn
     residual = np.linalg.norm(product - values * v, axis=0)
+    limit = (tol or 32 * float(np.finfo(structure.dtype).eps)) * float(np.abs(values).max())
     return linalg.EigshResult(
-        values, v, residual, found.converged, found.certified, found.matvecs + k
+        values, v, residual, residual <= limit, found.certified, found.matvecs + k
     )
+
+
+def _inner(x: Host, y: Host) -> Host:
+    """``x^T y`` for tall x and y, added up in float64."""
+    step = 1 << 14
+    total = np.zeros((x.shape[1], y.shape[1]))
+    for start in range(0, len(x), step):
+        total += x[start : start + step].T @ y[start : start + step]
+    return total
 
 
 def _gram_cost(layers: tuple[Layer, ...]) -> float:
@@ -74,4 +89,4 @@ def _product_cost(layers: tuple[Layer, ...]) -> float:
 
 
 def _fits(rows: int, j: Any) -> bool:
-    return rows * rows * int(j.layers[0].g.itemsize) * 3 < memory_bytes(None)
+    return rows * rows * int(j.layers[0].g.itemsize) * 3 < free_memory() // 2

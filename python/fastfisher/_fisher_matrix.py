@@ -32,8 +32,8 @@ class Fisher:
 
     Attributes
     ----------
-    jacobian : Jacobian
-        Of the model.
+    jacobian : Jacobian or None
+        Of the model; None where rows were made without it, for sampled and empirical ones.
     rows : Jacobian
         Rows ``S_n^T J_n``, with numpy's arrays: ``F = scale rows^T rows`` if it is full.
     scale : float
@@ -54,7 +54,7 @@ class Fisher:
     (2,)
     """
 
-    jacobian: Jacobian
+    jacobian: Jacobian | None
     rows: Jacobian
     scale: float
     structure: Structure
@@ -211,6 +211,7 @@ class Fisher:
         if self.kind != "exact" or type(self.likelihood) is Gaussian:
             n = self.rows.shape[0]
             return self._out(self.rows.gram().reshape(n, n) * self.dtype.type(self.scale), False)
+        assert self.jacobian is not None  # what is exact has one
         j = on_host(self.jacobian)
         assert j.outputs is not None
         root = symmetric_root(self.likelihood.hessian(np.asarray(j.outputs, np.float64)))
@@ -222,11 +223,11 @@ class Fisher:
 
     def flatten(self, parameters: Mapping[str, Array]) -> Array:
         """Vector (P,) of named parameters."""
-        return self.jacobian.flatten(parameters)
+        return self._named.flatten(parameters)
 
     def unflatten(self, vector: Array) -> dict[str, Array]:
         """Named parameters of a vector (P,)."""
-        return self.jacobian.unflatten(vector)
+        return self._named.unflatten(vector)
 
     def __repr__(self) -> str:
         """Say what it is."""
@@ -235,6 +236,10 @@ class Fisher:
             f"likelihood={type(self.likelihood).__name__.lower()!r}, "
             f"structure={self.structure.name!r}, dtype={self.dtype})"
         )
+
+    @property
+    def _named(self) -> Jacobian:
+        return self.rows if self.jacobian is None else self.jacobian
 
     def _columns(self, v: Array) -> tuple[Host, bool]:
         """Vectors of the caller as columns (P, k), and whether it is one vector."""

@@ -8,6 +8,7 @@ import numbers
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from fastfisher._arrays import dtype_name, library, result_dtype
 from fastfisher._layer import Layer
@@ -31,6 +32,17 @@ def memory_bytes(limit: int | str | None) -> int:
     if isinstance(limit, bool) or not isinstance(limit, numbers.Real) or not limit >= 0:
         raise ValueError(f"memory_limit: expected bytes or text such as '512MB', got {limit!r}")
     return int(min(limit, _MOST_MEMORY))
+
+
+def free_memory() -> int:
+    """Bytes that this machine can still give."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
 
 
 def scratch_bytes(

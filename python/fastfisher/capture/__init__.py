@@ -7,5 +7,14 @@ from fastfisher.capture.blocks import kernel
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.model import gather, torch_model
 from fastfisher.capture.run import check_inputs
+from fastfisher.capture.weighted import outputs_of, weighted
 
-__all__ = ["Capture", "check_inputs", "gather", "kernel", "torch_model"]
+__all__ = [
+    "Capture",
+    "check_inputs",
+    "gather",
+    "kernel",
+    "outputs_of",
+    "torch_model",
+    "weighted",
+]

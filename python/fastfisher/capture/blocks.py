@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from fastfisher._gram import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
-from fastfisher._memory import memory_bytes
+from fastfisher._memory import free_memory, memory_bytes
 from fastfisher._parameters import module_of
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.capture import Capture
@@ -27,17 +26,6 @@ from fastfisher.capture.cost import Blocks, plan_blocks
 from fastfisher.capture.model import Inputs, samples_of, take
 
 _SHARE = 0.5  # of the memory that is free, where no limit is given
-
-
-def free_memory() -> int:
-    """Bytes that this machine can still give."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30
 
 
 def kernel(

@@ -140,12 +140,19 @@ def _check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
         if p.is_complex():
             raise CaptureError(f"parameter {name!r} is complex, expected real numbers")
         values = p.detach()
-        if not bool(torch.isfinite(values).all()):
+        if not all_finite(values):
             where = torch.nonzero(~torch.isfinite(values))[0].tolist()
             raise NonFiniteError(
                 f"parameter {name!r}: expected finite numbers, got "
                 f"{float(values[tuple(where)])} at index {tuple(where)}"
             )
+
+
+def all_finite(x: torch.Tensor) -> bool:
+    """Whether all entries are finite, in one pass without a temporary tensor."""
+    if x.numel() == 0 or not x.is_floating_point():
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all())  # NaN is kept by both
 
 
 def _choose(named: dict[str, torch.Tensor], params: Chosen) -> dict[str, torch.Tensor]:

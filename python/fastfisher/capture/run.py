@@ -11,7 +11,7 @@ import torch
 
 from fastfisher.capture import graph as ag
 from fastfisher.capture.graph import Graph
-from fastfisher.capture.model import Inputs, Model, recorded, tensors_of
+from fastfisher.capture.model import Inputs, Model, all_finite, recorded, tensors_of
 from fastfisher.errors import NonFiniteError
 
 
@@ -42,7 +42,7 @@ def run(
         y = model(given)
     drew = not torch.equal(before, torch.get_rng_state())
     values = y.detach()
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         sample, output = torch.nonzero(~torch.isfinite(values))[0].tolist()
         raise NonFiniteError(
             f"model: expected finite outputs, got {float(values[sample, output])} for sample "
@@ -65,7 +65,7 @@ def check_inputs(x: Inputs, model: Model, name: str) -> None:
                 f"{name}: expected {tensors[0].shape[0]} samples in every tensor, got shape "
                 f"{tuple(t.shape)}"
             )
-        if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+        if not all_finite(t.detach()):
             where = tuple(torch.nonzero(~torch.isfinite(t))[0].tolist())
             raise NonFiniteError(
                 f"{name}: expected finite numbers, got {float(t.detach()[where])} at index {where}"

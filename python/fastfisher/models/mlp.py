@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -139,8 +139,11 @@ class MLP:
         _, pre_activations = self._forward(x)
         return normalise(pre_activations[-1], self.normalization)[0]
 
-    def jacobian(self, x: Array) -> Jacobian:
+    def jacobian(self, x: Array, *, root_of: Callable[[Array], Array] | None = None) -> Jacobian:
         """Jacobian with respect to all trainables for samples x (N, M_0), as factors.
+
+        With `root_of`, a function from the outputs f (N, C) to an array S (N, C, R), that of
+        ``sum_c S[n, c, r] f_c(x_n)`` with S held constant: one backward pass for R rows.
 
         Raises as ``mlp(x)`` does, and ValueError for a torch tensor `x` that requires grad.
         """
@@ -151,6 +154,10 @@ class MLP:
         delta, sample_map = derivative(outputs, deviation, self.normalization)
         if delta is None:  # shared by all samples, until the first slopes come in
             delta = from_numpy(np.eye(self.widths[-1], dtype=self.dtype)[None], x)
+        if root_of is not None:
+            root = root_of(outputs).swapaxes(1, 2)  # (n, r, c)
+            delta = _through(root, delta, sample_map)
+            sample_map = None
         slope = ACTIVATIONS[self.activation].slope
         layers: list[Dense] = []
         for index in reversed(range(len(inputs))):
@@ -160,7 +167,8 @@ class MLP:
                 below = self._backward(index, delta)
                 gain = slope(pre_activations[index - 1], inputs[index])
                 delta = below * gain[:, None, :]
-        return Jacobian(tuple(reversed(layers)), outputs, sample_map)
+        known = outputs if root_of is None else None
+        return Jacobian(tuple(reversed(layers)), known, sample_map)
 
     def with_parameters(self, parameters: Mapping[str, Array] | Array) -> MLP:
         """Model of the same kind with a copy of `parameters`: a dict by name, or a vector (P,).
@@ -260,6 +268,16 @@ class MLP:
 
 def _scaled(x: Array, factor: float) -> Array:
     return x if factor == 1.0 else x * factor
+
+
+def _through(root: Array, delta: Array, sample_map: Any) -> Array:
+    """Cotangents (n, r, c) of the rows at the last layer."""
+    if sample_map is not None:
+        raise ValueError(
+            "normalization: outputs normalised over the batch couple samples; expected None or "
+            "'layer'"
+        )
+    return root if delta.shape[0] == 1 else root @ delta
 
 
 def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 def softmax(f: Array) -> Array:
     """Probabilities of one sample's logits (C,)."""
     e = np.exp(f - f.max())
-    return np.asarray(e / e.sum())
+    return np.asarray(e / e.sum(), np.float64)
 
 
 def hessian(likelihood: str, f: Array, variance: float = 1.0) -> Array:
@@ -33,7 +33,7 @@ def gradient(likelihood: str, f: Array, y: Any, variance: float = 1.0) -> Array:
     if likelihood == "gaussian":
         return np.asarray((f - y) / variance)
     if likelihood == "categorical":
-        return softmax(f) - np.eye(len(f))[y]
+        return np.asarray(softmax(f) - np.eye(len(f))[y], np.float64)
     return np.asarray(1 / (1 + np.exp(-f)) - y)
 
 

@@ -103,11 +103,16 @@ class Weight:
         a, g = self.factors(samples)
         return np.asarray(g[..., units].swapaxes(2, 3) @ a[:, None])
 
-    def pieces(self) -> Iterator[slice]:
-        """Slices of samples, so small that their gradients or patches fit the cache of a chunk."""
+    def pieces(self, *, formed: bool = True) -> Iterator[slice]:
+        """Slices of samples, so small that what is made of them fits a chunk.
+
+        That is patches and, where gradients are `formed`, these.
+        """
         n = self.layer.samples
-        entries = self.layer.n_outputs * self.out_features * self.in_features
-        step = self.chunk(max(entries, self.positions * self.in_features))
+        entries = self.positions * self.in_features
+        if formed:
+            entries = max(entries, self.layer.n_outputs * self.out_features * self.in_features)
+        step = self.chunk(entries)
         return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 

@@ -118,7 +118,7 @@ class Coupled(Structure):
             return np.asarray(wide, np.float32)
 
         def apply(x: Host) -> Host:
-            return self.matvec(x) + _of(x, damping) * x
+            return np.asarray(self.matvec(x) + _of(x, damping) * x)
 
         def approximate(y: Host) -> Host:
             if not self.diagonal_only:

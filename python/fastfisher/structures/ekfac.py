@@ -71,7 +71,8 @@ def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> E
 def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
     """Sum the squared gradients in the eigenbasis, (o, i), float64."""
     total = np.zeros(block.columns.shape)
-    for piece in weight.pieces():
+    by_factors = weight.factored and weight.positions == 1
+    for piece in weight.pieces(formed=not by_factors):
         if not weight.factored:
             rows = weight.layer.g[piece].reshape(-1, weight.out_features)
             total += np.square(rows if q_a is None else rows @ q_a).sum(0, dtype=np.float64)
@@ -79,7 +80,7 @@ def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
         a, g = weight.factors(piece)
         a = a if q_a is None else a @ q_a
         g = g @ q_g
-        if weight.positions == 1:
+        if by_factors:
             total += np.square(g[:, :, 0]).sum(1).T @ np.square(a[:, 0])
         else:
             total += np.square(g.swapaxes(2, 3) @ a[:, None]).sum((0, 1), dtype=np.float64)

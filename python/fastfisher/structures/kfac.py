@@ -23,6 +23,7 @@ from fastfisher import psd
 from fastfisher._jacobian import Jacobian
 from fastfisher._lookup import Lookup
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
+from fastfisher.factors import Dense
 from fastfisher.structures._base import Structure
 from fastfisher.structures._weights import Weight, weights
 
@@ -245,7 +246,10 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         cotangents = weight.layer.g.reshape(-1, o)
         g = cotangents.T @ cotangents * kind.type(scale)
         return Block(weight.name, weight.columns, (uses / max(1, n * s)).astype(kind), g)
-    for piece in weight.pieces():
+    if type(weight.layer) is Dense:
+        a, g = _dense_factors(weight.layer)
+        return Block(weight.name, weight.columns, a / kind.type(max(1, n)), g * kind.type(scale))
+    for piece in weight.pieces(formed=False):
         inputs, cotangents = weight.factors(piece)
         if weight_sharing == "reduce":
             inputs, cotangents = inputs.mean(1), cotangents.sum(2)
@@ -255,6 +259,20 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         g += rows.T @ rows
     count = n * s if weight_sharing == "expand" else n
     return Block(weight.name, weight.columns, a / kind.type(max(1, count)), g * kind.type(scale))
+
+
+def _dense_factors(layer: Dense) -> tuple[Host, Host]:
+    """Sums of ``a a^T`` and of ``g g^T``; no copy of the inputs, a product with itself each."""
+    i = layer.in_features
+    inner = layer.a.T @ layer.a
+    if layer.bias:
+        a = np.empty((i + 1, i + 1), inner.dtype)
+        a[:i, :i] = inner
+        a[i, :i] = a[:i, i] = layer.a.sum(0)
+        a[i, i] = layer.samples
+        inner = a
+    cotangents = layer.g.reshape(-1, layer.out_features)
+    return inner, cotangents.T @ cotangents
 
 
 def _exact_block(weight: Weight, scale: float) -> Block:

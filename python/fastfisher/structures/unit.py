@@ -98,8 +98,9 @@ class Unit(Structure):
     def _product(self, weight: Weight, inputs: slice, v: Host) -> Host:
         """``X^T X v`` for all units, v (o, i, k)."""
         result = np.zeros(v.shape, np.float64)
-        for piece in weight.pieces():
-            if weight.factored and weight.positions == 1:
+        dense = weight.factored and weight.positions == 1
+        for piece in weight.pieces(formed=not dense):
+            if dense:
                 a, g = weight.factors(piece)
                 x = a[:, 0, inputs]
                 inner = np.einsum("ni,oik->nok", x, v, optimize=True)
