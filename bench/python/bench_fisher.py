@@ -114,7 +114,7 @@ def kfac_work(widths: tuple[int, ...], n: int) -> dict[str, float]:
 
 def refresh(torch: Any, model: Any, x: Any, rounds: int) -> Iterator[dict[str, object]]:
     """Records of factors, inverses and one preconditioned gradient."""
-    work = kfac_work(tuple(m.in_features for m in model[::2]) + (WIDTHS[-1],), len(x))
+    work = kfac_work((*(m.in_features for m in model[::2]), WIDTHS[-1]), len(x))
     size = sum(p.numel() for p in model.parameters())
     g = torch.from_numpy(np.random.default_rng(0).standard_normal(size).astype(np.float32))
     options: dict[str, Any] = {"likelihood": "categorical", "kind": "mc", "structure": "kfac"}

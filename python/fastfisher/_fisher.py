@@ -162,7 +162,7 @@ def fisher(
 
 
 def _outputs(j: Jacobian, likelihood: Likelihood, kind: str) -> Host:
-    """Outputs (N, C) of the model, float64."""
+    """Take the outputs (N, C) of the model, float64."""
     if j.outputs is None:
         raise ValueError(
             f"model: the Jacobian has no outputs, which likelihood "

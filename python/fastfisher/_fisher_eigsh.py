@@ -15,51 +15,79 @@ from fastfisher.structures.coupled import Coupled
 
 Host = np.ndarray[Any, Any]
 
-# Products with the matrix that an iteration takes, seen for 10 to 20 outliers.
-_MATVECS = 160
+# Products with the matrix that an iteration takes, seen for up to 20 outliers.
+_MATVECS = (40, 12)
 
 
-def full_eigsh(structure: Coupled, k: int, which: Any, tol: float, seed: int) -> Any:
+def full_eigsh(
+    structure: Coupled, k: int, which: Any, tol: float, seed: int, v0: Host | None = None
+) -> Any:
     """Eigenpairs of ``scale J^T J``."""
     j, scale = structure.parts[0].jacobian, structure.scale
     rows, size = j.shape
-    wide = which in ("LA", "LM") and k <= min(rows, size) and rows < size
-    if not (wide and _gram_cost(j.layers) < _MATVECS * _product_cost(j.layers) and _fits(rows, j)):
+
+    def by_products() -> Any:
+        dtype = str(structure.dtype)
         return linalg.eigsh(
-            structure.matvec, k, which=which, tol=tol, seed=seed, n=size, dtype=str(structure.dtype)
+            structure.matvec, k, which=which, tol=tol, v0=v0, seed=seed, n=size, dtype=dtype
         )
+
+    wide = which in ("LA", "LM") and k <= min(rows, size) and rows < size
+    matvecs = _MATVECS[0] + _MATVECS[1] * k
+    if not (wide and _gram_cost(j.layers) < matvecs * _product_cost(j.layers) and _fits(rows, j)):
+        return by_products()
     dual = j.gram().reshape(rows, rows)
     dual *= structure.dtype.type(scale)
-    found = linalg.eigsh(dual, k, which=which, tol=tol, seed=seed)
-    # v = J^T u sqrt(scale / lambda) for each pair; of the null space nothing is known here.
+    start = None if v0 is None else j @ v0
+    found = linalg.eigsh(dual, k, which=which, tol=tol, v0=start, seed=seed)
+    # v is J^T u up to a factor; of the null space nothing is known here.
     v = j.T @ np.ascontiguousarray(found.vectors)
-    if not (np.linalg.norm(v, axis=0) > 0).all():
-        return linalg.eigsh(
-            structure.matvec, k, which=which, tol=tol, seed=seed, n=size, dtype=str(structure.dtype)
-        )
+    squares = np.diagonal(_inner(v, v))
+    if not (squares > np.finfo(v.dtype).eps * squares.max(initial=0.0)).all():
+        return by_products()
     # The roundings of the Gram matrix turn the vectors of close eigenvalues into each other.
-    v /= np.linalg.norm(v, axis=0)
     # Orthogonal but for roundings, so that a Cholesky factor is as good as a QR factorisation.
-    v = v @ np.linalg.inv(np.linalg.cholesky(_inner(v, v))).T.astype(v.dtype)
+    _turn(v, np.linalg.inv(np.linalg.cholesky(_inner(v, v))).T)
     product = structure.matvec(v)
     projected = _inner(v, product)
     values, turn = np.linalg.eigh((projected + projected.T) / 2)
     order = np.argsort(-np.abs(values) if which == "LM" else -values)
-    values, turn = values[order].astype(structure.dtype), turn[:, order].astype(structure.dtype)
-    v, product = v @ turn, product @ turn
-    residual = np.linalg.norm(product - values * v, axis=0)
+    values, turn = values[order].astype(structure.dtype), turn[:, order]
+    _turn(v, turn)
+    _turn(product, turn)
+    residual = _distances(product, v, values)
     limit = (tol or 32 * float(np.finfo(structure.dtype).eps)) * float(np.abs(values).max())
     return linalg.EigshResult(
         values, v, residual, residual <= limit, found.certified, found.matvecs + k
     )
 
 
+def _pieces(x: Host) -> list[slice]:
+    """Rows of a tall matrix, some at a time: what fits the cache needs no fresh memory."""
+    step = 1 << 14
+    return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
+def _turn(x: Host, turn: Host) -> None:
+    """``x @ turn`` in place."""
+    small = turn.astype(x.dtype)
+    for rows in _pieces(x):
+        x[rows] = x[rows] @ small
+
+
+def _distances(x: Host, y: Host, values: Host) -> Host:
+    """Norms of the columns of ``x - values y``."""
+    total = np.zeros(len(values))
+    for rows in _pieces(x):
+        total += np.square(x[rows] - values * y[rows]).sum(0, dtype=np.float64)
+    return np.sqrt(total).astype(x.dtype)
+
+
 def _inner(x: Host, y: Host) -> Host:
     """``x^T y`` for tall x and y, added up in float64."""
-    step = 1 << 14
     total = np.zeros((x.shape[1], y.shape[1]))
-    for start in range(0, len(x), step):
-        total += x[start : start + step].T @ y[start : start + step]
+    for rows in _pieces(x):
+        total += x[rows].T @ y[rows]
     return total
 
 

@@ -141,7 +141,15 @@ class Fisher:
         x = self.structure.function(_inverse_root(damping), z)
         return self._out(np.ascontiguousarray(x.T), False)
 
-    def eigsh(self, k: int, *, which: Any = "LA", tol: float = 0, seed: int = 0) -> Any:
+    def eigsh(
+        self,
+        k: int,
+        *,
+        which: Any = "LA",
+        tol: float = 0,
+        v0: Array | None = None,
+        seed: int = 0,
+    ) -> linalg.EigshResult:
         """`k` eigenpairs, with residual norms and a certificate; see `fastfisher.linalg.eigsh`.
 
         Notes
@@ -149,14 +157,15 @@ class Fisher:
         A full matrix is decomposed through the Gram matrix of its rows where that is smaller and
         cheaper than products, ``lambda`` the same and the vectors pulled back by ``J^T``.
         """
+        start = None if v0 is None else self._columns(v0)[0]
         if isinstance(self.structure, Coupled) and self.structure.title == "full":
             from fastfisher._fisher_eigsh import full_eigsh
 
-            found = full_eigsh(self.structure, k, which, tol, seed)
+            found = full_eigsh(self.structure, k, which, tol, seed, start)
         else:
             product = self.structure.matvec
             found = linalg.eigsh(
-                lambda v: product(v), k, which=which, tol=tol, seed=seed,
+                product, k, which=which, tol=tol, v0=start, seed=seed,
                 n=self.shape[0], dtype=str(self.dtype),
             )  # fmt: skip
         values, vectors, norms = (

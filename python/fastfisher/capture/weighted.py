@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model followed by one linear map of its outputs for each sample: fewer rows to capture.
 
-Row r of sample n is ``sum_c root[n, c, r] f_c(x_n)`` with a constant root: a sampled or an empirical
-Fisher matrix needs one such row where the Jacobian has C, and as many backward passes less.
+Row r of sample n is ``sum_c root[n, c, r] f_c(x_n)`` with a constant root: a sampled or an
+empirical Fisher matrix needs one such row where the Jacobian has C, and fewer backward passes.
 """
 
 from __future__ import annotations

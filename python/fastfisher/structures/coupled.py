@@ -84,15 +84,21 @@ class Coupled(Structure):
 
     def matvec(self, v: Host) -> Host:
         """``F v``: two products a layer with the stored factors."""
-        z = np.stack([part.jacobian @ v[part.columns] for part in self.parts])
+        z = np.stack([part.jacobian @ self._columns(v, part) for part in self.parts])
         return self.pull(np.tensordot(self.coupling.astype(v.dtype), z, 1) * _of(v, self.scale))
 
     def pull(self, z: Host) -> Host:
         """``J_b^T z`` for z (L, rows, k)."""
+        if self.title == "full":
+            return np.asarray(self.parts[0].jacobian.T @ np.ascontiguousarray(z[0]))
         result = np.zeros((self.size, z.shape[2]), z.dtype)
         for part, one in zip(self.parts, z, strict=True):
             result[part.columns] = part.jacobian.T @ np.ascontiguousarray(one)
         return result
+
+    def _columns(self, v: Host, part: Part) -> Host:
+        """Entries of `v` of one part; all of them without a copy."""
+        return v if self.title == "full" else v[part.columns]
 
     def duals(self) -> list[Host]:
         """``scale J_l J_l^T`` of each part, float64."""
@@ -243,7 +249,9 @@ class Coupled(Structure):
 
     def _coupled_solve(self, v: Host, damping: float) -> Host:
         """By Woodbury: ``(v - J_b^T (damping + T K)^-1 T J_b v scale) / damping``."""
-        z = np.stack([part.jacobian @ v[part.columns] for part in self.parts]).astype(np.float64)
+        z = np.stack([part.jacobian @ self._columns(v, part) for part in self.parts]).astype(
+            np.float64
+        )
         right = np.tensordot(self.coupling, z, 1).reshape(-1, v.shape[1])
         inner = self._system(damping, right) * self.scale
         return np.asarray((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))

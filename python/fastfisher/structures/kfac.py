@@ -262,7 +262,7 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
 
 
 def _dense_factors(layer: Dense) -> tuple[Host, Host]:
-    """Sums of ``a a^T`` and of ``g g^T``; no copy of the inputs, a product with itself each."""
+    """Add up ``a a^T`` and ``g g^T`` without a copy, as products of a matrix with itself."""
     i = layer.in_features
     inner = layer.a.T @ layer.a
     if layer.bias:
