@@ -10,6 +10,7 @@ on the model also the forward pass and the backward pass of one draw.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def network(torch: Any, widths: tuple[int, ...] = WIDTHS) -> Any:
     """ReLU network with torch's own initial weights."""
     torch.manual_seed(0)
     layers: list[Any] = []
-    for i, o in zip(widths, widths[1:], strict=False):
+    for i, o in itertools.pairwise(widths):
         layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers[:-1])
 
@@ -102,7 +103,7 @@ def top(torch: Any, model: Any, x: Any, likelihood: str, rounds: int) -> dict[st
 
 def kfac_work(widths: tuple[int, ...], n: int) -> dict[str, float]:
     """Multiply-adds of a refresh with one cotangent a sample and biases."""
-    pairs = [(i + 1, o) for i, o in zip(widths, widths[1:], strict=False)]
+    pairs = [(i + 1, o) for i, o in itertools.pairwise(widths)]
     return {
         "factors": sum(n * (i * i + o * o) / 2 for i, o in pairs),
         "inverses": sum((i**3 + o**3) / 2 for i, o in pairs),
@@ -113,7 +114,7 @@ def kfac_work(widths: tuple[int, ...], n: int) -> dict[str, float]:
 
 
 def refresh(torch: Any, model: Any, x: Any, rounds: int) -> Iterator[dict[str, object]]:
-    """Records of factors, inverses and one preconditioned gradient."""
+    """Yield records of factors, inverses and one preconditioned gradient."""
     work = kfac_work((*(m.in_features for m in model[::2]), WIDTHS[-1]), len(x))
     size = sum(p.numel() for p in model.parameters())
     g = torch.from_numpy(np.random.default_rng(0).standard_normal(size).astype(np.float32))

@@ -7,9 +7,11 @@ caller's library. Importing this package imports none of them but numpy.
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import Any as _Any
 
-from fastfisher import errors, layouts, likelihoods, linalg, models, psd
+from fastfisher import diagnostics, errors, layouts, likelihoods, linalg, models, psd
 from fastfisher._conv import Conv
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._gram import gram
@@ -33,6 +35,7 @@ __all__ = [
     "Separable",
     "Shared",
     "__version__",
+    "diagnostics",
     "errors",
     "fisher",
     "gram",
@@ -44,3 +47,10 @@ __all__ = [
     "ntk",
     "psd",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """Import what needs torch at its first use."""
+    if name == "optim":
+        return _import_module("fastfisher.optim")
+    raise AttributeError(f"module 'fastfisher' has no attribute {name!r}")

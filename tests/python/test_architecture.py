@@ -52,7 +52,7 @@ IMPORTS = {
 # Of these, only inside functions: importing the package must not import them.
 LAZY = {"torch", "cupy", "cupyx", "jax"}
 # Rooms that are themselves imported inside functions only: they may name a framework at their top.
-LATE = {"capture"}
+LATE = {"capture", "optim"}
 # folder or file -> modules of ours that it must not import
 FORBIDDEN = {
     "reference": {"fastfisher"},

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the curvature of a network says: learning rates, conditioning, alignment."""
+
+from __future__ import annotations
+
+from fastfisher.diagnostics.lr_bound import LrBound, lr_bound
+from fastfisher.diagnostics.scores import Scores, scores
+from fastfisher.diagnostics.track import Tracker, track
+
+__all__ = ["LrBound", "Scores", "Tracker", "lr_bound", "scores", "track"]

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A learning rate that stays at a fraction of the largest stable one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fastfisher.diagnostics import Tracker
+
+__all__ = ["CriticalLR"]
+
+
+class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
+    """Set the learning rate of all groups to ``fraction * 2 (1 + momentum) / lambda_max``.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    tracker : Tracker
+        Of `fastfisher.diagnostics.track`, with the momentum of the optimiser.
+    fraction : float
+        From 0 to 1, exclusive.
+    every : int
+        Steps between measurements.
+    last_epoch : int
+        As in torch's schedulers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import fastfisher as ff
+    >>> model, x = torch.nn.Linear(3, 1), torch.randn(8, 3)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    >>> schedule = ff.optim.CriticalLR(optimizer, ff.diagnostics.track(model, x), fraction=0.5)
+    >>> bound = ff.diagnostics.lr_bound(model, x).lr
+    >>> abs(optimizer.param_groups[0]["lr"] / bound - 0.5) < 1e-5
+    True
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        tracker: Tracker,
+        *,
+        fraction: float = 0.5,
+        every: int = 1,
+        last_epoch: int = -1,
+    ) -> None:
+        if not (math.isfinite(fraction) and 0 < fraction < 1):
+            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}")
+        if isinstance(every, bool) or int(every) != every or every < 1:
+            raise ValueError(f"every: expected an integer of at least 1, got {every!r}")
+        self.tracker, self.fraction, self.every = tracker, float(fraction), int(every)
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """Learning rate of each group."""
+        if self.last_epoch % self.every:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        return [self.fraction * self.tracker().lr] * len(self.optimizer.param_groups)

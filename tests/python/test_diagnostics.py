@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning-rate bounds, scores of a kernel, and both along training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastfisher as ff
+
+
+def network(widths: tuple[int, ...] = (5, 40, 30, 2), n: int = 12) -> tuple[ff.models.MLP, Any]:
+    x = np.random.default_rng(0).standard_normal((n, widths[0]))
+    return ff.models.MLP(widths, activation="tanh", sigma_b2=0.1), x
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_lr_bound(likelihood: str, momentum: float) -> None:
+    mlp, x = network()
+    top = np.linalg.eigvalsh(ff.fisher(mlp, x, likelihood=likelihood).dense())[-1]
+    bound = ff.diagnostics.lr_bound(mlp, x, likelihood=likelihood, momentum=momentum)
+    assert np.isclose(bound.lr, 2 * (1 + momentum) / top, rtol=1e-10)
+    assert bound.certified
+    assert bound.residual_norm < 1e-12
+    assert bound.safe_lr <= bound.lr
+    F = ff.fisher(mlp, x, likelihood=likelihood)
+    assert ff.diagnostics.lr_bound(F, momentum=momentum).lr == pytest.approx(bound.lr)
+    J = mlp.jacobian(x)
+    same = ff.diagnostics.lr_bound(J, likelihood=likelihood, momentum=momentum)
+    assert same.lr == pytest.approx(bound.lr)
+    assert np.allclose(F @ bound.vector, top * bound.vector, atol=1e-10)
+
+
+def test_gradient_descent_turns_at_the_bound() -> None:
+    mlp, x = network((5, 200, 1))
+    bound = ff.diagnostics.lr_bound(mlp, x)
+    f, J = mlp(x), mlp.jacobian(x)
+    mode = J @ bound.vector
+    y = f - 1e-4 * (mode / np.linalg.norm(mode))[:, None]
+    for factor in (0.9, 1.1):
+        vector = J.flatten(mlp.parameters) - factor * bound.lr * (J.T @ (f - y)[:, 0]) / len(x)
+        after = np.linalg.norm(mlp.with_parameters(vector)(x) - y) / np.linalg.norm(f - y)
+        assert np.isclose(after, abs(1 - 2 * factor), rtol=1e-2)
+
+
+def test_lr_bound_refuses() -> None:
+    mlp, x = network()
+    with pytest.raises(ValueError, match="momentum"):
+        ff.diagnostics.lr_bound(mlp, x, momentum=1.0)
+    zero = ff.Jacobian.from_factors([ff.Dense(np.zeros((3, 2)), np.zeros((3, 1, 4)))])
+    with pytest.raises(ff.errors.NumericalError, match="zero"):
+        ff.diagnostics.lr_bound(zero)
+
+
+def test_scores() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.standard_normal(6)
+    one = ff.diagnostics.scores(np.outer(y, y), y=y)
+    assert one.alignment == pytest.approx(1)
+    assert one.effective_rank == pytest.approx(1)
+    assert one.condition_number == np.inf
+    identity = ff.diagnostics.scores(np.eye(6))
+    assert identity.effective_rank == pytest.approx(6)
+    assert identity.entropy_rank == pytest.approx(6)
+    assert identity.condition_number == 1
+    assert identity.alignment is None
+    mlp, x = network(n=7)
+    labels = rng.integers(0, 2, 7)
+    kernel = ff.ntk(mlp, x)
+    got = ff.diagnostics.scores(mlp, x, labels)
+    flat, target = kernel.reshape(14, 14), np.eye(2)[labels].reshape(14)
+    expected = target @ flat @ target / np.linalg.norm(flat) / (target @ target)
+    assert got.alignment == pytest.approx(expected)
+    assert got.condition_number == pytest.approx(np.linalg.cond(flat))
+    middle = np.kron(np.eye(7) - 1 / 7, np.eye(2))
+    flat, target = middle @ flat @ middle, middle @ target
+    expected = target @ flat @ target / np.linalg.norm(flat) / (target @ target)
+    assert got.centred_alignment == pytest.approx(expected)
+    assert ff.diagnostics.scores(mlp.jacobian(x), y=np.eye(2)[labels]).alignment == got.alignment
+    assert ff.diagnostics.scores(np.zeros((3, 3)), y=np.ones(3)).alignment == 0
+    assert ff.diagnostics.scores(np.zeros((0, 0))).trace == 0
+    with pytest.raises(ValueError, match=r"y: expected shape \(7, 2\)"):
+        ff.diagnostics.scores(mlp, x, np.ones((7, 3)))
+    with pytest.raises(ff.errors.NonFiniteError, match="model: expected finite"):
+        ff.diagnostics.scores(np.full((2, 2), np.nan))
+
+
+def test_tracking_and_the_schedule() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+    x = torch.randn(30, 6)
+    y = x[:, :1].sin()
+    optimizer = torch.optim.SGD(model.parameters(), lr=123.0)
+    tracker = ff.diagnostics.track(model, x)
+    schedule = ff.optim.CriticalLR(optimizer, tracker, fraction=0.5, every=5)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = ((model(x) - y) ** 2).sum() / (2 * len(x))
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    assert len(tracker.history) == 7
+    assert losses[-1] < 0.2 * losses[0]
+    fresh = ff.diagnostics.lr_bound(model, x)
+    assert tracker().lr == pytest.approx(fresh.lr, rel=1e-4)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    with pytest.raises(ValueError, match="fraction"):
+        ff.optim.CriticalLR(optimizer, tracker, fraction=2.0)
+    with pytest.raises(ValueError, match="every"):
+        ff.optim.CriticalLR(optimizer, tracker, every=0)
+    with pytest.raises(AttributeError, match="nothing"):
+        ff.nothing  # noqa: B018
