@@ -83,8 +83,10 @@ class Structure:
         return type(self).__name__.lower()
 
 
-def damped_inverses(k: Host, damping: float, what: str) -> Host:
+def damped_inverses(k: Host, damping: float | Host, what: str) -> Host:
     """Inverses of positive semi-definite matrices (..., n, n) plus ``damping I``, float64.
+
+    `damping` is one number, or one for each matrix.
 
     Rounding may leave eigenvalues below -damping: they count as zero then.
 
@@ -99,12 +101,13 @@ def damped_inverses(k: Host, damping: float, what: str) -> Host:
         return np.zeros_like(k)
     flat = np.ascontiguousarray(k).reshape(-1, *k.shape[-2:])
     result = np.empty_like(flat)
-    found: Any = psd.inverse(flat, damping=damping)
+    added = np.broadcast_to(damping, flat.shape[:1]).tolist()
+    found: Any = psd.inverse(flat, damping=added)
     for index, one in enumerate(found):
         if one.status == "ok" and one.condition * _EPS < _SAFE:
             result[index] = one.value
         else:
-            result[index] = _by_eigenvalues(flat[index], damping, what)
+            result[index] = _by_eigenvalues(flat[index], added[index], what)
     return result.reshape(k.shape)
 
 

@@ -69,6 +69,11 @@ class Weight:
         """Whether the gradients are products of inputs and cotangents."""
         return not isinstance(self.layer, Explicit)
 
+    @property
+    def simple(self) -> bool:
+        """Whether each gradient is one product of an input and a cotangent."""
+        return self.factored and self.positions == 1
+
     def take(self, v: Host) -> Host:
         """Entries (o, i, k) of vectors `v` (P, k)."""
         return v[self.columns]

@@ -156,13 +156,13 @@ class Coupled(Structure):
                     result[part.columns] = self._inverse(index, damping) @ gradient
             return result
         # ((T (x) I) blockdiag(K_l) + damping) z = 1 (x) e, from F J_b^T = J_b^T (T (x) I) K_b.
-        z = self._system(damping, np.tile(right, (len(self.parts), 1)))
+        z = self.system(damping, np.tile(right, (len(self.parts), 1)))
         return self.pull((z * self.scale).astype(self.dtype))
 
     def spectrum(self) -> Host:
         """Eigenvalues, the ``P - rank`` zeros left out."""
         if self.diagonal_only:
-            return np.concatenate([np.linalg.eigvalsh(self._compact(i)).clip(0)
+            return np.concatenate([np.linalg.eigvalsh(self.compact(i)).clip(0)
                                    for i in range(len(self.parts))])  # fmt: skip
         roots = [_root(k) for k in self.duals()]
         blocks = [
@@ -177,7 +177,7 @@ class Coupled(Structure):
             raise NotPositiveDefiniteError(f"F: structure {self.name!r} is indefinite")
         x = np.asarray(f(np.zeros(1))) * v if self.size else v.copy()
         for index, part in enumerate(self.parts):
-            w, q = np.linalg.eigh(self._compact(index))
+            w, q = np.linalg.eigh(self.compact(index))
             w = w.clip(0)
             own = v[part.columns].astype(np.float64)
             if self.small(part):
@@ -211,7 +211,7 @@ class Coupled(Structure):
     def _rank(self) -> int:
         return sum(min(part.jacobian.shape) for part in self.parts)
 
-    def _compact(self, index: int) -> Host:
+    def compact(self, index: int) -> Host:
         """Smaller one of ``scale J_l J_l^T`` and ``scale J_l^T J_l``, float64."""
         part = self.parts[index]
         if not self.small(part):
@@ -225,7 +225,7 @@ class Coupled(Structure):
             if any(damping != other for _, other in self._inverses):
                 self._inverses.clear()
             self._inverses[key] = damped_inverses(
-                self._compact(index), damping, f"F, block {self.parts[index].name!r}"
+                self.compact(index), damping, f"F, block {self.parts[index].name!r}"
             )
         return self._inverses[key]
 
@@ -253,10 +253,10 @@ class Coupled(Structure):
             np.float64
         )
         right = np.tensordot(self.coupling, z, 1).reshape(-1, v.shape[1])
-        inner = self._system(damping, right) * self.scale
+        inner = self.system(damping, right) * self.scale
         return np.asarray((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))
 
-    def _system(self, damping: float, right: Host) -> Host:
+    def system(self, damping: float, right: Host) -> Host:
         """Solve ``((T (x) I) blockdiag(K_l) + damping) z = right`` by LU; z (L, rows, k)."""
         blocks = [
             [self.coupling[i, j] * k for j, k in enumerate(self.duals())]

@@ -69,7 +69,7 @@ def diagonal(jacobian: Jacobian, scale: float) -> Diagonal:
 def squares(weight: Weight) -> Host:
     """Sum the squared gradients of a weight over all rows, (o, i), float64."""
     total = np.zeros((weight.out_features, weight.in_features))
-    if weight.factored and weight.positions == 1:
+    if weight.simple:
         for piece in weight.pieces(formed=False):
             a, g = weight.factors(piece)
             total += np.square(g[:, :, 0]).sum(1).T @ np.square(a[:, 0])

@@ -71,7 +71,7 @@ def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> E
 def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
     """Sum the squared gradients in the eigenbasis, (o, i), float64."""
     total = np.zeros(block.columns.shape)
-    by_factors = weight.factored and weight.positions == 1
+    by_factors = weight.simple
     for piece in weight.pieces(formed=not by_factors):
         if not weight.factored:
             rows = weight.layer.g[piece].reshape(-1, weight.out_features)

@@ -29,6 +29,37 @@ from fastfisher.structures.diagonal import squares
 Host = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Blocks:
+    """Blocks ``scale X^T X`` of some units of one weight.
+
+    Attributes
+    ----------
+    units, inputs : slices of the weight
+    columns : (u, b), in the parameter vector
+    rows : X (u, m, b), float64
+    cotangents, gain : (n, r, u) and (n, u) or None
+        Where rows are the inputs times a gain, the root of a sum over r of squared cotangents.
+    """
+
+    weight: Weight
+    units: slice
+    inputs: slice
+    columns: Host
+    rows: Host
+    cotangents: Host | None
+    gain: Host | None
+
+    def pushed(self, e: Host) -> Host:
+        """Y (u, m, k) with ``X^T Y = J^T e`` for residuals e (n r, k)."""
+        if self.cotangents is None or self.gain is None:
+            return np.broadcast_to(e, (len(self.rows), *e.shape))
+        n, r, _ = self.cotangents.shape
+        y = np.einsum("nru,nrk->unk", self.cotangents, e.reshape(n, r, -1), optimize=True)
+        gain = self.gain.T[:, :, None]
+        return np.asarray(np.where(gain > 0, y / np.where(gain > 0, gain, 1), 0))
+
+
 @dataclass(eq=False)
 class Unit(Structure):
     """Blocks of `block` inputs of each unit; None for all of them."""
@@ -62,22 +93,22 @@ class Unit(Structure):
                 "0"
             )
         x = v / v.dtype.type(damping) if damping else np.zeros_like(v)
-        for columns, rows in self._blocks():
-            x[columns] = _solve(rows, self.scale, damping, v[columns])
+        for one in self.blocks():
+            x[one.columns] = _solve(one.rows, self.scale, damping, v[one.columns])
         return x
 
     def spectrum(self) -> Host:
         """Eigenvalues; those of a block that must be zero are left out."""
         found = [np.zeros(0)]
-        for _, rows in self._blocks():
-            found.append(np.linalg.eigvalsh(_compact(rows, self.scale)).clip(0).reshape(-1))
+        for one in self.blocks():
+            found.append(np.linalg.eigvalsh(_compact(one.rows, self.scale)).clip(0).reshape(-1))
         return np.concatenate(found)
 
     def function(self, f: Any, v: Host) -> Host:
         """``f(F) v``, through the eigenvectors of each block."""
         x = np.asarray(f(np.zeros(1)) * v, v.dtype)
-        for columns, rows in self._blocks():
-            x[columns] = _function(rows, self.scale, f, v[columns])
+        for one in self.blocks():
+            x[one.columns] = _function(one.rows, self.scale, f, v[one.columns])
         return x
 
     def diagonal(self) -> Host:
@@ -98,9 +129,8 @@ class Unit(Structure):
     def _product(self, weight: Weight, inputs: slice, v: Host) -> Host:
         """``X^T X v`` for all units, v (o, i, k)."""
         result = np.zeros(v.shape, np.float64)
-        dense = weight.factored and weight.positions == 1
-        for piece in weight.pieces(formed=not dense):
-            if dense:
+        for piece in weight.pieces(formed=not weight.simple):
+            if weight.simple:
                 a, g = weight.factors(piece)
                 x = a[:, 0, inputs]
                 inner = np.einsum("ni,oik->nok", x, v, optimize=True)
@@ -111,29 +141,31 @@ class Unit(Structure):
                 result += x.swapaxes(1, 2) @ (x @ v)
         return result.astype(v.dtype)
 
-    def _blocks(self) -> Iterator[tuple[Host, Host]]:
-        """Columns (u, b) and rows (u, m, b), float64, of some units' blocks at a time."""
+    def blocks(self) -> Iterator[Blocks]:
+        """Blocks of some units at a time."""
         for weight in self.weights:
             n, r = weight.layer.samples, weight.layer.n_outputs
-            dense = weight.factored and weight.positions == 1
-            m = n if dense else n * r
+            m = n if weight.simple else n * r
             for inputs in self._ranges(weight):
                 b = len(range(*inputs.indices(weight.in_features)))
                 # The rows, their Gram, its inverse.
                 each = 8 * (m * b + 3 * min(m, b) ** 2)
                 step = max(1, 4 * CHUNK_BYTES // max(1, each))
                 for start in range(0, weight.out_features, step):
-                    units = slice(start, start + step)
-                    if dense:
-                        a, g = weight.factors(slice(None))
-                        gain = np.sqrt(np.square(g[:, :, 0, units].astype(np.float64)).sum(1))
-                        rows = gain.T[:, :, None] * a[None, :, 0, inputs]
-                    else:
-                        parts = [
-                            weight.gradients(piece, units)[..., inputs] for piece in weight.pieces()
-                        ]
-                        rows = _unit_rows(np.concatenate(parts)).astype(np.float64)
-                    yield weight.columns[units, inputs], rows
+                    yield _blocks_of(weight, slice(start, start + step), inputs)
+
+
+def _blocks_of(weight: Weight, units: slice, inputs: slice) -> Blocks:
+    columns = weight.columns[units, inputs]
+    if weight.simple:
+        a, g = weight.factors(slice(None))
+        cotangents = g[:, :, 0, units].astype(np.float64)
+        gain = np.sqrt(np.square(cotangents).sum(1))
+        rows = gain.T[:, :, None] * a[None, :, 0, inputs]
+        return Blocks(weight, units, inputs, columns, rows, cotangents, gain)
+    parts = [weight.gradients(piece, units)[..., inputs] for piece in weight.pieces()]
+    rows = _unit_rows(np.concatenate(parts)).astype(np.float64)
+    return Blocks(weight, units, inputs, columns, rows, None, None)
 
 
 def unit(jacobian: Jacobian, scale: float, block: int | None = None) -> Unit:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What natural-gradient descent does in function space: its matrix, and closed-form curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastfisher._arrays import Array, from_numpy, to_numpy
+from fastfisher._fisher import fisher
+from fastfisher._jacobian import Jacobian
+from fastfisher.ngd._damping import damping_of
+from fastfisher.ngd._push import push
+
+Host = np.ndarray[Any, Any]
+
+_BYTES = 1 << 28
+
+
+def function_space_matrix(
+    jacobian: Jacobian,
+    *,
+    structure: Any = "full",
+    damping: float | None = None,
+    relative_damping: float | None = None,
+    other: Jacobian | None = None,
+) -> Array:
+    """``Theta_G = J (G + rho I)^-1 J^T / N``, or ``J' (G + rho I)^-1 J^T / N``.
+
+    Parameters
+    ----------
+    jacobian : Jacobian
+        Of the training samples.
+    structure, damping, relative_damping
+        As in `update`; "ekfac" is not available.
+    other : Jacobian, optional
+        J', of other samples.
+
+    Returns
+    -------
+    array, shape (N, C, N, C), or (M, D, N, C) with `other`
+        In the library and dtype of the factors.
+
+    Notes
+    -----
+    An update with the learning rate eta changes the outputs by ``-eta Theta_G (f - y)``. Cost: an
+    update for each of the N C rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> x = np.random.default_rng(0).standard_normal((4, 10))
+    >>> mlp = ff.models.MLP((10, 60, 60, 1), activation="tanh", parameterization="ntk")
+    >>> theta = ff.ngd.function_space_matrix(mlp.jacobian(x), structure="kfac")
+    >>> bool(np.allclose(theta.reshape(4, 4), 9 * np.eye(4)))
+    True
+    """
+    F = fisher(jacobian, structure=structure)
+    rule = damping_of(damping, relative_damping)
+    target = jacobian if other is None else other
+    rows = jacobian.shape[0]
+    result = np.empty((target.shape[0], rows), F.dtype)
+    step = max(1, _BYTES // max(1, 8 * jacobian.shape[1]))
+    for start in range(0, rows, step):
+        e = np.eye(rows)[:, start : start + step]
+        vectors = push(F.structure, F.rows, F.scale, e, rule)
+        columns = from_numpy(np.ascontiguousarray(vectors, F.dtype), F.like)
+        result[:, start : start + step] = to_numpy(target @ columns)
+    shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)
+    return from_numpy(result.reshape(shape), F.like)
+
+
+def training_curve(matrix: Array, residual: Array, *, lr: float, steps: int) -> Array:
+    """Residuals ``(I - lr Theta_G)^t e`` for t = 0, ..., `steps`.
+
+    Parameters
+    ----------
+    matrix : array, shape (N, C, N, C)
+        Of `function_space_matrix`; for gradient descent the tangent kernel over N.
+    residual : array, shape (N, C)
+        f - y at the start.
+    lr : float
+    steps : int
+
+    Returns
+    -------
+    array, shape (steps + 1, N, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> matrix = 2 * np.eye(3).reshape(3, 1, 3, 1)
+    >>> ff.ngd.training_curve(matrix, np.ones((3, 1)), lr=0.25, steps=2)[:, 0, 0]
+    array([1.  , 0.5 , 0.25])
+    """
+    n, c = residual.shape
+    if tuple(matrix.shape) != (n, c, n, c):
+        raise ValueError(f"matrix: expected shape {(n, c, n, c)}, got {tuple(matrix.shape)}")
+    if isinstance(steps, bool) or int(steps) != steps or steps < 0:
+        raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
+    flat = to_numpy(matrix).reshape(n * c, n * c)
+    e = to_numpy(residual).reshape(n * c)
+    curve = np.empty((steps + 1, n * c), np.result_type(flat, e))
+    curve[0] = e
+    for t in range(steps):
+        curve[t + 1] = curve[t] - lr * (flat @ curve[t])
+    return from_numpy(curve.reshape(steps + 1, n, c), residual)
