@@ -3,8 +3,19 @@
 
 from __future__ import annotations
 
+from fastfisher.diagnostics.isotropy import Isotropy, IsotropyRow, isotropy
 from fastfisher.diagnostics.lr_bound import LrBound, lr_bound
 from fastfisher.diagnostics.scores import Scores, scores
 from fastfisher.diagnostics.track import Tracker, track
 
-__all__ = ["LrBound", "Scores", "Tracker", "lr_bound", "scores", "track"]
+__all__ = [
+    "Isotropy",
+    "IsotropyRow",
+    "LrBound",
+    "Scores",
+    "Tracker",
+    "isotropy",
+    "lr_bound",
+    "scores",
+    "track",
+]
