@@ -168,7 +168,7 @@ def _row(j: Jacobian, host: Jacobian, structure: Any, relative: float) -> Isotro
 
 def _theory(j: Jacobian, structure: Any) -> tuple[float | None, dict[str, bool]]:
     """Alpha of a wide network, where it is known, and what it takes."""
-    n, c, size = j.samples, j.n_outputs, j.shape[0]
+    n, size = j.samples, j.shape[0]
     depth = len(parts_of(j))
     dense = all(isinstance(layer, Dense) for layer in j.layers)
     inputs = [layer.in_features + layer.bias for layer in j.layers]

@@ -50,7 +50,7 @@ def push(structure: Structure, rows: Any, scale: float, e: Host, damping: Dampin
 def gradient(weight: Weight, e: Host) -> Host:
     """``J^T e`` of one weight, (o, i, k), float64."""
     n, r = weight.layer.samples, weight.layer.n_outputs
-    cotangents = e.reshape(n, r, -1)
+    cotangents = e.reshape(n, r, e.shape[1])
     total = np.zeros((*weight.columns.shape, e.shape[1]))
     formed = not weight.simple
     for piece in weight.pieces(formed=formed):
@@ -123,8 +123,8 @@ def _kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str) ->
     r, o = g.shape[1], g.shape[3]
     inputs = _whitened(a.reshape(-1, i), 1 / max(1, n * s), damping, name + ", A")
     cotangents = _whitened(g.reshape(-1, o), scale, damping, name + ", B")
-    weighted = cotangents.reshape(n, r, s, o, 1) * (scale * e).reshape(n, r, 1, 1, -1)
-    summed = weighted.sum(1).reshape(n * s, o, -1)
+    weighted = cotangents.reshape(n, r, s, o, 1) * (scale * e).reshape(n, r, 1, 1, e.shape[1])
+    summed = weighted.sum(1).reshape(n * s, o, e.shape[1])
     return np.asarray(np.einsum("mok,mi->oik", summed, inputs, optimize=True))
 
 

@@ -143,6 +143,8 @@ def update(
     )
     if pushes:
         e = _columns(residual, "residual", j, F.like)
+        # The curvature has 1 / variance, the gradient of the loss is given as it is.
+        e *= _mean(F, j) / F.scale
         vector = push(F.structure, F.rows, F.scale, e, rule)[:, 0]
         how = "cholesky"
         if F.structure.name == "tridiagonal":

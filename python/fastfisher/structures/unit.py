@@ -55,7 +55,7 @@ class Blocks:
         if self.cotangents is None or self.gain is None:
             return np.broadcast_to(e, (len(self.rows), *e.shape))
         n, r, _ = self.cotangents.shape
-        y = np.einsum("nru,nrk->unk", self.cotangents, e.reshape(n, r, -1), optimize=True)
+        y = np.einsum("nru,nrk->unk", self.cotangents, e.reshape(n, r, e.shape[1]), optimize=True)
         gain = self.gain.T[:, :, None]
         return np.asarray(np.where(gain > 0, y / np.where(gain > 0, gain, 1), 0))
 
