@@ -13,6 +13,7 @@ import numpy as np
 from fastfisher import linalg
 from fastfisher._arrays import Array, dtype_name, from_numpy, library, to_numpy
 from fastfisher._jacobian import Jacobian
+from fastfisher._parameters import flatten, unflatten
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.likelihoods import Gaussian, Likelihood, symmetric_root
 from fastfisher.structures import Structure
@@ -34,8 +35,9 @@ class Fisher:
     ----------
     jacobian : Jacobian or None
         Of the model; None where rows were made without it, for sampled and empirical ones.
-    rows : Jacobian
-        Rows ``S_n^T J_n``, with numpy's arrays: ``F = scale rows^T rows`` if it is full.
+    rows : Jacobian or None
+        Rows ``S_n^T J_n``, with numpy's arrays: ``F = scale rows^T rows`` if it is full. None for
+        what was added up over batches.
     scale : float
     structure : Structure
     likelihood : Likelihood
@@ -55,13 +57,14 @@ class Fisher:
     """
 
     jacobian: Jacobian | None
-    rows: Jacobian
+    rows: Jacobian | None
     scale: float
     structure: Structure
     likelihood: Likelihood
     kind: str
     like: Array
     dtype: np.dtype[Any]
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,7 +74,8 @@ class Fisher:
     @property
     def space(self) -> str:
         """Where the full matrix is decomposed: ``"sample"`` or ``"parameter"``, the smaller."""
-        return "sample" if self.rows.shape[0] <= self.shape[0] else "parameter"
+        few = self.rows is not None and self.rows.shape[0] <= self.shape[0]
+        return "sample" if few else "parameter"
 
     @property
     def T(self) -> Fisher:
@@ -217,6 +221,8 @@ class Fisher:
 
         For "mc" and "empirical" the Gram matrix of the gradients, (N*R, N*R).
         """
+        if self.rows is None:
+            raise ValueError("dual: what was added up over batches has none; pass all samples")
         if self.kind != "exact" or type(self.likelihood) is Gaussian:
             n = self.rows.shape[0]
             return self._out(self.rows.gram().reshape(n, n) * self.dtype.type(self.scale), False)
@@ -232,11 +238,11 @@ class Fisher:
 
     def flatten(self, parameters: Mapping[str, Array]) -> Array:
         """Vector (P,) of named parameters."""
-        return self._named.flatten(parameters)
+        return flatten(parameters, self._shapes)
 
     def unflatten(self, vector: Array) -> dict[str, Array]:
         """Named parameters of a vector (P,)."""
-        return self._named.unflatten(vector)
+        return unflatten(vector, self._shapes)
 
     def __repr__(self) -> str:
         """Say what it is."""
@@ -247,8 +253,11 @@ class Fisher:
         )
 
     @property
-    def _named(self) -> Jacobian:
-        return self.rows if self.jacobian is None else self.jacobian
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        if self.shapes is not None:
+            return self.shapes
+        assert self.rows is not None
+        return self.rows.parameter_shapes
 
     def _columns(self, v: Array) -> tuple[Host, bool]:
         """Vectors of the caller as columns (P, k), and whether it is one vector."""

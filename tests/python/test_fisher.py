@@ -212,3 +212,52 @@ def test_scipy_takes_it_as_an_operator() -> None:
     assert_equal(np.sort(values), np.linalg.eigvalsh(F.dense())[-2:])
     assert_equal(ff.linalg.eigsh(F, 2).values, np.sort(values)[::-1])
     assert F.density(points=16).density.shape == (16,)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_batches(kind: str, structure: Any) -> None:
+    """Batches give what all samples at once give, also from the labels of the batches."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((11, 4)), rng.integers(0, 3, 11)
+    mlp = ff.models.MLP((4, 6, 3), activation="tanh", sigma_b2=0.1)
+    options: dict[str, Any] = {
+        "likelihood": "categorical", "structure": structure, "kind": kind
+    }  # fmt: skip
+    labels = y if kind == "empirical" else None
+    for reduction in ("mean", "sum"):
+        whole = ff.fisher(mlp, x, labels, reduction=reduction, **options)
+        parts = [slice(0, 5), slice(5, 6), slice(6, 11)]
+        given = ff.fisher(mlp, [x[k] for k in parts], labels, reduction=reduction, **options)
+        assert_equal(given.dense(), whole.dense())
+        from_loader = ff.fisher(mlp, ((x[k], y[k]) for k in parts), reduction=reduction, **options)
+        assert_equal(from_loader.dense(), whole.dense())
+        assert given.unflatten(given.diagonal()).keys() == mlp.parameters.keys()
+    with pytest.raises(ValueError, match="at least one batch"):
+        ff.fisher(mlp, [], **options)
+    if kind == "empirical":
+        with pytest.raises(ValueError, match=r"labels|expected shape"):
+            ff.fisher(mlp, [x[:5], x[5:]], y[:9], **options)
+        with pytest.raises(ValueError, match="y: expected labels"):
+            ff.fisher(mlp, [x[:5], x[5:]], **options)
+
+
+def test_batches_of_torch() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)
+    ).double()
+    x, y = torch.randn(10, 1, 4, 4).double(), torch.randint(0, 3, (10,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    for structure in STRUCTURES:
+        options: dict[str, Any] = {"likelihood": "categorical", "structure": structure}
+        whole = ff.fisher(model, x, **options)
+        assert_equal(ff.fisher(model, loader, **options).dense(), whole.dense())
+        whole = ff.fisher(model, x, y, kind="empirical", **options)
+        parts = ff.fisher(model, loader, kind="empirical", **options)
+        assert_equal(parts.dense(), whole.dense())
+        if structure in ("kfac", "diagonal"):
+            drawn = ff.fisher(model, loader, kind="mc", samples=300, **options)
+            exact = ff.fisher(model, x, **options).dense()
+            assert (drawn.dense() - exact).norm() < 0.2 * exact.norm()

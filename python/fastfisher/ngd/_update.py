@@ -199,7 +199,7 @@ def _solved(
     F: Fisher, g: Array, rule: Damping, solver: str, split: str, tol: float, max_iter: int | None
 ) -> tuple[Host, str]:
     """``(G + rho I)^-1 g`` in parameter space."""
-    rows = F.rows.shape[0]
+    rows = F.rows.shape[0] if F.rows is not None else F.shape[0]
     rho = rule.of("all", F.trace() if rule.relative is not None else 0.0, rows)
     if solver == "cg":
         found = linalg.cg(F, g, damping=rho, tol=tol, max_iter=max_iter)

@@ -13,12 +13,12 @@ from fastfisher._jacobian import Jacobian
 from fastfisher.structures._base import Structure
 from fastfisher.structures._rooted import check_finite
 from fastfisher.structures.coupled import full, layer, tridiagonal
-from fastfisher.structures.diagonal import diagonal
+from fastfisher.structures.diagonal import Diagonal, diagonal
 from fastfisher.structures.ekfac import ekfac
-from fastfisher.structures.kfac import kfac
+from fastfisher.structures.kfac import Kfac, kfac
 from fastfisher.structures.unit import unit
 
-__all__ = ["STRUCTURES", "Structure", "make"]
+__all__ = ["STRUCTURES", "Structure", "add_up", "make"]
 
 STRUCTURES: dict[str, Callable[..., Structure]] = {
     "full": full,
@@ -29,6 +29,17 @@ STRUCTURES: dict[str, Callable[..., Structure]] = {
     "unit": unit,
     "diagonal": diagonal,
 }
+
+
+def add_up(total: Structure, part: Structure, count: int, more: int) -> Structure:
+    """Sum of two structures of `count` and of `more` samples; of K-FAC's A the mean."""
+    if isinstance(total, Diagonal) and isinstance(part, Diagonal) and total.size == part.size:
+        return Diagonal(total.values + part.values)
+    if isinstance(total, Kfac) and isinstance(part, Kfac):
+        return total.with_samples_of(part, count, more)
+    raise ValueError(f"x: batches of structure {total.name!r} do not fit each other")
+
+
 _KRONECKER = ("kfac", "ekfac")
 _BY_ROWS = ("full", "layer", "tridiagonal")
 

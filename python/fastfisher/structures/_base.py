@@ -77,6 +77,10 @@ class Structure:
         """Matrix (P, P)."""
         return self.matvec(np.eye(self.size, dtype=self.dtype))
 
+    def scaled(self, factor: float) -> Structure:
+        """Structure of `factor` times the matrix."""
+        raise NotImplementedError(f"a multiple of structure {self.name!r}")
+
     @property
     def name(self) -> str:
         """Name of the structure."""

@@ -57,6 +57,10 @@ class Diagonal(Structure):
         """Diagonal (P,)."""
         return self.values
 
+    def scaled(self, factor: float) -> Diagonal:
+        """Structure of `factor` times the matrix."""
+        return Diagonal(self.values * self.dtype.type(factor))
+
 
 def diagonal(jacobian: Jacobian, scale: float) -> Diagonal:
     """Diagonal of ``scale J^T J``: for dense layers one product a layer."""

@@ -14,7 +14,7 @@ diagonal.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,15 @@ class Block:
         `activation_factor`.
     g : array, shape (o, o)
         `gradient_factor`.
+    exact : bool
+        Whether `a` is the block itself and `g` one.
     """
 
     name: str
     columns: Host
     a: Host
     g: Host
+    exact: bool = False
 
     def times_a(self, v: Host, a: Host | None = None) -> Host:
         """``V A`` for v (o, i, k)."""
@@ -135,6 +138,34 @@ class Kfac(Structure):
     def trace(self) -> float:
         """Sum of the diagonal."""
         return float(self.diagonal().astype(np.float64).sum())
+
+    def scaled(self, factor: float) -> Kfac:
+        """Structure of `factor` times the matrix."""
+        blocks = []
+        for block in self.blocks:
+            kind = block.g.dtype.type
+            if block.exact:
+                blocks.append(replace(block, a=block.a * kind(factor)))
+            else:
+                blocks.append(replace(block, g=block.g * kind(factor)))
+        return Kfac(blocks, self.size, self.dtype)
+
+    def with_samples_of(self, other: Kfac, count: int, more: int) -> Kfac:
+        """Sum with the matrix of other samples, `count` here and `more` there; of A the mean."""
+        mine = [(b.name, b.columns.shape, b.a.shape) for b in self.blocks]
+        theirs = [(b.name, b.columns.shape, b.a.shape) for b in other.blocks]
+        if mine != theirs:
+            raise ValueError(f"x: the layers of the batches differ: {mine}, then {theirs}")
+        blocks = []
+        for b, c in zip(self.blocks, other.blocks, strict=True):
+            if b.exact:
+                blocks.append(replace(b, a=b.a + c.a))
+                continue
+            kind = b.a.dtype.type
+            share = more / max(1, count + more)
+            a = b.a * kind(1 - share) + c.a * kind(share)
+            blocks.append(replace(b, a=a, g=b.g + c.g))
+        return Kfac(blocks, self.size, self.dtype)
 
     def _check_damping(self, damping: float) -> None:
         if damping > 0:
@@ -281,5 +312,5 @@ def _exact_block(weight: Weight, scale: float) -> Block:
     one, columns = np.ones((1, 1), kind), weight.columns.T
     if weight.out_features > EXACT:
         diagonal = np.einsum("rp,rp->p", rows, rows)
-        return Block(weight.name, columns, diagonal * kind.type(scale), one)
-    return Block(weight.name, columns, rows.T @ rows * kind.type(scale), one)
+        return Block(weight.name, columns, diagonal * kind.type(scale), one, exact=True)
+    return Block(weight.name, columns, rows.T @ rows * kind.type(scale), one, exact=True)

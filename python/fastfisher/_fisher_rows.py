@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model and a likelihood to the rows of its Fisher matrix, ``F = weight rows^T rows``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastfisher._arrays import Array, from_numpy, library, result_dtype, to_numpy
+from fastfisher._jacobian import Jacobian
+from fastfisher._ntk import Params, jacobian
+from fastfisher._ntk import rows as sampled_rows
+from fastfisher.errors import NonFiniteError
+from fastfisher.factors import Explicit
+from fastfisher.likelihoods import Gaussian, Likelihood
+from fastfisher.structures._rooted import on_host, rooted
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is asked for, apart from samples, structure and reduction."""
+
+    likelihood: Likelihood
+    kind: str
+    samples: int
+    seed: int | tuple[int, ...]
+    select: Callable[[Any], Array] | None
+    params: Params
+    verify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows on the host, the Jacobian they came from if there is one, and an array like results."""
+
+    jacobian: Jacobian | None
+    rows: Jacobian
+    like: Array
+    weight: float
+
+
+def rows_of(model: Any, x: Any, y: Array | None, recipe: Recipe) -> Rows:
+    """Rows of a model for some samples, or of a Jacobian."""
+    options: dict[str, Any] = {
+        "select": recipe.select, "params": recipe.params, "verify": recipe.verify
+    }  # fmt: skip
+    captured: Jacobian | None = None
+    if isinstance(model, Jacobian):
+        for name, value in (("x", x), ("select", recipe.select), ("params", recipe.params)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None with a Jacobian, got one")
+        captured = model
+    elif x is None:
+        raise ValueError("x: expected samples for a model, got None")
+    elif recipe.kind == "exact" or getattr(model, "normalization", None) in ("mean", "batch"):
+        captured = jacobian(model, x, **options)
+    plain = recipe.kind == "exact" and type(recipe.likelihood) is Gaussian
+    weight = 1 / recipe.samples if recipe.kind == "mc" else 1.0
+    if captured is not None:
+        host = on_host(captured)
+        root = None
+        if plain:
+            assert isinstance(recipe.likelihood, Gaussian)
+            weight = 1 / recipe.likelihood.variance
+        else:
+            root = _root(_outputs(host, recipe), y, recipe)
+        return Rows(captured, _rows(host, root), captured.layers[0].g, weight)
+
+    # Rows are made at the outputs: R backward passes, not C.
+    def in_library(f: Array) -> Array:
+        root = _root(to_numpy(f).astype(np.float64), y, recipe)
+        return from_numpy(root.astype(result_dtype(f)), f)
+
+    given = sampled_rows(model, x, in_library, **options)
+    return Rows(None, on_host(given), given.layers[0].g, weight)
+
+
+def _outputs(j: Jacobian, recipe: Recipe) -> Host:
+    """Take the outputs (N, C) of the model, float64."""
+    if j.outputs is None:
+        raise ValueError(
+            f"model: the Jacobian has no outputs, which likelihood "
+            f"{type(recipe.likelihood).__name__.lower()} with kind={recipe.kind!r} needs; expected "
+            "Jacobian.from_factors(..., outputs=...)"
+        )
+    f = np.asarray(j.outputs, np.float64)
+    if not np.isfinite(f).all():
+        where = tuple(int(k) for k in np.argwhere(~np.isfinite(f))[0])
+        raise NonFiniteError(f"outputs: expected finite numbers, got {f[where]} at index {where}")
+    return f
+
+
+def _root(f: Host, y: Array | None, recipe: Recipe) -> Host:
+    """Root S (N, C, R) of the curvature of each sample, up to the number of draws."""
+    likelihood = recipe.likelihood
+    if recipe.kind == "exact":
+        return likelihood.root(f)
+    if recipe.kind == "empirical":
+        library(y, "y")
+        labels = likelihood.labels(to_numpy(y), f)
+        return likelihood.gradient(f, labels)[:, :, None]
+    rng = np.random.default_rng(recipe.seed)
+    draws = [likelihood.gradient(f, likelihood.sample(f, rng)) for _ in range(recipe.samples)]
+    return np.stack(draws, -1)
+
+
+def _rows(j: Jacobian, root: Host | None) -> Jacobian:
+    """Rows of the Fisher matrix; of outputs normalised over the batch written out."""
+    if root is None or j.sample_map is None:
+        return rooted(j, root)
+    dense = j.dense().reshape(j.samples, j.n_outputs, -1)
+    part = Jacobian((Explicit(dense, label="normalised"),), None, None, None)
+    return rooted(part, root)
