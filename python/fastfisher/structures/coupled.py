@@ -12,6 +12,7 @@ eigenvalues makes F indefinite (three layers or more): never Cholesky then.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +35,14 @@ Host = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Part:
-    """Parameters of one block: their Jacobian and their positions in the vector."""
+    """Parameters of one block: their Jacobian and their positions in the vector.
+
+    Positions that follow each other are a slice, which copies nothing.
+    """
 
     name: str
     jacobian: Jacobian
-    columns: Host
+    columns: Host | slice
 
 
 @dataclass(eq=False)
@@ -84,21 +88,17 @@ class Coupled(Structure):
 
     def matvec(self, v: Host) -> Host:
         """``F v``: two products a layer with the stored factors."""
-        z = np.stack([part.jacobian @ self._columns(v, part) for part in self.parts])
+        z = np.stack([part.jacobian @ v[part.columns] for part in self.parts])
         return self.pull(np.tensordot(self.coupling.astype(v.dtype), z, 1) * _of(v, self.scale))
 
     def pull(self, z: Host) -> Host:
         """``J_b^T z`` for z (L, rows, k)."""
-        if self.title == "full":
+        if self.title == "full":  # no second array of the size of the parameters
             return np.asarray(self.parts[0].jacobian.T @ np.ascontiguousarray(z[0]))
         result = np.zeros((self.size, z.shape[2]), z.dtype)
         for part, one in zip(self.parts, z, strict=True):
             result[part.columns] = part.jacobian.T @ np.ascontiguousarray(one)
         return result
-
-    def _columns(self, v: Host, part: Part) -> Host:
-        """Entries of `v` of one part; all of them without a copy."""
-        return v if self.title == "full" else v[part.columns]
 
     def duals(self) -> list[Host]:
         """``scale J_l J_l^T`` of each part, float64."""
@@ -111,7 +111,7 @@ class Coupled(Structure):
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v`` in sample space, part by part in the smaller one where T = I."""
         if damping == 0:
-            covered = sum(len(part.columns) for part in self.parts)
+            covered = sum(part.jacobian.shape[1] for part in self.parts)
             if covered < self.size or not all(self.small(part) for part in self.parts):
                 raise NotPositiveDefiniteError(
                     f"F: structure {self.name!r} has rank at most {self._rank()} of {self.size}; "
@@ -135,29 +135,6 @@ class Coupled(Structure):
             return x
 
         return refined(apply, approximate, v)
-
-    def push(self, e: Host, damping: float) -> Host:
-        """``(F + damping I)^-1 J^T e scale`` for e (rows, k), where J joins all blocks.
-
-        By ``(F + damping)^-1 J_b^T = J_b^T (T (x) I scale J_b J_b^T + damping)^-1``.
-        """
-        right = e.astype(np.float64)
-        if self.diagonal_only:
-            z = np.empty((len(self.parts), *right.shape))
-            for index, part in enumerate(self.parts):
-                if self.small(part):
-                    z[index] = right
-                    continue
-                z[index] = self._inverse(index, damping) @ right
-            result = self.pull((z * self.scale).astype(self.dtype))
-            for index, part in enumerate(self.parts):
-                if self.small(part):
-                    gradient = result[part.columns].astype(np.float64)
-                    result[part.columns] = self._inverse(index, damping) @ gradient
-            return result
-        # ((T (x) I) blockdiag(K_l) + damping) z = 1 (x) e, from F J_b^T = J_b^T (T (x) I) K_b.
-        z = self.system(damping, np.tile(right, (len(self.parts), 1)))
-        return self.pull((z * self.scale).astype(self.dtype))
 
     def spectrum(self) -> Host:
         """Eigenvalues, the ``P - rank`` zeros left out."""
@@ -200,8 +177,10 @@ class Coupled(Structure):
                 rows = part.jacobian.dense().astype(np.float64)
                 result[part.columns] += np.einsum("rp,rp->p", rows, rows)
                 continue
+            own = np.zeros(part.jacobian.shape[1])
             for weight in weights(part.jacobian):
-                result[part.columns[weight.columns]] += squares(weight)
+                own[weight.columns] += squares(weight)
+            result[part.columns] += own
         return (result * self.scale).astype(self.dtype)
 
     def trace(self) -> float:
@@ -249,9 +228,7 @@ class Coupled(Structure):
 
     def _coupled_solve(self, v: Host, damping: float) -> Host:
         """By Woodbury: ``(v - J_b^T (damping + T K)^-1 T J_b v scale) / damping``."""
-        z = np.stack([part.jacobian @ self._columns(v, part) for part in self.parts]).astype(
-            np.float64
-        )
+        z = np.stack([part.jacobian @ v[part.columns] for part in self.parts]).astype(np.float64)
         right = np.tensordot(self.coupling, z, 1).reshape(-1, v.shape[1])
         inner = self.system(damping, right) * self.scale
         return np.asarray((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))
@@ -277,7 +254,7 @@ class Coupled(Structure):
 
 def full(jacobian: Jacobian, scale: float) -> Coupled:
     """All parameters in one block."""
-    part = Part("all", jacobian, np.arange(jacobian.shape[1]))
+    part = Part("all", jacobian, slice(None))
     return Coupled([part], np.ones((1, 1)), scale, part.jacobian.shape[1], "full")
 
 
@@ -297,19 +274,33 @@ def tridiagonal(jacobian: Jacobian, scale: float) -> Coupled:
 
 def parts_of(jacobian: Jacobian) -> list[Part]:
     """Parameters of each module, in the order of the layers."""
-    found: dict[str, list[Host]] = {}
     widths = [layer.parameters for layer in jacobian.layers]
     if jacobian.parameters is None:
-        ends = np.cumsum([0, *widths])
-        for name, start, stop in zip(jacobian.names, ends, ends[1:], strict=False):
-            found[name] = [np.arange(start, stop)]
-    else:
-        columns = jacobian.parameters.columns(widths)
-        for owners, own in zip(jacobian.parameters.owners(widths), columns, strict=True):
-            for name, which in owners.items():
-                found.setdefault(name, []).append(own[which])
-    split = jacobian.split()
-    return [Part(name, split[name], np.concatenate(found[name])) for name in split]
+        ends = np.cumsum([0, *widths]).tolist()
+        return [
+            Part(name, own, slice(start, stop))
+            for (name, own), (start, stop) in zip(
+                jacobian.split().items(), itertools.pairwise(ends), strict=True
+            )
+        ]
+    found: dict[str, list[Host]] = {}
+    columns = jacobian.parameters.columns(widths)
+    for owners, own in zip(jacobian.parameters.owners(widths), columns, strict=True):
+        for name, which in owners.items():
+            found.setdefault(name, []).append(own[which])
+    return [
+        Part(name, own, _positions(np.concatenate(found[name])))
+        for name, own in jacobian.split().items()
+    ]
+
+
+def _positions(columns: Host) -> Host | slice:
+    """`columns`, as a slice where they follow each other."""
+    if len(columns) and columns[-1] - columns[0] == len(columns) - 1:
+        start = int(columns[0])
+        if (columns == np.arange(start, start + len(columns))).all():
+            return slice(start, start + len(columns))
+    return columns
 
 
 def _of(v: Host, number: float) -> Any:
