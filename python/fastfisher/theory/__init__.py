@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions of mean-field and random-matrix theory for wide random networks.
+
+Everything follows from widths, depth, activation and variances of weights and biases. Conventions:
+N samples, C outputs, P parameters; the Fisher matrix of regression is F = J^T J / N, its dual
+F* = J J^T / N, the neural tangent kernel J J^T. "L layers" counts affine maps.
+"""
+
+from __future__ import annotations
+
+from fastfisher.theory.fisher import (
+    PaperForm,
+    Spectrum,
+    critical_learning_rate,
+    fisher_spectrum,
+    layer_spectra,
+    ntk_spectrum,
+    paper_form,
+)
+from fastfisher.theory.gaussian import (
+    active_fraction,
+    mean_activation,
+    pair_overlap,
+    same_overlap,
+    slope_fourth_moment,
+)
+from fastfisher.theory.kernel import mean_field_kernel
+from fastfisher.theory.normalization import (
+    HiddenNormalizedSpectrum,
+    NormalizedSpectrum,
+    hidden_normalized_spectrum,
+    layer_normalized_outliers,
+    mean_subtracted_lambda_max,
+    normalized_spectrum,
+)
+from fastfisher.theory.order_parameters import OrderParameters, order_parameters
+
+__all__ = [
+    "HiddenNormalizedSpectrum",
+    "NormalizedSpectrum",
+    "OrderParameters",
+    "PaperForm",
+    "Spectrum",
+    "active_fraction",
+    "critical_learning_rate",
+    "fisher_spectrum",
+    "hidden_normalized_spectrum",
+    "layer_normalized_outliers",
+    "layer_spectra",
+    "mean_activation",
+    "mean_field_kernel",
+    "mean_subtracted_lambda_max",
+    "normalized_spectrum",
+    "ntk_spectrum",
+    "order_parameters",
+    "pair_overlap",
+    "paper_form",
+    "same_overlap",
+    "slope_fourth_moment",
+]
