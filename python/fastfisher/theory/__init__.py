@@ -25,6 +25,17 @@ from fastfisher.theory.gaussian import (
     slope_fourth_moment,
 )
 from fastfisher.theory.kernel import mean_field_kernel
+from fastfisher.theory.metric import (
+    metric_finite_size_factor,
+    metric_spectrum,
+    softmax_metric_spectrum,
+)
+from fastfisher.theory.natural_gradient import (
+    forster_transform,
+    isotropic_constant,
+    tridiagonal_coefficients,
+    tridiagonal_matrix,
+)
 from fastfisher.theory.normalization import (
     HiddenNormalizedSpectrum,
     NormalizedSpectrum,
@@ -34,22 +45,35 @@ from fastfisher.theory.normalization import (
     normalized_spectrum,
 )
 from fastfisher.theory.order_parameters import OrderParameters, order_parameters
+from fastfisher.theory.softmax import (
+    SoftmaxSpectrum,
+    SoftmaxStatistics,
+    softmax_ensemble,
+    softmax_spectrum,
+    softmax_statistics,
+)
 
 __all__ = [
     "HiddenNormalizedSpectrum",
     "NormalizedSpectrum",
     "OrderParameters",
     "PaperForm",
+    "SoftmaxSpectrum",
+    "SoftmaxStatistics",
     "Spectrum",
     "active_fraction",
     "critical_learning_rate",
     "fisher_spectrum",
+    "forster_transform",
     "hidden_normalized_spectrum",
+    "isotropic_constant",
     "layer_normalized_outliers",
     "layer_spectra",
     "mean_activation",
     "mean_field_kernel",
     "mean_subtracted_lambda_max",
+    "metric_finite_size_factor",
+    "metric_spectrum",
     "normalized_spectrum",
     "ntk_spectrum",
     "order_parameters",
@@ -57,4 +81,10 @@ __all__ = [
     "paper_form",
     "same_overlap",
     "slope_fourth_moment",
+    "softmax_ensemble",
+    "softmax_metric_spectrum",
+    "softmax_spectrum",
+    "softmax_statistics",
+    "tridiagonal_coefficients",
+    "tridiagonal_matrix",
 ]
