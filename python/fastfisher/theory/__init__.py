@@ -8,6 +8,18 @@ F* = J J^T / N, the neural tangent kernel J J^T. "L layers" counts affine maps.
 
 from __future__ import annotations
 
+from fastfisher.theory.conditional import (
+    ConditionalLaw,
+    conditional_law,
+    conditional_moments,
+    isometric_lambda_max,
+    online_learning_rate,
+)
+from fastfisher.theory.conditional_density import (
+    ConditionalTop,
+    conditional_density,
+    conditional_lambda_max,
+)
 from fastfisher.theory.fisher import (
     PaperForm,
     Spectrum,
@@ -54,6 +66,8 @@ from fastfisher.theory.softmax import (
 )
 
 __all__ = [
+    "ConditionalLaw",
+    "ConditionalTop",
     "HiddenNormalizedSpectrum",
     "NormalizedSpectrum",
     "OrderParameters",
@@ -62,10 +76,15 @@ __all__ = [
     "SoftmaxStatistics",
     "Spectrum",
     "active_fraction",
+    "conditional_density",
+    "conditional_lambda_max",
+    "conditional_law",
+    "conditional_moments",
     "critical_learning_rate",
     "fisher_spectrum",
     "forster_transform",
     "hidden_normalized_spectrum",
+    "isometric_lambda_max",
     "isotropic_constant",
     "layer_normalized_outliers",
     "layer_spectra",
@@ -76,6 +95,7 @@ __all__ = [
     "metric_spectrum",
     "normalized_spectrum",
     "ntk_spectrum",
+    "online_learning_rate",
     "order_parameters",
     "pair_overlap",
     "paper_form",
