@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fastfisher.capture.blocks import kernel
 from fastfisher.capture.capture import Capture
+from fastfisher.capture.inputs import input_gradients
 from fastfisher.capture.model import gather, torch_model
 from fastfisher.capture.run import check_inputs
 from fastfisher.capture.weighted import outputs_of, weighted
@@ -18,3 +19,4 @@ __all__ = [
     "torch_model",
     "weighted",
 ]
+__all__ = ["Capture", "check_inputs", "gather", "input_gradients", "kernel", "torch_model"]

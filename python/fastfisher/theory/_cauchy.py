@@ -171,12 +171,11 @@ def _solve_chi(
         pd = pt * d
         f, slope = chi * pd.sum() - y, (pd * d).sum()
         step = f / slope
+        following = chi - step
+        if abs(step) <= 1e-13 * abs(chi):
+            return following, slope
         if real:
             low, high = (chi, high) if f < 0 else (low, chi)
-            following = chi - step
-            chi = following if low < following < high else (low + high) / 2
-        else:
-            chi = chi - step
-        if abs(step) <= 1e-14 * abs(chi):
-            return chi, slope
+            following = following if low < following < high else (low + high) / 2
+        chi = following
     return None
