@@ -131,7 +131,22 @@ def test_two_projections_have_the_edges_of_the_jacobi_ensemble(a, b):
     np.testing.assert_allclose(got[inside], expected[inside], atol=1e-4)
 
 
-def test_depth_limit_of_the_sum():
+def test_t5_5_deep_networks_near_isometry():
+    depth, width, decay, q = 50, 256, 1.0, 0.1
+    # The biases hold qh at its fixed point; each is a parameter too, 1 / M in H.
+    options = {"sigma_w2": 1 - decay / depth, "sigma_b2": q * decay / depth}
+    tops = [
+        conditional(depth, width, seed=seed, input_variance=q, activation="hard-tanh", **options)[
+            0
+        ].lambda_max()
+        for seed in range(4)
+    ]
+    limit = theory.isometric_lambda_max(depth, qh=q + 1 / width, decay=decay)
+
+    assert abs(np.mean(tops) / limit - 1) < 0.05
+
+
+def test_t5_5_depth_limit_of_the_sum():
     depth, decay = 800, 1.0
     law = theory.ConditionalLaw(
         np.ones(depth), 1 - decay / depth, ([1.0],) * (depth - 1), ([1.0],) * (depth - 1)

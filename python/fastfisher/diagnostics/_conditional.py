@@ -61,13 +61,15 @@ class ConditionalFisher:
         values = np.linalg.eigvalsh(self._dense())[::-1].clip(0)
         return from_numpy(np.ascontiguousarray(values), self._like)
 
-    def lambda_max(self, *, tol: float = 0.0) -> float:
-        """Largest eigenvalue of H, by Lanczos steps on products; `tol` is relative.
+    def lambda_max(self, *, tol: float | None = None) -> float:
+        """Largest eigenvalue of H, by Lanczos steps on products.
 
-        The largest stable learning rate of online learning follows through
-        `fastfisher.theory.online_learning_rate`.
+        `tol` bounds the residual relative to H, by default the root of the dtype's epsilon: errors
+        of the eigenvalue are of its square. The largest stable learning rate of online learning
+        follows through `fastfisher.theory.online_learning_rate`.
         """
         name = dtype_name(self._like)
+        tol = float(np.finfo(name).eps) ** 0.5 if tol is None else tol
         result = eigsh(self._product, 1, n=self.outputs, dtype=name, tol=tol)
         return float(to_numpy(result.values)[0])
 
