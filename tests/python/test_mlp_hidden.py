@@ -99,3 +99,20 @@ def test_too_many_samples_are_refused_before_work():
 def test_bad_name():
     with pytest.raises(ValueError, match="hidden_normalization"):
         ff.models.MLP((3, 2), hidden_normalization="layer")
+
+
+@pytest.mark.parametrize("hidden", ["mean", "batch"])
+def test_fisher_of_classification(hidden):
+    mlp = ff.models.MLP((3, 6, 5, 3), activation="tanh", hidden_normalization=hidden)
+    x = samples(7, 3)
+    j = mlp.jacobian(x).dense().reshape(7, 3, -1)
+    g = np.exp(mlp(x))
+    g /= g.sum(1, keepdims=True)
+    q = g[:, :, None] * np.eye(3) - g[:, :, None] * g[:, None]
+
+    fisher = ff.fisher(mlp, x, likelihood="categorical")
+
+    assert relative_error(fisher.dense(), np.einsum("tcp,tcd,tdq->pq", j, q, j) / 7) < 1e-12
+    mean = ff.fisher(mlp, x, np.arange(7) % 3, likelihood="categorical", kind="empirical")
+    rows = np.einsum("tcp,tc->tp", j, g - np.eye(3)[np.arange(7) % 3])
+    assert relative_error(mean.dense(), rows.T @ rows / 7) < 1e-12

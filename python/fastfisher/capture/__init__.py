@@ -14,9 +14,9 @@ __all__ = [
     "Capture",
     "check_inputs",
     "gather",
+    "input_gradients",
     "kernel",
     "outputs_of",
     "torch_model",
     "weighted",
 ]
-__all__ = ["Capture", "check_inputs", "gather", "input_gradients", "kernel", "torch_model"]

@@ -32,7 +32,7 @@ from fastfisher.models._checks import (
     require_member,
 )
 from fastfisher.models.activations import ACTIVATIONS
-from fastfisher.models.normalization import NORMALIZATIONS, derivative, normalise
+from fastfisher.models.normalization import NORMALIZATIONS, derivative, normalise, through
 
 PARAMETERIZATIONS = ("standard", "ntk", "orthogonal")
 
@@ -171,25 +171,21 @@ class MLP:
             delta = from_numpy(np.eye(self.widths[-1], dtype=self.dtype)[None], x)
         if root_of is not None:
             root = root_of(outputs).swapaxes(1, 2)  # (n, r, c)
-            delta = _through(root, delta, sample_map)
+            delta = through(root, delta, sample_map)
             sample_map = None
+        known = outputs if root_of is None else None
         slope = ACTIVATIONS[self.activation].slope
         slopes = [slope(u, h) for u, h in zip(pre_activations, inputs[1:], strict=False)]
         if self.hidden_normalization is not None:
             given = (inputs, pre_activations, deviations, slopes, delta)
-            return Jacobian(coupled.layers(self, *given), outputs, sample_map)
+            return Jacobian(coupled.layers(self, *given), known, sample_map)
         layers: list[Layer] = []
         for index in reversed(range(len(inputs))):
             g = namespace(x).broadcast_to(delta, (x.shape[0], *delta.shape[1:]))
             layers.append(self._factors(index, inputs[index], g))
             if index:
-                below = self._backward(index, delta)
-                gain = slope(pre_activations[index - 1], inputs[index])
-                delta = below * gain[:, None, :]
-        known = outputs if root_of is None else None
-        return Jacobian(tuple(reversed(layers)), known, sample_map)
                 delta = self._backward(index, delta) * slopes[index - 1][:, None, :]
-        return Jacobian(tuple(reversed(layers)), outputs, sample_map)
+        return Jacobian(tuple(reversed(layers)), known, sample_map)
 
     def with_parameters(self, parameters: Mapping[str, Array] | Array) -> MLP:
         """Model of the same kind with a copy of `parameters`: a dict by name, or a vector (P,).
@@ -297,46 +293,3 @@ class MLP:
 
 def _scaled(x: Array, factor: float) -> Array:
     return x if factor == 1.0 else x * factor
-
-
-def _through(root: Array, delta: Array, sample_map: Any) -> Array:
-    """Cotangents (n, r, c) of the rows at the last layer."""
-    if sample_map is not None:
-        raise ValueError(
-            "normalization: outputs normalised over the batch couple samples; expected None or "
-            "'layer'"
-        )
-    return root if delta.shape[0] == 1 else root @ delta
-
-
-def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    try:
-        checked = tuple(int(width) for width in widths if width == int(width))
-    except (TypeError, ValueError):
-        checked = ()
-    if len(checked) < 2 or len(checked) != len(widths) or min(checked) < 1:
-        raise ValueError(f"widths: expected two or more integers >= 1, got {widths!r}")
-    return checked
-
-
-def _checked_dtype(dtype: str) -> Any:
-    if dtype not in FLOATS:
-        raise TypeError(f"dtype: expected 'float32' or 'float64', got {dtype!r}")
-    return dtype
-
-
-def _require_member(name: str, value: object, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
-
-
-def _require_dtype(name: str, x: Array, dtype: str) -> None:
-    if dtype_name(x) != dtype:
-        raise TypeError(f"{name}: expected the model's dtype {dtype}, got dtype {dtype_name(x)}")
-
-
-def _require_finite(name: str, x: Array) -> None:
-    finite = namespace(x).isfinite(x)
-    if not bool(finite.all()):
-        index = np.argwhere(~to_numpy(finite))[0].tolist()
-        raise NonFiniteError(f"{name}: NaN or infinity at index {index}; expected finite numbers")

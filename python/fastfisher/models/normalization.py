@@ -49,6 +49,16 @@ def derivative(
     return (identity - 1 / c - z[:, :, None] * z[:, None, :] / c) / deviation[:, :, None], None
 
 
+def through(root: Array, delta: Array, sample_map: SampleMap | None) -> Array:
+    """Cotangents (n, r, c) of the rows at the last layer."""
+    if sample_map is not None:
+        raise ValueError(
+            "normalization: outputs normalised over the batch couple samples; expected None or "
+            "'layer'"
+        )
+    return root if delta.shape[0] == 1 else root @ delta
+
+
 def _require_variation(f: Array, deviation: Array, axis: int, what: str) -> None:
     """Refuse a deviation of no more than rounding errors: the result would be arbitrary."""
     largest = np.abs(to_numpy(f)).max(axis)
