@@ -159,8 +159,6 @@ def test_one_layer_and_equal_samples():
         ({"sigma_b2": -1}, "sigma_b2"),
         ({"sigma_b2": math.nan}, "sigma_b2"),
         ({"hidden_normalization": "layer"}, "hidden_normalization"),
-        ({"samples": 0}, "samples"),
-        ({"samples": 1.5}, "samples"),
         ({"input_variance": 0}, "input_variance"),
         ({"input_covariance": 2}, "input_covariance"),
     ],

@@ -86,7 +86,7 @@ def test_t2_4_t2_9_outlier_survives_hidden_normalization(
         eigenvalues(dual(jacobian))[0]
         for jacobian in networks(widths, n, seeds=seeds, dtype="float32", **options)
     ]
-    order = theory.order_parameters(widths, samples=n, **options)
+    order = theory.order_parameters(widths, **options)
 
     outlier = theory.hidden_normalized_spectrum(order, samples=n).outlier
     assert low <= np.mean(tops) / outlier <= high
@@ -102,7 +102,7 @@ def test_t2_5_odd_activation_has_no_outlier_under_hidden_normalization(hidden):
         assert values[0] < 3 * values[1]
         assert values[0] < 0.5 * plain[0]
         traces.append(values.sum())
-    order = theory.order_parameters(widths, samples=n, **options)
+    order = theory.order_parameters(widths, **options)
 
     assert off(traces, theory.hidden_normalized_spectrum(order, samples=n).trace) < 0.05
 

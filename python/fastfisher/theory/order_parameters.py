@@ -27,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastfisher.theory._checks import Floats, count, member, number
+from fastfisher.theory._checks import Floats, member, number
 from fastfisher.theory._checks import widths as checked_widths
 from fastfisher.theory.gaussian import (
     ACTIVATIONS,
@@ -155,7 +155,6 @@ def order_parameters(
     sigma_w2: float = 2.0,
     sigma_b2: float = 0.0,
     hidden_normalization: HiddenNormalization | None = None,
-    samples: int | None = None,
     biases: bool = False,
     input_variance: float = 1.0,
     input_covariance: float = 0.0,
@@ -173,8 +172,6 @@ def order_parameters(
     hidden_normalization : None | "mean" | "batch"
         Normalise hidden pre-activations over the batch: subtract their mean, or also divide by
         their standard deviation.
-    samples : int, optional
-        Size of that batch: with it, ``mean`` has the variance (1 - 1/N) of a finite batch.
     biases : bool
         Count the parameters of biases: a term of order one in K_1 and K_2, of use below widths of
         some 300.
@@ -192,7 +189,7 @@ def order_parameters(
 
     Notes
     -----
-    With `hidden_normalization` (Karakida, Akaho and Amari 2019, arXiv 1906.02926; the recursion is
+    With `hidden_normalization`, for batches of many samples (Karakida, Akaho and Amari 2019, arXiv 1906.02926; the recursion is
     derived for this library) hidden pre-activations have the variance v^l and no covariance::
 
         mean: v^l = sigma_w2 (qh_1^{l-1} - qh_2^{l-1}),     batch: v^l = 1
@@ -222,11 +219,10 @@ def order_parameters(
         raise ValueError(
             f"input_covariance: expected at most input_variance = {first:g} in size, got {second:g}"
         )
-    batch = None if samples is None else count("samples", samples)
     if hidden_normalization is None:
         return _plain(sizes, activation, w, b, (first, second), biases=biases)
     return _normalized(
-        sizes, activation, w, b, (first, second), hidden_normalization, batch, biases=biases
+        sizes, activation, w, b, (first, second), hidden_normalization, biases=biases
     )
 
 
@@ -264,7 +260,6 @@ def _normalized(
     b: float,
     inputs: tuple[float, float],
     kind: HiddenNormalization,
-    samples: int | None,
     *,
     biases: bool,
 ) -> OrderParameters:
@@ -275,7 +270,7 @@ def _normalized(
     for layer in range(depth - 1):
         spread = w * (qh[0, layer] - qh[1, layer])
         if kind == "mean":
-            variance = spread if samples is None else spread * (1 - 1 / samples)
+            variance = spread
         else:
             variance, gains[layer] = 1.0, 1 / spread
         q[0, layer] = variance

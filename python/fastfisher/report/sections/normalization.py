@@ -122,7 +122,7 @@ def _hidden(kind: Any, repeats: int, seed: int, tick: Callable[[], None]) -> dic
         for s in range(seed, seed + repeats)
     ]
     order = theory.order_parameters(
-        HIDDEN_WIDTHS, activation="relu", samples=HIDDEN_SAMPLES, **VARIANCES["relu"], **options
+        HIDDEN_WIDTHS, activation="relu", **VARIANCES["relu"], **options
     )
     predicted = (
         theory.fisher_spectrum(order, samples=HIDDEN_SAMPLES).lambda_max
