@@ -13,7 +13,6 @@ from fastfisher.theory.conditional import (
     conditional_law,
     conditional_moments,
     isometric_lambda_max,
-    online_learning_rate,
 )
 from fastfisher.theory.conditional_density import (
     ConditionalTop,
@@ -23,7 +22,6 @@ from fastfisher.theory.conditional_density import (
 from fastfisher.theory.fisher import (
     PaperForm,
     Spectrum,
-    critical_learning_rate,
     fisher_spectrum,
     layer_spectra,
     ntk_spectrum,
@@ -36,7 +34,12 @@ from fastfisher.theory.gaussian import (
     same_overlap,
     slope_fourth_moment,
 )
+from fastfisher.theory.hidden_normalization import (
+    HiddenNormalizedSpectrum,
+    hidden_normalized_spectrum,
+)
 from fastfisher.theory.kernel import mean_field_kernel
+from fastfisher.theory.learning_rate import critical_learning_rate, online_learning_rate
 from fastfisher.theory.metric import (
     metric_finite_size_factor,
     metric_spectrum,
@@ -49,9 +52,7 @@ from fastfisher.theory.natural_gradient import (
     tridiagonal_matrix,
 )
 from fastfisher.theory.normalization import (
-    HiddenNormalizedSpectrum,
     NormalizedSpectrum,
-    hidden_normalized_spectrum,
     layer_normalized_outliers,
     mean_subtracted_lambda_max,
     normalized_spectrum,

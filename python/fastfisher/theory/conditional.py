@@ -33,7 +33,6 @@ __all__ = [
     "conditional_law",
     "conditional_moments",
     "isometric_lambda_max",
-    "online_learning_rate",
 ]
 
 
@@ -261,44 +260,6 @@ def isometric_lambda_max(depth: int, *, qh: float, decay: float = 0.0) -> float:
     qh = number("qh", qh, least=0)
     decay = number("decay", decay, least=0)
     return qh * depth * (-math.expm1(-decay) / decay if decay else 1.0)
-
-
-def online_learning_rate(
-    lambda_max: float, *, width: int | None = None, loss: Literal["mean", "sum"] = "mean"
-) -> float:
-    """Largest stable learning rate of online learning, one sample at a time.
-
-    Parameters
-    ----------
-    lambda_max : float
-        Largest eigenvalue of H.
-    width : int, optional
-        M; ``sum`` needs it.
-    loss : "mean" | "sum"
-        Squared loss ``(1/2M) |f - y|^2`` or ``(1/2) |f - y|^2``.
-
-    Returns
-    -------
-    float
-        ``2 / lambda_max`` or ``2 / (M lambda_max)``; near isometry about 2 / (qh* L).
-
-    Raises
-    ------
-    ValueError
-        Numbers or names out of range, no `width`.
-
-    Examples
-    --------
-    >>> online_learning_rate(5.0), online_learning_rate(5.0, width=100, loss="sum")
-    (0.4, 0.004)
-    """
-    member("loss", loss, ("mean", "sum"))
-    top = number("lambda_max", lambda_max, above=0)
-    if loss == "mean":
-        return 2 / top
-    if width is None:
-        raise ValueError("width: loss='sum' needs the width, got None")
-    return 2 / (count("width", width) * top)
 
 
 def _slopes(activation: str, u: Floats) -> Floats:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spectrum of the Fisher matrix of regression in wide random networks, critical learning rate.
+"""Spectrum of the Fisher matrix of regression in wide random networks.
 
 To leading order in the widths the dual Fisher matrix F* = J J^T / N has two kinds of entries only,
 
@@ -20,13 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from fastfisher.theory._checks import Floats, count, member, number
+from fastfisher.theory._checks import Floats, count, member
 from fastfisher.theory.order_parameters import OrderParameters
 
 __all__ = [
     "PaperForm",
     "Spectrum",
-    "critical_learning_rate",
     "fisher_spectrum",
     "layer_spectra",
     "ntk_spectrum",
@@ -237,45 +236,6 @@ def paper_form(order: OrderParameters, *, samples: int) -> PaperForm:
     return PaperForm(
         spectrum.trace / leading, spectrum.sum_of_squares / leading, spectrum.lambda_max
     )
-
-
-def critical_learning_rate(lambda_max: float, *, momentum: float = 0.0) -> float:
-    """Learning rate above which gradient descent on the squared loss diverges at first.
-
-    Parameters
-    ----------
-    lambda_max : float
-        Largest eigenvalue of the Fisher matrix, measured or predicted.
-    momentum : float
-        mu of heavy-ball momentum, in [0, 1).
-
-    Returns
-    -------
-    float
-        ``2 (1 + mu) / lambda_max``.
-
-    Raises
-    ------
-    ValueError
-        `lambda_max` not positive, `momentum` outside [0, 1).
-
-    Notes
-    -----
-    In the linear regime a step multiplies residual i by 1 - eta lambda_i. Above the rate a wide
-    nonlinear network may first blow up and then settle where the curvature is smaller.
-
-    Examples
-    --------
-    >>> critical_learning_rate(50.0)
-    0.04
-    >>> critical_learning_rate(50.0, momentum=0.9)
-    0.076
-    """
-    top = number("lambda_max", lambda_max, above=0)
-    mu = number("momentum", momentum, least=0)
-    if mu >= 1:
-        raise ValueError(f"momentum: expected a number in [0, 1), got {mu:g}")
-    return 2 * (1 + mu) / top
 
 
 def _plain_layers(order: OrderParameters, parameterization: str) -> tuple[Floats, Floats]:

@@ -189,8 +189,9 @@ def order_parameters(
 
     Notes
     -----
-    With `hidden_normalization`, for batches of many samples (Karakida, Akaho and Amari 2019, arXiv 1906.02926; the recursion is
-    derived for this library) hidden pre-activations have the variance v^l and no covariance::
+    With `hidden_normalization` (Karakida, Akaho and Amari 2019, arXiv 1906.02926; the recursion is
+    derived for this library), in large batches, hidden pre-activations have the variance v^l and no
+    covariance::
 
         mean: v^l = sigma_w2 (qh_1^{l-1} - qh_2^{l-1}),     batch: v^l = 1
         qh_1^l = E[phi(sqrt(v) z)^2],                       qh_2^l = E[phi(sqrt(v) z)]^2
