@@ -11,7 +11,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
-from fastfisher import diagnostics, errors, layouts, likelihoods, linalg, models, ngd, psd
+from fastfisher import diagnostics, errors, layouts, likelihoods, linalg, models, ngd, psd, theory
 from fastfisher._conv import Conv
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._gram import gram
@@ -47,6 +47,7 @@ __all__ = [
     "ngd",
     "ntk",
     "psd",
+    "theory",
 ]
 
 

@@ -61,6 +61,7 @@ FORBIDDEN = {
     "_layer.py": {"fastfisher.structures", "fastfisher.capture"},
     "_jacobian.py": {"fastfisher.capture"},
     "capture": {"fastfisher.structures", "fastfisher._native"},
+    "theory": {f"fastfisher.{room}" for room in ("models", "diagnostics", "capture", "_native")},
 }
 
 

@@ -121,3 +121,33 @@ def test_importing_the_command_line_imports_no_optional_package():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # The last line: an editable installation reports its rebuild first.
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_histogram_leaves_out_rounding_and_names_theory(ax):
+    values = [1e-18, 0.0, 1.0, 1.1, 1.2, 50.0]
+    plot.plot_eigenvalue_histogram(values, theory={"outlier": 49.0}, networks=2, ax=ax)
+    assert sum(patch.get_height() for patch in ax.patches) == 2.0
+    assert [line.get_label() for line in ax.lines] == ["outlier: 49"]
+    drawn(ax)
+
+
+def test_histogram_of_nothing_draws(ax):
+    drawn(plot.plot_eigenvalue_histogram([], ax=ax))
+    with pytest.raises(ValueError, match="bins: expected"):
+        plot.plot_eigenvalue_histogram([1.0], bins=0, ax=ax)
+
+
+def test_scaling_draws_means_and_gives_a_line_the_colour_of_its_marks(ax):
+    measured = {"tanh": [[1.0, 3.0], [4.0, 4.0]], "relu": [5.0, 6.0]}
+    plot.plot_scaling([10, 20], measured, theory={"tanh": [2.0, 4.0], "bound": [1, 1]}, ax=ax)
+    drawn(ax)
+    means = ax.containers[0].lines[0]
+    assert means.get_ydata().tolist() == [2.0, 4.0]
+    line = next(
+        one for one in ax.lines if one.get_ydata()[-1] == 4.0 and one.get_marker() == "None"
+    )
+    assert line.get_color() == means.get_color()
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(names) == ["bound", "relu", "tanh"]
+    with pytest.raises(ValueError, match="relu: expected 2 values"):
+        plot.plot_scaling([10, 20], {"relu": [1.0]}, ax=ax)

@@ -24,7 +24,7 @@ from fastfisher.report._machine import check_memory
 from fastfisher.report.data import _balanced, load
 from fastfisher.report.sections import ntk_spectrum
 
-SMALL = Settings(hidden=(256, 256), samples=40, steps=4)
+SMALL = Settings(hidden=(256, 256), samples=40, steps=4, quick=True)
 ACTIVATIONS = ["relu", "tanh", "erf", "linear", "hard-tanh"]
 
 
@@ -43,7 +43,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
     assert json.loads((folder / RESULTS).read_text(encoding="utf-8")) == results
     assert results["schema"] == SCHEMA
     pictures = [name for name in results["files"] if name.endswith(".png")]
-    assert len(pictures) == 6
+    assert len(pictures) == 11
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert list(folder.parent.glob("*.partial")) == []
@@ -52,7 +52,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
 def test_page_stands_alone(report):
     page = (report[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|srcset)=\"(?!data:)", page)
-    assert page.count("<img ") == page.count('alt="') == 6
+    assert page.count("<img ") == page.count('alt="') == 11
     assert "prefers-color-scheme: dark" in page
 
 
@@ -71,6 +71,28 @@ def test_eta_c_is_confirmed_and_numbers_agree(report):
     for run in values["check"]:
         assert run["growth"] == pytest.approx(abs(1 - 2 * run["ratio"]), abs=2e-3)
         np.testing.assert_allclose(run["loss"], run["loss_predicted"], rtol=0.02)
+
+
+def test_theory_agrees_with_random_networks(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    regression = by_id["fisher-theory"]["regression"]
+    for name in ("outliers", "trace", "bulk_mean"):
+        assert regression[name] == pytest.approx(regression[f"{name}_predicted"], rel=0.15)
+    softmax = by_id["fisher-theory"]["softmax"]
+    assert softmax["trace"] == pytest.approx(softmax["trace_predicted"], rel=0.1)
+    assert softmax["lambda_max"] < softmax["upper_bound"] * 1.05
+    normalization = by_id["normalization"]
+    for phi in ("tanh", "relu"):
+        measured = {k: np.mean(v, axis=1) for k, v in normalization["lambda_max"][phi].items()}
+        np.testing.assert_allclose(
+            measured["as it is"], normalization["predicted"][phi]["as it is"], rtol=0.25
+        )
+        bound = normalization["predicted"][phi]["mean subtracted: lower bound"]
+        assert (measured["mean subtracted"] > bound).all()
+        assert measured["mean subtracted"][-1] < 0.3 * measured["as it is"][-1]
+    for row in normalization["hidden"]:
+        assert row["lambda_max"] == pytest.approx(row["predicted"], rel=0.15)
+    assert all(section["headline"] for section in report[1]["sections"])
 
 
 def test_same_settings_give_the_same_numbers(report):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fastfisher.capture.blocks import kernel
 from fastfisher.capture.capture import Capture
+from fastfisher.capture.inputs import input_gradients
 from fastfisher.capture.model import gather, torch_model
 from fastfisher.capture.run import check_inputs
 from fastfisher.capture.weighted import outputs_of, weighted
@@ -13,6 +14,7 @@ __all__ = [
     "Capture",
     "check_inputs",
     "gather",
+    "input_gradients",
     "kernel",
     "outputs_of",
     "torch_model",

@@ -156,16 +156,8 @@ def _command(settings: Settings, out: Path) -> str:
 
 def _print_summary(results: dict[str, Any], out: Path) -> None:
     for section in results["sections"]:
-        values = section["values"]
-        verdict = (
-            "confirmed by gradient descent"
-            if values["confirmed"]
-            else "NOT confirmed by gradient descent"
-        )
-        print_line(
-            f"largest eigenvalue of F* {values['lambda_max']:.5g}, critical learning rate "
-            f"{values['eta_c']:.4g}, {verdict}"
-        )
+        if section["headline"]:
+            print_line(section["headline"])
     print_line(f"{out / 'report.html'}  ({results['seconds']:.1f} s)")
     for folder in leftovers(out.resolve()):
         print_line(f"left by a run that was killed, or still being written: {folder}")

@@ -17,14 +17,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher._arrays import Array, dtype_name, from_numpy, library, namespace, to_numpy
+from fastfisher._arrays import Array, from_numpy, library, namespace, to_numpy
 from fastfisher._jacobian import Jacobian
-from fastfisher._layer import FLOATS
+from fastfisher._layer import Layer
 from fastfisher._parameters import flatten, unflatten
-from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense
+from fastfisher.errors import NumericalError
+from fastfisher.factors import Dense, Shared
+from fastfisher.models import coupled
+from fastfisher.models._checks import (
+    checked_dtype,
+    checked_widths,
+    require_dtype,
+    require_finite,
+    require_member,
+)
 from fastfisher.models.activations import ACTIVATIONS
-from fastfisher.models.normalization import NORMALIZATIONS, derivative, normalise
+from fastfisher.models.normalization import NORMALIZATIONS, derivative, normalise, through
 
 PARAMETERIZATIONS = ("standard", "ntk", "orthogonal")
 
@@ -50,6 +58,9 @@ class MLP:
         Of the outputs: subtract the mean over samples, also divide by the standard deviation over
         samples (1/N), or do both over the outputs of each sample. No small constant is added to the
         deviation.
+    hidden_normalization : None | "mean" | "batch"
+        The same of the hidden pre-activations, over samples. The Jacobian then takes memory of
+        order N^2 C M a layer.
     seed : int
         Seed of the parameters.
     dtype : "float64" | "float32"
@@ -86,13 +97,15 @@ class MLP:
         sigma_b2: float = 0.0,
         parameterization: Literal["standard", "ntk", "orthogonal"] = "standard",
         normalization: Literal["mean", "batch", "layer"] | None = None,
+        hidden_normalization: Literal["mean", "batch"] | None = None,
         seed: int = 0,
         dtype: Literal["float64", "float32"] = "float64",
     ) -> None:
-        _require_member("activation", activation, ACTIVATIONS)
-        _require_member("parameterization", parameterization, PARAMETERIZATIONS)
-        _require_member("normalization", normalization, NORMALIZATIONS)
-        self.widths = _checked_widths(widths)
+        require_member("activation", activation, ACTIVATIONS)
+        require_member("parameterization", parameterization, PARAMETERIZATIONS)
+        require_member("normalization", normalization, NORMALIZATIONS)
+        require_member("hidden_normalization", hidden_normalization, coupled.HIDDEN_NORMALIZATIONS)
+        self.widths = checked_widths(widths)
         if normalization == "layer" and self.widths[-1] == 1:
             raise ValueError("normalization: 'layer' needs two outputs or more, widths[-1] is 1")
         for name, value, allowed in (
@@ -107,7 +120,8 @@ class MLP:
         self.sigma_b2 = float(sigma_b2)
         self.parameterization = parameterization
         self.normalization = normalization
-        self.dtype = _checked_dtype(dtype)
+        self.hidden_normalization = hidden_normalization
+        self.dtype = checked_dtype(dtype)
         rng = np.random.default_rng(seed)
         self.parameters: dict[str, np.ndarray[Any, Any]] = {
             name: self._draw(rng, shape).astype(self.dtype)
@@ -119,7 +133,8 @@ class MLP:
         return (
             f"MLP({self.widths}, activation={self.activation!r}, sigma_w2={self.sigma_w2}, "
             f"sigma_b2={self.sigma_b2}, parameterization={self.parameterization!r}, "
-            f"normalization={self.normalization!r}, dtype={self.dtype!r})"
+            f"normalization={self.normalization!r}, "
+            f"hidden_normalization={self.hidden_normalization!r}, dtype={self.dtype!r})"
         )
 
     def __call__(self, x: Array) -> Array:
@@ -136,7 +151,7 @@ class MLP:
         NumericalError
             The outputs overflow.
         """
-        _, pre_activations = self._forward(x)
+        _, pre_activations, _ = self._forward(x)
         return normalise(pre_activations[-1], self.normalization)[0]
 
     def jacobian(self, x: Array, *, root_of: Callable[[Array], Array] | None = None) -> Jacobian:
@@ -149,25 +164,27 @@ class MLP:
         """
         if getattr(x, "requires_grad", False):
             raise ValueError("x: got a tensor that requires grad; pass x.detach()")
-        inputs, pre_activations = self._forward(x)
+        inputs, pre_activations, deviations = self._forward(x)
         outputs, deviation = normalise(pre_activations[-1], self.normalization)
         delta, sample_map = derivative(outputs, deviation, self.normalization)
         if delta is None:  # shared by all samples, until the first slopes come in
             delta = from_numpy(np.eye(self.widths[-1], dtype=self.dtype)[None], x)
         if root_of is not None:
             root = root_of(outputs).swapaxes(1, 2)  # (n, r, c)
-            delta = _through(root, delta, sample_map)
+            delta = through(root, delta, sample_map)
             sample_map = None
+        known = outputs if root_of is None else None
         slope = ACTIVATIONS[self.activation].slope
-        layers: list[Dense] = []
+        slopes = [slope(u, h) for u, h in zip(pre_activations, inputs[1:], strict=False)]
+        if self.hidden_normalization is not None:
+            given = (inputs, pre_activations, deviations, slopes, delta)
+            return Jacobian(coupled.layers(self, *given), known, sample_map)
+        layers: list[Layer] = []
         for index in reversed(range(len(inputs))):
             g = namespace(x).broadcast_to(delta, (x.shape[0], *delta.shape[1:]))
             layers.append(self._factors(index, inputs[index], g))
             if index:
-                below = self._backward(index, delta)
-                gain = slope(pre_activations[index - 1], inputs[index])
-                delta = below * gain[:, None, :]
-        known = outputs if root_of is None else None
+                delta = self._backward(index, delta) * slopes[index - 1][:, None, :]
         return Jacobian(tuple(reversed(layers)), known, sample_map)
 
     def with_parameters(self, parameters: Mapping[str, Array] | Array) -> MLP:
@@ -183,7 +200,7 @@ class MLP:
         shapes = self._parameter_shapes()
         vector = flatten(parameters, shapes) if isinstance(parameters, Mapping) else parameters
         library(vector, "parameters")
-        _require_dtype("parameters", vector, self.dtype)
+        require_dtype("parameters", vector, self.dtype)
         new = copy.copy(self)
         new.parameters = {name: p.copy() for name, p in unflatten(to_numpy(vector), shapes).items()}
         return new
@@ -191,7 +208,7 @@ class MLP:
     def astype(self, dtype: Literal["float64", "float32"]) -> MLP:
         """Copy of the model with its parameters rounded or widened to `dtype`."""
         new = copy.copy(self)
-        new.dtype = _checked_dtype(dtype)
+        new.dtype = checked_dtype(dtype)
         new.parameters = {name: p.astype(new.dtype) for name, p in self.parameters.items()}
         return new
 
@@ -223,12 +240,16 @@ class MLP:
             return 1.0, 1.0
         return math.sqrt(self.sigma_w2 / self.widths[index]), math.sqrt(self.sigma_b2)
 
-    def _forward(self, x: Array) -> tuple[list[Array], list[Array]]:
-        """Run the network: inputs h^{l-1} and pre-activations u^l of every layer."""
+    def _forward(self, x: Array) -> tuple[list[Array], list[Array], list[Array | None]]:
+        """Run the network: inputs h^{l-1} and pre-activations u^l of every layer.
+
+        Hidden pre-activations are the normalised ones; third are what they were divided by, if so.
+        """
         self._check(x)
         value = ACTIVATIONS[self.activation].value
         inputs: list[Array] = [x]
         pre_activations: list[Array] = []
+        deviations: list[Array | None] = []
         for index in range(len(self.widths) - 1):
             if index:
                 inputs.append(value(pre_activations[-1]))
@@ -237,10 +258,13 @@ class MLP:
             u = _scaled(inputs[-1] @ weight.T, weight_scale)
             if bias_scale > 0:
                 u = u + _scaled(from_numpy(self.parameters[f"{index}.bias"], x), bias_scale)
+            kind = self.hidden_normalization if index < len(self.widths) - 2 else None
+            u, deviation = normalise(u, kind, f"units of layer {index}")
             pre_activations.append(u)
+            deviations.append(deviation)
         if not bool(namespace(x).isfinite(pre_activations[-1]).all()):
             raise NumericalError(f"outputs: overflow of dtype {self.dtype}")
-        return inputs, pre_activations
+        return inputs, pre_activations, deviations
 
     def _backward(self, index: int, delta: Array) -> Array:
         """``delta W`` for layer `index`, delta (m, c, o), as one product."""
@@ -248,66 +272,24 @@ class MLP:
         (m, c, o), i = delta.shape, weight.shape[1]
         return _scaled(delta.reshape(m * c, o) @ weight, self._scales(index)[0]).reshape(m, c, i)
 
-    def _factors(self, index: int, a: Array, g: Array) -> Dense:
+    def _factors(self, index: int, a: Array, g: Array) -> Dense | Shared:
         """Layer `index` with respect to its trainables, from its factors with respect to (W, b)."""
         weight_scale, bias_scale = self._scales(index)
+        form = Dense if len(g.shape) == 3 else Shared
         if bias_scale == 0:
-            return Dense(_scaled(a, weight_scale), g, label=str(index))
+            return form(_scaled(a, weight_scale), g, label=str(index))
         # The bias column of a is 1 and never stored, so the bias' factor goes into g.
         a, g = _scaled(a, weight_scale / bias_scale), _scaled(g, bias_scale)
-        return Dense(a, g, bias=True, label=str(index))
+        return form(a, g, bias=True, label=str(index))
 
     def _check(self, x: Array) -> None:
         library(x, "x")
         if len(x.shape) != 2 or x.shape[1] != self.widths[0]:
             raise ValueError(f"x: expected shape (N, {self.widths[0]}), got {tuple(x.shape)}")
-        _require_dtype("x", x, self.dtype)
+        require_dtype("x", x, self.dtype)
         for name, array in (("x", x), *self.parameters.items()):
-            _require_finite(name, array)
+            require_finite(name, array)
 
 
 def _scaled(x: Array, factor: float) -> Array:
     return x if factor == 1.0 else x * factor
-
-
-def _through(root: Array, delta: Array, sample_map: Any) -> Array:
-    """Cotangents (n, r, c) of the rows at the last layer."""
-    if sample_map is not None:
-        raise ValueError(
-            "normalization: outputs normalised over the batch couple samples; expected None or "
-            "'layer'"
-        )
-    return root if delta.shape[0] == 1 else root @ delta
-
-
-def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    try:
-        checked = tuple(int(width) for width in widths if width == int(width))
-    except (TypeError, ValueError):
-        checked = ()
-    if len(checked) < 2 or len(checked) != len(widths) or min(checked) < 1:
-        raise ValueError(f"widths: expected two or more integers >= 1, got {widths!r}")
-    return checked
-
-
-def _checked_dtype(dtype: str) -> Any:
-    if dtype not in FLOATS:
-        raise TypeError(f"dtype: expected 'float32' or 'float64', got {dtype!r}")
-    return dtype
-
-
-def _require_member(name: str, value: object, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
-
-
-def _require_dtype(name: str, x: Array, dtype: str) -> None:
-    if dtype_name(x) != dtype:
-        raise TypeError(f"{name}: expected the model's dtype {dtype}, got dtype {dtype_name(x)}")
-
-
-def _require_finite(name: str, x: Array) -> None:
-    finite = namespace(x).isfinite(x)
-    if not bool(finite.all()):
-        index = np.argwhere(~to_numpy(finite))[0].tolist()
-        raise NonFiniteError(f"{name}: NaN or infinity at index {index}; expected finite numbers")

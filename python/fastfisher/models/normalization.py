@@ -11,8 +11,8 @@ from fastfisher._sample_map import SampleMap
 NORMALIZATIONS = (None, "mean", "batch", "layer")
 
 
-def normalise(f: Array, kind: str | None) -> tuple[Array, Array | None]:
-    """Normalise outputs f (n, c); also return the standard deviations they were divided by, if any.
+def normalise(f: Array, kind: str | None, what: str = "outputs") -> tuple[Array, Array | None]:
+    """Normalise `what`, f (n, c); also return the standard deviations they were divided by, if any.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def normalise(f: Array, kind: str | None) -> tuple[Array, Array | None]:
     if kind == "mean":
         return centred, None
     deviation = ((centred * centred).sum(axis) / f.shape[axis]) ** 0.5
-    _require_variation(f, deviation, axis)
+    _require_variation(f, deviation, axis, what)
     deviation = deviation[back]
     return centred / deviation, deviation
 
@@ -49,15 +49,26 @@ def derivative(
     return (identity - 1 / c - z[:, :, None] * z[:, None, :] / c) / deviation[:, :, None], None
 
 
-def _require_variation(f: Array, deviation: Array, axis: int) -> None:
+def through(root: Array, delta: Array, sample_map: SampleMap | None) -> Array:
+    """Cotangents (n, r, c) of the rows at the last layer."""
+    if sample_map is not None:
+        raise ValueError(
+            "normalization: outputs normalised over the batch couple samples; expected None or "
+            "'layer'"
+        )
+    return root if delta.shape[0] == 1 else root @ delta
+
+
+def _require_variation(f: Array, deviation: Array, axis: int, what: str) -> None:
     """Refuse a deviation of no more than rounding errors: the result would be arbitrary."""
     largest = np.abs(to_numpy(f)).max(axis)
     flat = to_numpy(deviation) <= 4 * np.finfo(dtype_name(f)).eps * largest
     if flat.any():
-        kind, what, over = "batch", "outputs", "samples"
+        argument = "normalization" if what == "outputs" else "hidden_normalization"
+        kind, named, over = "batch", what, "samples"
         if axis:
-            kind, what, over = "layer", "samples", "outputs"
+            kind, named, over = "layer", "samples", "outputs"
         raise ValueError(
-            f"x: normalization={kind!r} needs outputs that vary over the {over}, "
-            f"but {what} {np.flatnonzero(flat)[:5].tolist()} are constant"
+            f"x: {argument}={kind!r} needs {what} that vary over the {over}, "
+            f"but {named} {np.flatnonzero(flat)[:5].tolist()} are constant"
         )

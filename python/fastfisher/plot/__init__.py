@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from fastfisher.plot._descent import plot_gd_curves
 from fastfisher.plot._heatmap import plot_ntk_heatmap
+from fastfisher.plot._histogram import plot_eigenvalue_histogram
+from fastfisher.plot._scaling import plot_scaling
 from fastfisher.plot._spectrum import plot_spectrum
 
-__all__ = ["plot_gd_curves", "plot_ntk_heatmap", "plot_spectrum"]
+__all__ = [
+    "plot_eigenvalue_histogram",
+    "plot_gd_curves",
+    "plot_ntk_heatmap",
+    "plot_scaling",
+    "plot_spectrum",
+]

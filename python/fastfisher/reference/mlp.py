@@ -28,25 +28,29 @@ def mlp(
     sigma_b2: float,
     parameterization: str,
     normalization: str | None,
+    hidden_normalization: str | None = None,
 ) -> Float64:
     """Compute outputs (n, c) from trainables ``"0.weight"``, ``"0.bias"``, ... for x (n, i)."""
     phi = np.vectorize(ACTIVATIONS[activation], otypes=[float])
     depth = sum(name.endswith(".weight") for name in parameters)
-    rows = []
-    for h in np.asarray(x, dtype=np.float64):
-        for layer in range(depth):
-            weight = np.asarray(parameters[f"{layer}.weight"], dtype=np.float64)
-            bias = np.asarray(parameters.get(f"{layer}.bias", 0.0), dtype=np.float64)
-            if parameterization == "ntk":
-                weight = math.sqrt(sigma_w2 / weight.shape[1]) * weight
-                bias = math.sqrt(sigma_b2) * bias
-            h = weight @ (phi(h) if layer else h) + bias
-        rows.append(h)
-    f = np.array(rows)
-    axis = 1 if normalization == "layer" else 0
-    if normalization is not None:
+    rows = list(np.asarray(x, dtype=np.float64))
+    for layer in range(depth):
+        weight = np.asarray(parameters[f"{layer}.weight"], dtype=np.float64)
+        bias = np.asarray(parameters.get(f"{layer}.bias", 0.0), dtype=np.float64)
+        if parameterization == "ntk":
+            weight = math.sqrt(sigma_w2 / weight.shape[1]) * weight
+            bias = math.sqrt(sigma_b2) * bias
+        rows = [weight @ (phi(h) if layer else h) + bias for h in rows]
+        if layer < depth - 1 and rows:
+            rows = list(_normalised(np.array(rows), hidden_normalization))
+    return _normalised(np.array(rows), normalization)
+
+
+def _normalised(f: Float64, kind: str | None) -> Float64:
+    axis = 1 if kind == "layer" else 0
+    if kind is not None:
         f = f - f.mean(axis, keepdims=True)
-    if normalization in ("batch", "layer"):
+    if kind in ("batch", "layer"):
         f = f / f.std(axis, keepdims=True)
     return f
 

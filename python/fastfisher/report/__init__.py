@@ -122,6 +122,7 @@ def _record(section: Section, result: SectionResult, seconds: float) -> dict[str
         "id": section.id,
         "title": section.title,
         "seconds": seconds,
+        "headline": result.headline,
         "settings": result.settings,
         "values": result.values,
     }

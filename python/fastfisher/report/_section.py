@@ -120,13 +120,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class SectionResult:
-    """A finished section: blocks for the page, plain values for results.json."""
+    """A finished section: blocks for the page, plain values for results.json.
+
+    `headline` is the one line (plain text) that the command line prints.
+    """
 
     summary: str
     facts: tuple[Fact, ...]
     blocks: tuple[Text | Figure | Table, ...]
     settings: dict[str, Any]
     values: dict[str, Any]
+    headline: str = ""
 
 
 @dataclass(frozen=True)

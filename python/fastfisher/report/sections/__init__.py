@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fastfisher.report._section import Section
-from fastfisher.report.sections import ntk_spectrum
+from fastfisher.report.sections import fisher_theory, normalization, ntk_spectrum
 
 __all__ = ["SECTIONS"]
 
@@ -13,5 +13,15 @@ SECTIONS: tuple[Section, ...] = (
         "ntk-spectrum",
         "Tangent kernel, Fisher spectrum and critical learning rate",
         ntk_spectrum.build,
+    ),
+    Section(
+        "fisher-theory",
+        "Spectrum of the Fisher matrix: regression and softmax, with outliers",
+        fisher_theory.build,
+    ),
+    Section(
+        "normalization",
+        "Effect of last-layer normalisation",
+        normalization.build,
     ),
 )

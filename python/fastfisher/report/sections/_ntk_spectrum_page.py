@@ -13,7 +13,7 @@ from fastfisher.report._section import Fact, Figure, Plot, Table, Text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["blocks", "facts", "summary"]
+__all__ = ["blocks", "facts", "headline", "summary"]
 
 
 def summary(values: dict[str, Any]) -> str:
@@ -34,6 +34,15 @@ def summary(values: dict[str, Any]) -> str:
             "changes within the first step."
         )
     return text
+
+
+def headline(values: dict[str, Any]) -> str:
+    """Say the same in one line of plain text."""
+    verdict = "confirmed" if values["confirmed"] else "NOT confirmed"
+    return (
+        f"largest eigenvalue of F* {values['lambda_max']:.5g}, critical learning rate "
+        f"{values['eta_c']:.4g}, {verdict} by gradient descent"
+    )
 
 
 def facts(values: dict[str, Any]) -> tuple[Fact, ...]:

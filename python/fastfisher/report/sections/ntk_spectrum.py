@@ -114,6 +114,7 @@ def build(context: Context) -> SectionResult:
             "distance_of_labels_in_check": SMALL,
         },
         values=values,
+        headline=page.headline(values),
     )
 
 
