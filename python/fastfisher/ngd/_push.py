@@ -21,6 +21,7 @@ from fastfisher.structures.diagonal import Diagonal, squares
 from fastfisher.structures.ekfac import Ekfac
 from fastfisher.structures.kfac import Kfac
 from fastfisher.structures.unit import Unit
+from fastfisher.theory import tridiagonal_coefficients
 
 Host = np.ndarray[Any, Any]
 
@@ -98,8 +99,7 @@ def _limit(duals: list[Host], e: Host) -> Host:
     depth = len(duals)
     inverses = [damped_inverses(k, 0.0, f"G, block {j}") for j, k in enumerate(duals)]
     at = np.arange(depth)
-    t = (np.abs(at[:, None] - at) <= 1).astype(np.float64)
-    c = np.linalg.lstsq(t, np.ones(depth), rcond=1e-10)[0]
+    c = tridiagonal_coefficients(depth)
     right = [c[j] * e for j in range(depth)]
     if depth % 3 == 2:
         null = np.where(at % 3 == 0, 1.0, np.where(at % 3 == 1, -1.0, 0.0))
