@@ -215,3 +215,17 @@ def test_normalised_outputs(normalization: Any, likelihood: str) -> None:
         return
     with pytest.raises(ValueError, match="normalised over the batch"):
         ff.fisher(mlp, x, structure="kfac")
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_vectors_of_any_strides(structure: Any) -> None:
+    F = ff.fisher(jacobian(5), structure=structure)
+    v = np.random.default_rng(0).standard_normal((F.shape[0], 3))
+    wide = np.repeat(np.repeat(v, 2, 0), 2, 1)
+    for same in (np.asfortranarray(v), wide[::2, ::2], v[::-1][::-1]):
+        assert np.allclose(F @ same, F @ v, rtol=1e-12)
+        assert np.allclose(F.solve(same, damping=0.1), F.solve(v, damping=0.1), rtol=1e-9)
+    if structure == "kfac":
+        for split in ("plain", "pi"):
+            got = F.solve(np.asfortranarray(v), damping=0.1, split=split)
+            assert np.allclose(got, F.solve(v, damping=0.1, split=split), rtol=1e-12)

@@ -21,6 +21,7 @@ from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher._lookup import Lookup
 from fastfisher.factors import Explicit
+from fastfisher.structures._place import Place
 
 Host = np.ndarray[Any, Any]
 
@@ -40,12 +41,15 @@ class Weight:
         Position of each entry in the parameter vector; of a bias in the last column.
     group : int
         Of a convolution.
+    start : int or None
+        Position of the first entry, where weight and bias follow each other.
     """
 
     name: str
     layer: Layer
     columns: Host
     group: int = 0
+    start: int | None = None
 
     @property
     def out_features(self) -> int:
@@ -74,9 +78,10 @@ class Weight:
         """Whether each gradient is one product of an input and a cotangent."""
         return self.factored and self.positions == 1
 
-    def take(self, v: Host) -> Host:
-        """Entries (o, i, k) of vectors `v` (P, k)."""
-        return v[self.columns]
+    @property
+    def place(self) -> Place:
+        """Where it stands in the parameter vector."""
+        return Place(self.columns, self.start, self.layer.bias)
 
     def chunk(self, entries: int) -> int:
         """Give the number of samples at a time, for so many `entries` of a sample."""
@@ -127,8 +132,9 @@ def weights(jacobian: Jacobian) -> list[Weight]:
     if jacobian.parameters is not None:
         columns = jacobian.parameters.columns(widths)
     else:
-        ends = np.cumsum([0, *widths])
+        ends = np.cumsum([0, *widths]).tolist()
         columns = [np.arange(start, stop) for start, stop in itertools.pairwise(ends)]
+    in_order = jacobian.parameters is None or jacobian.parameters.order is None
     result: list[Weight] = []
     for name, layer, own in zip(jacobian.names, jacobian.layers, columns, strict=True):
         o, i = layer.out_features, layer.in_features
@@ -144,7 +150,8 @@ def weights(jacobian: Jacobian) -> list[Weight]:
         groups = layer.groups if isinstance(layer, Conv) else 1
         for group in range(groups):
             units = slice(group * (o // groups), (group + 1) * (o // groups))
-            result.append(Weight(name, layer, table[units], group))
+            start = int(own[0]) if in_order and groups == 1 and len(own) else None
+            result.append(Weight(name, layer, table[units], group, start))
     return result
 
 

@@ -25,6 +25,7 @@ from fastfisher._lookup import Lookup
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.factors import Dense
 from fastfisher.structures._base import Structure
+from fastfisher.structures._place import Place
 from fastfisher.structures._weights import Weight, weights
 
 Host = np.ndarray[Any, Any]
@@ -38,8 +39,8 @@ class Block:
 
     Attributes
     ----------
-    columns : int64 array, shape (o, i)
-        Positions in the parameter vector.
+    place : Place
+        Positions (o, i) in the parameter vector.
     a : array, shape (i, i) or (i,)
         `activation_factor`.
     g : array, shape (o, o)
@@ -49,10 +50,15 @@ class Block:
     """
 
     name: str
-    columns: Host
+    place: Place
     a: Host
     g: Host
     exact: bool = False
+
+    @property
+    def columns(self) -> Host:
+        """Positions (o, i) in the parameter vector."""
+        return self.place.columns
 
     def times_a(self, v: Host, a: Host | None = None) -> Host:
         """``V A`` for v (o, i, k)."""
@@ -83,7 +89,7 @@ class Kfac(Structure):
         """``F v``."""
         result = np.zeros_like(v)
         for block in self.blocks:
-            result[block.columns] = along(block.g, block.times_a(v[block.columns]), 0)
+            block.place.put(along(block.g, block.times_a(block.place.take(v)), 0), result)
         return result
 
     def solve(self, v: Host, damping: float, split: str | None = None) -> Host:
@@ -110,10 +116,9 @@ class Kfac(Structure):
         """``f(F) v`` in the eigenbasis of the factors."""
         x = np.asarray(f(np.zeros(1)) * v, v.dtype)
         for block, values in zip(self.blocks, self.eigenvalues(), strict=True):
-            inside = self.rotated(block, v[block.columns])
-            x[block.columns] = self.rotated(
-                block, np.asarray(f(values)[:, :, None] * inside, v.dtype), back=True
-            )
+            inside = self.rotated(block, block.place.take(v))
+            changed = np.asarray(f(values)[:, :, None] * inside, v.dtype)
+            block.place.put(self.rotated(block, changed, back=True), x)
         return x
 
     def eigenvalues(self) -> list[Host]:
@@ -187,7 +192,7 @@ class Kfac(Structure):
             self._check_damping(0.0)
         x = v / v.dtype.type(damping) if damping else np.zeros_like(v)
         for block, (a, g) in zip(self.blocks, self._both_inverses(damping, split), strict=True):
-            x[block.columns] = along(g, block.times_a(v[block.columns], a), 0)
+            block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
         return x
 
     def _both_inverses(self, damping: float, split: str) -> list[tuple[Host, Host]]:
@@ -276,10 +281,10 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         uses = np.bincount(weight.layer.index.reshape(-1), minlength=i)
         cotangents = weight.layer.g.reshape(-1, o)
         g = cotangents.T @ cotangents * kind.type(scale)
-        return Block(weight.name, weight.columns, (uses / max(1, n * s)).astype(kind), g)
+        return Block(weight.name, weight.place, (uses / max(1, n * s)).astype(kind), g)
     if type(weight.layer) is Dense:
         a, g = _dense_factors(weight.layer)
-        return Block(weight.name, weight.columns, a / kind.type(max(1, n)), g * kind.type(scale))
+        return Block(weight.name, weight.place, a / kind.type(max(1, n)), g * kind.type(scale))
     for piece in weight.pieces(formed=False):
         inputs, cotangents = weight.factors(piece)
         if weight_sharing == "reduce":
@@ -289,7 +294,7 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         rows = np.ascontiguousarray(cotangents.reshape(-1, o))
         g += rows.T @ rows
     count = n * s if weight_sharing == "expand" else n
-    return Block(weight.name, weight.columns, a / kind.type(max(1, count)), g * kind.type(scale))
+    return Block(weight.name, weight.place, a / kind.type(max(1, count)), g * kind.type(scale))
 
 
 def _dense_factors(layer: Dense) -> tuple[Host, Host]:
@@ -312,5 +317,5 @@ def _exact_block(weight: Weight, scale: float) -> Block:
     one, columns = np.ones((1, 1), kind), weight.columns.T
     if weight.out_features > EXACT:
         diagonal = np.einsum("rp,rp->p", rows, rows)
-        return Block(weight.name, columns, diagonal * kind.type(scale), one, exact=True)
-    return Block(weight.name, columns, rows.T @ rows * kind.type(scale), one, exact=True)
+        return Block(weight.name, Place(columns), diagonal * kind.type(scale), one, exact=True)
+    return Block(weight.name, Place(columns), rows.T @ rows * kind.type(scale), one, exact=True)
