@@ -80,6 +80,19 @@ struct Job {
   }
 };
 
+// Moves the calling thread off a core that another one of ours is using. A scheduler wakes threads
+// on the core of whoever wakes them where it takes the others for busy, as it does on virtual
+// machines for cores that have been idle for some milliseconds, and evens that out only later.
+void leave(int cpu) {
+  if (cpu < 0 || sched_getcpu() != cpu) return;
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof(all), &all) != 0) return;
+  cpu_set_t others = all;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0) return;
+  sched_setaffinity(0, sizeof(all), &all);
+}
+
 class Pool {
  public:
   // Held by the one caller that drives the workers.
@@ -96,6 +109,7 @@ class Pool {
       threads = workers_ + 1;
     }
     job_ = &job;
+    caller_cpu_.store(sched_getcpu(), std::memory_order_relaxed);
     pending_.store(threads - 1, std::memory_order_relaxed);
     {
       // Under the lock, so that a worker about to sleep cannot miss it.
@@ -128,6 +142,8 @@ class Pool {
         sleepers_.fetch_add(1);
         wake_.wait(lock, [&] { return ticket_.load(std::memory_order_acquire) != seen; });
         sleepers_.fetch_sub(1);
+        lock.unlock();
+        leave(caller_cpu_.load(std::memory_order_relaxed));
       }
       seen = ticket_.load(std::memory_order_acquire);
       // Only active workers answer, and the caller waits for each of them before the next ticket:
@@ -147,6 +163,7 @@ class Pool {
   std::atomic<std::uint64_t> ticket_{0};
   std::atomic<int> pending_{0};
   std::atomic<int> sleepers_{0};
+  std::atomic<int> caller_cpu_{-1};
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
 };
