@@ -200,10 +200,19 @@ class Former {
           at[k] = line + in_w * x.strides[2];
           continue;
         }
+        // Positions [from, upto) of the run see the input, those before and behind it padding.
+        const std::int64_t pace = x.stride[2];
+        const std::int64_t from = std::clamp<std::int64_t>(ceil_div(-in_w, pace), 0, run);
+        const std::int64_t upto =
+            std::clamp<std::int64_t>(ceil_div(x.extents[2] - in_w, pace), from, run);
         S* copy = scratch + k * kGramDepth;
-        for (std::int64_t q = 0; q < run; ++q) {
-          const std::int64_t at_w = in_w + q * x.stride[2];
-          copy[q] = at_w >= 0 && at_w < x.extents[2] ? line[at_w * x.strides[2]] : S{};
+        std::fill(copy, copy + from, S{});
+        std::fill(copy + upto, copy + run, S{});
+        const S* source = line + in_w * x.strides[2];
+        if (step == 1) {
+          std::copy(source + from, source + upto, copy + from);
+        } else {
+          for (std::int64_t q = from; q < upto; ++q) copy[q] = source[q * step];
         }
         at[k] = copy;
       }
