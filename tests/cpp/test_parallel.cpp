@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The thread pool: every task once, from several callers, nested, with exceptions, and in a forked
-// child.
+// The thread pool: every task once, from several callers, nested, with exceptions, by workers that
+// slept, and in a forked child.
 #include "check.hpp"
 #include "parallel.hpp"
 
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -73,6 +75,28 @@ void exceptions() {
   FF_CHECK(each_task_once(3, 10));
 }
 
+// Between two calls the workers fall asleep; one that wakes on the core of its caller leaves it,
+// and may use all cores again afterwards.
+void after_sleep() {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  sched_getaffinity(0, sizeof(all), &all);
+  for (int round = 0; round < 20; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    FF_CHECK(each_task_once(3, 10));
+    std::atomic<int> good{0};
+    parallel_for(Context{}, 3, 6, [&](std::int64_t, int) {
+      // Long enough for every worker to come.
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      cpu_set_t mine;
+      CPU_ZERO(&mine);
+      sched_getaffinity(0, sizeof(mine), &mine);
+      good += CPU_EQUAL(&mine, &all) ? 1 : 0;
+    });
+    FF_CHECK(good == 6);
+  }
+}
+
 void forked_child() {
   FF_CHECK(each_task_once(3, 10));
   const pid_t child = fork();
@@ -90,6 +114,7 @@ int main(int argc, char** argv) {
   several_callers();
   nested();
   exceptions();
+  after_sleep();
   // ThreadSanitizer does not follow a fork of a process with threads.
   if (argc < 2 || std::strcmp(argv[1], "--no-fork") != 0) forked_child();
   return fastfisher::test::report();

@@ -15,7 +15,7 @@
 namespace fastfisher::cpu {
 
 // Rows that one task packs, about.
-inline constexpr std::int64_t kPackedRows = 48;
+inline constexpr std::int64_t kPackedRows = 80;
 
 // S: type of the factors. T: type of the products. R: type of the output.
 template <class S, class T, class R>
@@ -140,7 +140,8 @@ class Gram {
   void pack(std::int64_t i, std::int64_t j, const GramSlab& slab, const GramGroup& group, bool left,
             bool together) {
     const std::int64_t most = std::max(left ? extent(true, true) : 0, extent(true, false));
-    const std::int64_t tasks = ceil_div(most, kPackedRows);
+    // As many for each thread: then it packs what it formed.
+    const std::int64_t tasks = round_up(ceil_div(most, kPackedRows), threads_);
     parallel_shares(ctx_, threads_, tasks, [&](std::int64_t task, int) {
       for (const bool gradients : {false, true}) {
         for (const bool side : {true, false}) {

@@ -110,17 +110,26 @@ class Pool {
     }
     job_ = &job;
     caller_cpu_.store(sched_getcpu(), std::memory_order_relaxed);
-    pending_.store(threads - 1, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
     {
       // Under the lock, so that a worker about to sleep cannot miss it.
       const std::lock_guard lock(sleep_mutex_);
       const std::uint64_t generation = (ticket_.load() >> kActiveBits) + 1;
+      seats_.store(generation << kActiveBits | static_cast<std::uint64_t>(threads - 1),
+                   std::memory_order_release);
       ticket_.store(generation << kActiveBits | static_cast<std::uint64_t>(threads),
                     std::memory_order_release);
     }
-    if (sleepers_.load() > 0) wake_.notify_all();
+    if (sleepers_.load() > 0) {
+      wake_.notify_all();
+      // Lets a worker that was woken on this core go on, which then leaves it.
+      std::this_thread::yield();
+    }
     job.drain(0, &ctx);
-    for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
+    // Whoever has not come by now is not waited for: there is nothing left to do.
+    const auto absent = static_cast<int>(seats_.exchange(0) & kActiveMask);
+    const int joined = threads - 1 - absent;
+    for (int spins = 0; done_.load(std::memory_order_acquire) != joined; ++spins) {
       if (spins < kSpins) {
         relax();
       } else {
@@ -146,12 +155,22 @@ class Pool {
         leave(caller_cpu_.load(std::memory_order_relaxed));
       }
       seen = ticket_.load(std::memory_order_acquire);
-      // Only active workers answer, and the caller waits for each of them before the next ticket:
-      // whoever reads job_ reads that of its own ticket.
-      if (static_cast<std::uint64_t>(id) >= (seen & kActiveMask)) continue;
+      if (static_cast<std::uint64_t>(id) >= (seen & kActiveMask) || !take_seat(seen)) continue;
       job_->drain(id, nullptr);
-      pending_.fetch_sub(1, std::memory_order_release);
+      done_.fetch_add(1, std::memory_order_release);
     }
+  }
+
+  // The caller waits for everyone who has a seat before the next ticket: whoever takes one reads
+  // the job of its own ticket. False if the job is over.
+  bool take_seat(std::uint64_t ticket) {
+    std::uint64_t seats = seats_.load(std::memory_order_acquire);
+    while (seats >> kActiveBits == ticket >> kActiveBits && (seats & kActiveMask) > 0) {
+      if (seats_.compare_exchange_weak(seats, seats - 1, std::memory_order_acq_rel,
+                                       std::memory_order_acquire))
+        return true;
+    }
+    return false;
   }
 
   static constexpr int kActiveBits = 16;
@@ -161,7 +180,9 @@ class Pool {
   Job* job_ = nullptr;
   // Number of the job and, in the low bits, how many threads take part, read as one.
   std::atomic<std::uint64_t> ticket_{0};
-  std::atomic<int> pending_{0};
+  // The same number and, in the low bits, how many may still take part.
+  std::atomic<std::uint64_t> seats_{0};
+  std::atomic<int> done_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<int> caller_cpu_{-1};
   std::mutex sleep_mutex_;
