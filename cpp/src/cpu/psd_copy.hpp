@@ -38,12 +38,21 @@ std::int64_t first_bad(const View<const S, 2>& a) {
   return -1;
 }
 
-/// c = D (A + damping I) D, lower triangle of rows from..to, D = diag(scale); false if an entry is
-/// not finite.
-template <class S, class T>
-bool load_rows(const View<const S, 2>& a, double damping, const T* scale, std::int64_t from,
-               std::int64_t to, T* c) {
-  const std::int64_t n = a.extent(0), step = a.stride(1);
+/// A packed square; `run` entries of a row lie together wherever a multiple of it begins.
+template <class T>
+struct Square {
+  T* data;
+  std::int64_t n;
+  static constexpr std::int64_t run = kCopyTile;
+  [[nodiscard]] T* at(std::int64_t i, std::int64_t j) const { return data + i * n + j; }
+};
+
+/// c = sign D (A + damping I) D, lower triangle of rows from..to, D = diag(scale); false if an
+/// entry is not finite.
+template <class S, class T, class Layout>
+bool load_rows(const View<const S, 2>& a, double damping, T sign, const T* scale, std::int64_t from,
+               std::int64_t to, const Layout& c) {
+  const std::int64_t step = a.stride(1);
   int bad = 0;
   for (std::int64_t i0 = from; i0 < to; i0 += kCopyTile) {
     const std::int64_t i1 = std::min(to, i0 + kCopyTile);
@@ -51,13 +60,16 @@ bool load_rows(const View<const S, 2>& a, double damping, const T* scale, std::i
       for (std::int64_t i = std::max(i0, j0); i < i1; ++i) {
         const std::int64_t j1 = std::min(j0 + kCopyTile, i + 1);
         const S* const row = a.data + i * a.stride(0);
-        T* const out = c + i * n;
-        const T mine = scale[i];
+        const T mine = sign * scale[i];
         const auto copy = [&](auto stride) {
-          for (std::int64_t j = j0; j < j1; ++j) {
-            const T x = static_cast<T>(widen(row[j * stride]));
-            bad |= static_cast<int>(is_bad(x));
-            out[j] = x * mine * scale[j];
+          for (std::int64_t first = j0; first < j1; first += c.run) {
+            T* const out = c.at(i, first);
+            const std::int64_t count = std::min(c.run, j1 - first);
+            for (std::int64_t j = 0; j < count; ++j) {
+              const T x = static_cast<T>(widen(row[(first + j) * stride]));
+              bad |= static_cast<int>(is_bad(x));
+              out[j] = x * mine * scale[first + j];
+            }
           }
         };
         if (step == 1) {
@@ -71,8 +83,8 @@ bool load_rows(const View<const S, 2>& a, double damping, const T* scale, std::i
   for (std::int64_t i = from; i < to && damping != 0; ++i) {
     const double x = static_cast<double>(widen(a(i, i))) + damping;
     // First one factor, then the other: their product may overflow.
-    c[i * n + i] =
-        static_cast<T>(x * static_cast<double>(scale[i]) * static_cast<double>(scale[i]));
+    *c.at(i, i) =
+        sign * static_cast<T>(x * static_cast<double>(scale[i]) * static_cast<double>(scale[i]));
   }
   return bad == 0;
 }
@@ -134,9 +146,11 @@ double norm_of(const View<const S, 2>& a, double damping, int exponent, T* sums)
   return n > 0 ? static_cast<double>(*std::max_element(sums, sums + n)) : 0.0;
 }
 
-/// out = D C D and its mirror, from the lower triangle, for rows from..to; false on overflow.
-template <class T>
-bool store_symmetric(std::int64_t n, const T* scale, std::int64_t from, std::int64_t to, T* c) {
+/// out = D C D and its mirror, from the lower triangle, for rows from..to; false on overflow. c may
+/// be the lower triangle of out.
+template <class T, class Layout>
+bool store_symmetric(std::int64_t n, const Layout& c, const T* scale, std::int64_t from,
+                     std::int64_t to, T* out) {
   int bad = 0;
   // A tile on its way to the other side: rows a power of two apart would evict each other.
   T tile[kCopyTile * (kCopyTile + 8)];
@@ -146,18 +160,23 @@ bool store_symmetric(std::int64_t n, const T* scale, std::int64_t from, std::int
     for (std::int64_t j0 = 0; j0 < i1; j0 += kCopyTile) {
       for (std::int64_t i = std::max(i0, j0); i < i1; ++i) {
         const std::int64_t j1 = std::min(j0 + kCopyTile, i + 1);
-        T* const row = c + i * n;
+        T* const row = out + i * n;
+        T* const line = tile + (i - i0) * kPitch - j0;
         const T mine = scale[i];
-        for (std::int64_t j = j0; j < j1; ++j) {
-          const T x = row[j] * mine * scale[j];
-          bad |= static_cast<int>(is_bad(x));
-          row[j] = x;
-          tile[(i - i0) * kPitch + j - j0] = x;
+        for (std::int64_t first = j0; first < j1; first += c.run) {
+          const T* const in = c.at(i, first);
+          const std::int64_t count = std::min(c.run, j1 - first);
+          for (std::int64_t j = 0; j < count; ++j) {
+            const T x = in[j] * mine * scale[first + j];
+            bad |= static_cast<int>(is_bad(x));
+            row[first + j] = x;
+            line[first + j] = x;
+          }
         }
       }
       for (std::int64_t j = j0; j < std::min(j0 + kCopyTile, i1); ++j) {
         for (std::int64_t i = std::max(i0, j + 1); i < i1; ++i)
-          c[j * n + i] = tile[(i - i0) * kPitch + j - j0];
+          out[j * n + i] = tile[(i - i0) * kPitch + j - j0];
       }
     }
   }

@@ -6,8 +6,9 @@
 
 #include "fastfisher/ops.hpp"
 #include "parallel.hpp"
+#include "psd_cholesky.hpp"
 #include "psd_copy.hpp"
-#include "psd_sweep.hpp"
+#include "psd_inverse.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -29,6 +30,10 @@ std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
   std::int64_t bytes = 2 * rounded(size * n);
   if (task == PsdTask::solve) bytes += rounded(size * n * n);
+  if (task == PsdTask::inverse) {
+    bytes += rounded(size * SweepPanels<T>::size(n, sweep_kernels<T>().width)) +
+             rounded(size * InverseSweep<T>::scratch(n));
+  }
   if (task == PsdTask::inverse_root) bytes += rounded(size * n * n) + rounded(size * n);
   if (task == PsdTask::eigh || task == PsdTask::inverse_root)
     bytes += rounded(std::max(eigen_work<T>(n), size * n * n));
@@ -130,35 +135,50 @@ class PsdWork {
   }
 
   void by_factor(PsdReport& report) {
-    const bool invert = options_.task == PsdTask::inverse;
+    if (options_.task == PsdTask::inverse) {
+      const std::int64_t width = sweep_kernels<T>().width;
+      const SweepPanels<T> panels(take(SweepPanels<T>::size(n_, width)), n_, width);
+      T* const scratch = take(InverseSweep<T>::scratch(n_));
+      const auto invert = [&] {
+        return InverseSweep<T>(ctx_, threads_, n_, panels, scratch).run();
+      };
+      if (factored(report, T(-1), panels, invert) && !finish_inverse(report, panels))
+        report.kind = Kind::overflow;
+      return;
+    }
     T* const c = options_.task == PsdTask::solve ? take(n_ * n_) : out_;
+    const auto factor = [&] { return Cholesky<T>(ctx_, threads_, n_, c).run(); };
+    if (factored(report, T(1), Square<T>{c, n_}, factor) && !finish_factor(report, c))
+      report.kind = Kind::overflow;
+  }
+
+  // Loads and works, with more damping where that is automatic, until it is positive definite.
+  template <class Layout, class Work>
+  bool factored(PsdReport& report, T sign, const Layout& c, const Work& work) {
     const double most = item_.automatic ? greatest() : 0;
     for (;;) {
       balance(a_, report.damping, scale_);
       if (!by_rows([&](std::int64_t from, std::int64_t to) {
-            return load_rows<S, T>(a_, report.damping, scale_, from, to, c);
-          })) {
-        bad_input(report);
-        return;
-      }
-      const std::int64_t bad = Sweep<T>(ctx_, threads_, n_, c, invert).run();
+            return load_rows<S, T>(a_, report.damping, sign, scale_, from, to, c);
+          }))
+        return bad_input(report);
+      const std::int64_t bad = work();
       if (bad == 0) break;
       if (!item_.automatic || report.damping >= most) {
         report.kind = Kind::indefinite;
         report.index = bad;
-        return;
+        return false;
       }
       report.damping = raised(report.damping, most);
     }
     if (item_.automatic && report.damping > 0) report.kind = Kind::damped;
-    const bool good = invert ? finish_inverse(report) : finish_factor(report, c);
-    if (!good) report.kind = Kind::overflow;
+    return true;
   }
 
-  bool finish_inverse(PsdReport& report) {
+  bool finish_inverse(PsdReport& report, const SweepPanels<T>& panels) {
     // A tile is mirrored by whoever holds its row: nobody else reads what it writes.
     if (!by_rows([&](std::int64_t from, std::int64_t to) {
-          return store_symmetric(n_, scale_, from, to, out_);
+          return store_symmetric(n_, panels, scale_, from, to, out_);
         }))
       return false;
     const double a_large = largest_diagonal() + report.damping;
@@ -241,7 +261,7 @@ class PsdWork {
     // One power of two for all, in two factors, each of which is a normal number of T.
     const int power = largest > 0 ? std::ilogb(largest) / 2 * 2 : 0;
     std::fill(scale_, scale_ + n_, static_cast<T>(std::ldexp(1.0, -power / 2)));
-    load_rows<S, T>(a_, 0, scale_, 0, n_, vectors);
+    load_rows<S, T>(a_, 0, T(1), scale_, 0, n_, Square<T>{vectors, n_});
     if (!eigen(n_, vectors, spectrum, scratch_)) {
       report.kind = Kind::no_convergence;
       return;
@@ -305,7 +325,7 @@ class PsdWork {
     std::fill(out_, out_ + n_ * n_, T(0));
     add_square(Op::transposed, n_, n_, T(1), vectors, n_, out_, n_);
     std::fill(scale_, scale_ + n_, T(1));
-    return store_symmetric(n_, scale_, 0, n_, out_) && bad == 0;
+    return store_symmetric(n_, Square<T>{out_, n_}, scale_, 0, n_, out_) && bad == 0;
   }
 
   const Context& ctx_;

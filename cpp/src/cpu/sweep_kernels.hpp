@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The arithmetic of the inversion of a symmetric matrix that lies in panels of columns. Compiled
+// once for each instruction set and chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+namespace fastfisher::cpu {
+
+/// Kernels in T on panels: [row][width], rows one after the other. A panel is the right operand of
+/// a product as it lies, its columns are the left one.
+template <class T>
+struct SweepKernels {
+  std::int64_t width = 0;
+  const char* name = "";
+
+  /// c[i,j] (+)= sum_l left[l,i] right[l,j] over l < depth, for i < rows: column i of the left side
+  /// lies in panel i / width, `pitch` numbers after the one before. Up to width rows of c in all
+  /// may be written beyond, never past the panel's next multiple of width.
+  void (*product)(const T* left, std::int64_t pitch, const T* right, std::int64_t depth,
+                  std::int64_t rows, T* c, bool accumulate) = nullptr;
+
+  /// inverse[width][width] = L^-1 of -a = L L^T, zero above the diagonal and beyond size <= width;
+  /// of `a` the lower triangle is read. 0, or the order of the leading minor that is not positive.
+  std::int64_t (*leaf)(const T* a, std::int64_t size, T* inverse) = nullptr;
+
+  /// to[j][i] = from[i][j], width times width.
+  void (*transpose)(const T* from, T* to) = nullptr;
+};
+
+template <class T>
+const SweepKernels<T>& sweep_kernels_base();
+#if defined(FF_HAVE_AVX2)
+template <class T>
+const SweepKernels<T>& sweep_kernels_avx2();
+#endif
+
+/// The best kernels that this processor runs.
+template <class T>
+const SweepKernels<T>& sweep_kernels();
+
+}  // namespace fastfisher::cpu
