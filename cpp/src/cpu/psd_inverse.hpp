@@ -13,40 +13,18 @@
 // Products with the inverse of a block in place of substitution cost accuracy by the root of the
 // block's condition, no more.
 //
-// N lies in panels of `width` columns from the diagonal down, [row][width]: half of the memory of a
-// square, tiles that follow each other, panels that are operands of products as they lie. The
-// pieces depend on n alone, so that the bits do not depend on who computes them.
+// N lies in panels (see psd_panels.hpp), which are operands of products as they lie. The pieces
+// depend on n alone, so that the bits do not depend on who computes them.
 #pragma once
 
 #include "parallel.hpp"
+#include "psd_panels.hpp"
 #include "sweep_kernels.hpp"
 
 #include <algorithm>
 #include <cstdint>
 
 namespace fastfisher::cpu {
-
-/// The lower triangle of a matrix in panels, the last ones padded.
-template <class T>
-struct SweepPanels {
-  T* data;
-  std::int64_t rows, width, run;
-
-  SweepPanels(T* data_, std::int64_t n, std::int64_t width_)
-      : data(data_), rows((n + width_ - 1) / width_ * width_), width(width_), run(width_) {}
-  /// Row i of panel p, not above the diagonal.
-  [[nodiscard]] T* row(std::int64_t p, std::int64_t i) const {
-    return data + (p * rows - width * (p * (p + 1) / 2) + i) * width;
-  }
-  /// Entry (i, j), as other layouts say it.
-  [[nodiscard]] T* at(std::int64_t i, std::int64_t j) const {
-    return row(j / width, i) + j % width;
-  }
-  static std::int64_t size(std::int64_t n, std::int64_t width) {
-    const std::int64_t count = (n + width - 1) / width;
-    return count * (count + 1) / 2 * width * width;
-  }
-};
 
 template <class T>
 class InverseSweep {
@@ -76,7 +54,6 @@ class InverseSweep {
   static constexpr std::int64_t kSmall = 128, kLarge = 1280;
   static constexpr std::int64_t kChunk = 192;  // rows of a task of the update
   static constexpr std::int64_t kGroup = 4;    // panels of a task of the products with L^-1
-  static constexpr std::int64_t kMostWidth = 16;
 
   static std::int64_t block_of(std::int64_t n, std::int64_t width) {
     return n <= kSmall ? width : n <= kLarge ? kBlock : kLargeBlock;
@@ -166,7 +143,7 @@ class InverseSweep {
 
   // W^T = L^-1 V^T for the rows of one panel.
   void scale(const Step& at, std::int64_t panel) {
-    alignas(64) T lines[kLargeBlock * kMostWidth];
+    alignas(64) T lines[kLargeBlock * kSweepWidth];
     const T* v = lines;
     if (panel < at.first) {
       v = matrix_.row(panel, at.k);
@@ -195,7 +172,7 @@ class InverseSweep {
 
   // V = W L^-1. The rows of L^-1 are W^T as it is.
   void finish(const Step& at, std::int64_t panel) {
-    alignas(64) T lines[kLargeBlock * kMostWidth];
+    alignas(64) T lines[kLargeBlock * kSweepWidth];
     const bool done = panel < at.first;
     T* const out = done ? matrix_.row(panel, at.k) : lines;
     if (done && !whole_) {

@@ -24,11 +24,12 @@ inline std::int64_t rounded(std::int64_t bytes) {
   return (bytes + kPsdLine - 1) / kPsdLine * kPsdLine;
 }
 
-// Scratch of one worker: two rows of scales and sums, then by task a matrix, or two and LAPACK's.
+// Scratch of one worker: scales and sums, then by task a matrix, or two and LAPACK's.
 template <class T>
 std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
-  std::int64_t bytes = 2 * rounded(size * n);
+  const std::int64_t passes = task == PsdTask::inverse ? (n + kPassRows - 1) / kPassRows : 1;
+  std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
   if (task == PsdTask::solve) bytes += rounded(size * n * n);
   if (task == PsdTask::inverse) {
     bytes += rounded(size * SweepPanels<T>::size(n, sweep_kernels<T>().width)) +
@@ -54,7 +55,7 @@ class PsdWork {
         out_(static_cast<T*>(item.out.data)),
         scratch_(scratch) {
     scale_ = take(n_);
-    sums_ = take(n_);
+    sums_ = take(options.task == PsdTask::inverse ? n_ * passes() : n_);
   }
 
   PsdReport run() {
@@ -115,17 +116,20 @@ class PsdWork {
     return std::min(most, damping == 0 ? least() : damping * kRaise);
   }
 
+  [[nodiscard]] std::int64_t passes() const { return (n_ + kPassRows - 1) / kPassRows; }
+
+  // The last rows are the longest ones and go first.
   template <class Function>
-  bool by_rows(const Function& function) {
-    constexpr std::int64_t kRows = 2 * kCopyTile;
-    const std::int64_t tasks = (n_ + kRows - 1) / kRows;
-    if (threads_ == 1) return function(0, n_);
-    std::atomic<bool> good{true};
-    parallel_for(ctx_, threads_, tasks, [&](std::int64_t task, int) {
-      const std::int64_t from = (tasks - 1 - task) * kRows;
-      if (!function(from, std::min(n_, from + kRows))) good = false;
-    });
-    return good;
+  void by_rows(const Function& function) {
+    const auto pass = [&](std::int64_t task) {
+      const std::int64_t number = passes() - 1 - task;
+      function(number, number * kPassRows, std::min(n_, (number + 1) * kPassRows));
+    };
+    if (threads_ > 1) {
+      parallel_for(ctx_, threads_, passes(), [&](std::int64_t task, int) { pass(task); });
+    } else {
+      for (std::int64_t task = 0; task < passes(); ++task) pass(task);
+    }
   }
 
   bool bad_input(PsdReport& report) {
@@ -135,33 +139,26 @@ class PsdWork {
   }
 
   void by_factor(PsdReport& report) {
-    if (options_.task == PsdTask::inverse) {
-      const std::int64_t width = sweep_kernels<T>().width;
-      const SweepPanels<T> panels(take(SweepPanels<T>::size(n_, width)), n_, width);
-      T* const scratch = take(InverseSweep<T>::scratch(n_));
-      const auto invert = [&] {
-        return InverseSweep<T>(ctx_, threads_, n_, panels, scratch).run();
-      };
-      if (factored(report, T(-1), panels, invert) && !finish_inverse(report, panels))
-        report.kind = Kind::overflow;
-      return;
-    }
+    if (options_.task == PsdTask::inverse) return invert(report);
     T* const c = options_.task == PsdTask::solve ? take(n_ * n_) : out_;
+    const auto load = [&] {
+      std::atomic<bool> good{true};
+      by_rows([&](std::int64_t, std::int64_t from, std::int64_t to) {
+        if (!load_rows<S, T>(a_, report.damping, scale_, from, to, c)) good = false;
+      });
+      return good.load();
+    };
     const auto factor = [&] { return Cholesky<T>(ctx_, threads_, n_, c).run(); };
-    if (factored(report, T(1), Square<T>{c, n_}, factor) && !finish_factor(report, c))
-      report.kind = Kind::overflow;
+    if (factored(report, load, factor) && !finish_factor(report, c)) report.kind = Kind::overflow;
   }
 
   // Loads and works, with more damping where that is automatic, until it is positive definite.
-  template <class Layout, class Work>
-  bool factored(PsdReport& report, T sign, const Layout& c, const Work& work) {
+  template <class Load, class Work>
+  bool factored(PsdReport& report, const Load& load, const Work& work) {
     const double most = item_.automatic ? greatest() : 0;
     for (;;) {
       balance(a_, report.damping, scale_);
-      if (!by_rows([&](std::int64_t from, std::int64_t to) {
-            return load_rows<S, T>(a_, report.damping, sign, scale_, from, to, c);
-          }))
-        return bad_input(report);
+      if (!load()) return bad_input(report);
       const std::int64_t bad = work();
       if (bad == 0) break;
       if (!item_.automatic || report.damping >= most) {
@@ -175,21 +172,54 @@ class PsdWork {
     return true;
   }
 
-  bool finish_inverse(PsdReport& report, const SweepPanels<T>& panels) {
-    // A tile is mirrored by whoever holds its row: nobody else reads what it writes.
-    if (!by_rows([&](std::int64_t from, std::int64_t to) {
-          return store_symmetric(n_, panels, scale_, from, to, out_);
-        }))
-      return false;
-    const double a_large = largest_diagonal() + report.damping;
-    double x_large = 0;
-    for (std::int64_t i = 0; i < n_; ++i)
-      x_large = std::max(x_large, static_cast<double>(out_[i * n_ + i]));
-    const int a_power = std::ilogb(a_large), x_power = std::ilogb(x_large);
-    report.condition =
-        std::ldexp(norm_of(a_, report.damping, a_power, sums_) * norm_packed(n_, out_, x_power),
-                   a_power + x_power);
-    return true;
+  void invert(PsdReport& report) {
+    const SweepKernels<T>& kernels = sweep_kernels<T>();
+    const SweepPanels<T> panels(take(SweepPanels<T>::size(n_, kernels.width)), n_, kernels.width);
+    T* const scratch = take(InverseSweep<T>::scratch(n_));
+    int a_power = 0;
+    double a_norm = 0;
+    const auto load = [&] {
+      a_power = power_near<T>(largest_diagonal() + report.damping);
+      a_norm = norm_of_pass(-a_power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
+        load_panels<S, T>(kernels, a_, report.damping, scale_, unit, from, to, panels, sums);
+      });
+      // Sums of an indefinite matrix may overflow.
+      return std::isfinite(a_norm) || first_bad(a_) < 0;
+    };
+    const auto sweep = [&] { return InverseSweep<T>(ctx_, threads_, n_, panels, scratch).run(); };
+    if (!factored(report, load, sweep)) return;
+    double largest = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const double mine = scale_[i];
+      largest = std::max(largest, static_cast<double>(panels(i, i)) * mine * mine);
+    }
+    const int x_power = power_near<T>(largest);
+    const double x_norm =
+        norm_of_pass(-x_power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
+          store_panels<T>(kernels, panels, scale_, unit, n_, from, to, out_, sums);
+        });
+    report.condition = std::ldexp(a_norm * x_norm, a_power + x_power);
+    if (!std::isfinite(x_norm)) report.kind = Kind::overflow;
+  }
+
+  // Infinity norm times 2^power from the sums of a pass over the rows; infinity for NaN too.
+  template <class Pass>
+  double norm_of_pass(int power, const Pass& pass) {
+    const T unit = static_cast<T>(power_of_two(power));
+    by_rows([&](std::int64_t number, std::int64_t from, std::int64_t to) {
+      T* const sums = sums_ + number * n_;
+      std::fill(sums, sums + to, T(0));
+      pass(from, to, unit, sums);
+    });
+    double largest = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      double sum = 0;
+      for (std::int64_t k = i / kPassRows; k < passes(); ++k)
+        sum += static_cast<double>(sums_[k * n_ + i]);
+      if (!std::isfinite(sum)) return kInfinity;
+      largest = std::max(largest, sum);
+    }
+    return largest;
   }
 
   // Of the factor of a scaled matrix: C = D A D, hence L = D^-1 L_C.
@@ -261,7 +291,7 @@ class PsdWork {
     // One power of two for all, in two factors, each of which is a normal number of T.
     const int power = largest > 0 ? std::ilogb(largest) / 2 * 2 : 0;
     std::fill(scale_, scale_ + n_, static_cast<T>(std::ldexp(1.0, -power / 2)));
-    load_rows<S, T>(a_, 0, T(1), scale_, 0, n_, Square<T>{vectors, n_});
+    load_rows<S, T>(a_, 0, scale_, 0, n_, vectors);
     if (!eigen(n_, vectors, spectrum, scratch_)) {
       report.kind = Kind::no_convergence;
       return;
@@ -325,7 +355,7 @@ class PsdWork {
     std::fill(out_, out_ + n_ * n_, T(0));
     add_square(Op::transposed, n_, n_, T(1), vectors, n_, out_, n_);
     std::fill(scale_, scale_ + n_, T(1));
-    return store_symmetric(n_, Square<T>{out_, n_}, scale_, 0, n_, out_) && bad == 0;
+    return store_symmetric(n_, scale_, 0, n_, out_) && bad == 0;
   }
 
   const Context& ctx_;

@@ -8,6 +8,10 @@
 
 namespace fastfisher::cpu {
 
+inline constexpr std::int64_t kSweepWidth = 16;  ///< no panel is wider
+inline constexpr std::int64_t kSweepStrip = 4;   ///< rows that are loaded at once
+inline constexpr std::int64_t kSweepTile = 64;   ///< rows that are stored at once
+
 /// Kernels in T on panels: [row][width], rows one after the other. A panel is the right operand of
 /// a product as it lies, its columns are the left one.
 template <class T>
@@ -27,6 +31,18 @@ struct SweepKernels {
 
   /// to[j][i] = from[i][j], width times width.
   void (*transpose)(const T* from, T* to) = nullptr;
+
+  /// Rows i to i + count <= kSweepStrip of panels, columns `from` to `to`, multiples of width:
+  /// those of -diag(scale) a diag(scale), a from column `from` on. sums += those of |a| unit by
+  /// rows and by columns. `data` are the panels, `height` the rows of the first one.
+  void (*load)(const T* a, std::int64_t lda, std::int64_t count, std::int64_t i, std::int64_t from,
+               std::int64_t to, const T* scale, T unit, T* data, std::int64_t height,
+               T* sums) = nullptr;
+
+  /// out[n][n], rows i to i + count <= kSweepTile of the panel of columns j on, times their scales,
+  /// and the mirror of that. lanes[count][width] += |out| unit, sums[width] those by columns.
+  void (*store)(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
+                T unit, T* out, std::int64_t n, T* lanes, T* sums) = nullptr;
 };
 
 template <class T>

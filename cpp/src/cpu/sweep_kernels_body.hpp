@@ -13,6 +13,8 @@
 namespace fastfisher::cpu {
 namespace {
 
+static_assert(kCols<float> <= kSweepWidth);
+
 template <class T, std::int64_t Rows>
 void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumulate) {
   using V = typename VectorOf<T>::type;
@@ -121,8 +123,92 @@ void transpose(const T* from, T* to) {
 }
 
 template <class T>
+typename VectorOf<T>::type magnitude(typename VectorOf<T>::type x) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(float), std::uint32_t, std::uint64_t>;
+  using Word __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = Bits;
+  constexpr Bits sign = Bits{1} << (8 * sizeof(T) - 1);
+  return __builtin_bit_cast(typename VectorOf<T>::type, __builtin_bit_cast(Word, x) & ~sign);
+}
+
+template <class T, std::int64_t Count>
+void load_strip(const T* a, std::int64_t lda, std::int64_t i, std::int64_t from, std::int64_t to,
+                const T* scale, T unit, T* data, std::int64_t height, T* sums) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
+  V rows[Count] = {};
+  std::int64_t panel = from / width;
+  T* out = data + (panel * height - width * (panel * (panel + 1) / 2) + i) * width;
+  for (std::int64_t j = from; j < to; j += width) {
+#pragma GCC unroll 2
+    for (std::int64_t half = 0; half < width; half += lanes) {
+      const V scales = *reinterpret_cast<const V*>(scale + j + half);
+      V columns = {};
+#pragma GCC unroll 4
+      for (std::int64_t r = 0; r < Count; ++r) {
+        const V x = *reinterpret_cast<const V*>(a + r * lda + j - from + half);
+        *reinterpret_cast<V*>(out + r * width + half) = x * -scale[i + r] * scales;
+        const V size = magnitude<T>(x) * unit;
+        rows[r] += size;
+        columns += size;
+      }
+      *reinterpret_cast<V*>(sums + j + half) += columns;
+    }
+    out += (height - width * ++panel) * width;
+  }
+#pragma GCC unroll 4
+  for (std::int64_t r = 0; r < Count; ++r) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) sums[i + r] += rows[r][lane];
+  }
+}
+
+template <class T>
+void load(const T* a, std::int64_t lda, std::int64_t count, std::int64_t i, std::int64_t from,
+          std::int64_t to, const T* scale, T unit, T* data, std::int64_t height, T* sums) {
+  if (count == kSweepStrip)
+    return load_strip<T, kSweepStrip>(a, lda, i, from, to, scale, unit, data, height, sums);
+  for (std::int64_t r = 0; r < count; ++r)
+    load_strip<T, 1>(a + r * lda, lda, i + r, from, to, scale, unit, data, height, sums);
+}
+
+template <class T>
+void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
+           T unit, T* out, std::int64_t n, T* lanes_of, T* sums) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>, size = Block<T>::size;
+  // On its way to the other side: rows of `out` a power of two apart would evict each other.
+  alignas(64) T tile[kSweepTile * width];
+  V columns[kVectors] = {};
+  for (std::int64_t r = 0; r < count; ++r) {
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      const std::int64_t at = r * width + v * lanes;
+      const V x = *reinterpret_cast<const V*>(panel + at) * scale[i + r] *
+                  *reinterpret_cast<const V*>(scale + j + v * lanes);
+      *reinterpret_cast<V*>(out + (i + r) * n + j + v * lanes) = x;
+      *reinterpret_cast<V*>(tile + at) = x;
+      const V magnitudes = magnitude<T>(x) * unit;
+      *reinterpret_cast<V*>(lanes_of + at) += magnitudes;
+      columns[v] += magnitudes;
+    }
+  }
+#pragma GCC unroll 2
+  for (std::int64_t v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(sums + v * lanes) += columns[v];
+  const std::int64_t whole = count / size * size;
+  for (std::int64_t q = 0; q < width; q += size) {
+    for (std::int64_t r = 0; r < whole; r += size) {
+      const T* rows[size];
+      for (std::int64_t u = 0; u < size; ++u) rows[u] = tile + (r + u) * width;
+      Block<T>::transpose(rows, q, T(1), out + (j + q) * n + i + r, n);
+    }
+  }
+  for (std::int64_t r = whole; r < count; ++r) {
+    for (std::int64_t q = 0; q < width; ++q) out[(j + q) * n + i + r] = tile[r * width + q];
+  }
+}
+
+template <class T>
 SweepKernels<T> make_kernels(const char* name) {
-  return {kCols<T>, name, product<T>, leaf<T>, transpose<T>};
+  return {kCols<T>, name, product<T>, leaf<T>, transpose<T>, load<T>, store<T>};
 }
 
 }  // namespace
