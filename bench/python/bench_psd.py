@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ff.psd on the K-FAC factors of a ResNet-50 and on many small matrices, against torch and scipy.
 
-The floor of an inverse is n^3 / 2 multiply-adds at the matrix-product rate of the same run.
+The floor of an inverse is n^3 / 2 multiply-adds at the matrix-product rate of the same run. Beyond
+it lie the bytes: an inverse reads half of n^2 numbers and writes n^2 into memory that is fresh at
+each call, which the operating system clears first.
 """
 
 from __future__ import annotations

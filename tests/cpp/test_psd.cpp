@@ -179,11 +179,17 @@ int main() {
     bad_matrices<float>(task);
     bad_matrices<double>(task);
   }
-  // Large enough for threads inside one matrix.
-  Problem<float> large;
-  large.add(400, 1, PsdTask::inverse, 1);
-  large.run(PsdTask::inverse, 3);
-  FF_CHECK(residual(large, 0, PsdTask::inverse) < 30);
+  // Large enough for threads inside one matrix, and for blocks of either size; the last ones end
+  // within a panel.
+  for (const std::int64_t n : {400, 1301}) {
+    Problem<float> large;
+    large.add(n, 1, PsdTask::inverse, 1);
+    large.run(PsdTask::inverse, 3);
+    if (n == 400) FF_CHECK(residual(large, 0, PsdTask::inverse) < 30);
+    const auto bits = large.out;
+    large.run(PsdTask::inverse, 1);
+    FF_CHECK(bits == large.out);
+  }
   mistakes();
   return test::report();
 }

@@ -11,7 +11,7 @@ from fastfisher import reference
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 
 DTYPES = ["float32", "float64"]
-# 128 and 256 are blocks of the sweep, 320 the least size that threads share.
+# 96 and 128 are blocks, 320 the least size that threads share; panels are 4 to 16 wide.
 SIZES = [1, 2, 3, 17, 64, 100, 127, 128, 129, 257, 400, 641]
 LIMIT = 30
 norm = np.linalg.norm
@@ -75,6 +75,15 @@ def test_backward_error_of_a_ragged_list(task, dtype, rng):
     for result, a, b in zip(call(task, matrices, b=sides), matrices, sides, strict=True):
         assert (result.status, result.damping, result.reason) == ("ok", 0, "")
         check(task, a, result, dtype, b=b)
+
+
+@pytest.mark.parametrize("n", [193, 1301])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inverse_by_small_and_by_large_blocks(dtype, n, rng):
+    a = spd(n, rng, dtype)
+    check("inverse", a, ff.psd.inverse(a, damping=0.25), dtype, damping=0.25)
+    a[-1, -1] = -1
+    assert f"order {n} " in ff.psd.inverse([a])[0].reason
 
 
 @pytest.mark.parametrize("task", TASKS)

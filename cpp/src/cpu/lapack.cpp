@@ -26,10 +26,6 @@ void FF_BLAS(spotrf_)(const char* uplo, const int* n, float* a, const int* lda, 
                       std::size_t);
 void FF_BLAS(dpotrf_)(const char* uplo, const int* n, double* a, const int* lda, int* info,
                       std::size_t);
-void FF_BLAS(spotri_)(const char* uplo, const int* n, float* a, const int* lda, int* info,
-                      std::size_t);
-void FF_BLAS(dpotri_)(const char* uplo, const int* n, double* a, const int* lda, int* info,
-                      std::size_t);
 void FF_BLAS(ssyevd_)(const char* jobz, const char* uplo, const int* n, float* a, const int* lda,
                       float* w, float* work, const int* lwork, int* iwork, const int* liwork,
                       int* info, std::size_t, std::size_t);
@@ -53,7 +49,6 @@ struct Lapack<float> {
   static constexpr auto syrk = &FF_BLAS(cblas_ssyrk);
   static constexpr auto trsm = &FF_BLAS(cblas_strsm);
   static constexpr auto potrf = &FF_BLAS(spotrf_);
-  static constexpr auto potri = &FF_BLAS(spotri_);
   static constexpr auto syevd = &FF_BLAS(ssyevd_);
 };
 template <>
@@ -62,7 +57,6 @@ struct Lapack<double> {
   static constexpr auto syrk = &FF_BLAS(cblas_dsyrk);
   static constexpr auto trsm = &FF_BLAS(cblas_dtrsm);
   static constexpr auto potrf = &FF_BLAS(dpotrf_);
-  static constexpr auto potri = &FF_BLAS(dpotri_);
   static constexpr auto syevd = &FF_BLAS(dsyevd_);
 };
 
@@ -125,14 +119,6 @@ std::int64_t factor(std::int64_t n, T* a, std::int64_t lda) {
 }
 
 template <class T>
-void invert_factored(std::int64_t n, T* l, std::int64_t ldl) {
-  single_thread();
-  const int size = to_int(n), leading = to_int(ldl);
-  int info = 0;
-  Lapack<T>::potri(kUpper, &size, l, &leading, &info, 1);
-}
-
-template <class T>
 bool eigen(std::int64_t n, T* a, T* values, void* work) {
   if (n == 0) return true;
   single_thread();
@@ -179,11 +165,6 @@ std::int64_t factor(std::int64_t n, T* a, std::int64_t lda) {
 }
 
 template <class T>
-void invert_factored(std::int64_t n, T* l, std::int64_t ldl) {
-  plain::invert_factored(n, l, ldl);
-}
-
-template <class T>
 bool eigen(std::int64_t n, T* a, T* values, void* work) {
   return plain::eigen(n, a, values, static_cast<T*>(work));
 }
@@ -209,8 +190,6 @@ template void solve_lower(Side, Op, std::int64_t, std::int64_t, double, const do
                           double*, std::int64_t);
 template std::int64_t factor(std::int64_t, float*, std::int64_t);
 template std::int64_t factor(std::int64_t, double*, std::int64_t);
-template void invert_factored(std::int64_t, float*, std::int64_t);
-template void invert_factored(std::int64_t, double*, std::int64_t);
 template bool eigen(std::int64_t, float*, float*, void*);
 template bool eigen(std::int64_t, double*, double*, void*);
 template std::int64_t eigen_work<float>(std::int64_t);

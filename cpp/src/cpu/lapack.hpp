@@ -32,10 +32,6 @@ void solve_lower(Side side, Op op, std::int64_t m, std::int64_t n, T alpha, cons
 template <class T>
 std::int64_t factor(std::int64_t n, T* a, std::int64_t lda);
 
-/// Lower triangle of (l l^T)^-1 in place of l.
-template <class T>
-void invert_factored(std::int64_t n, T* l, std::int64_t ldl);
-
 /// Eigenvalues, ascending, and eigenvectors as *rows* in place of the lower triangle of packed a;
 /// false if the iteration did not converge. work: eigen_work<T>(n) bytes.
 template <class T>

@@ -77,26 +77,6 @@ std::int64_t factor(std::int64_t n, T* a, std::int64_t lda) {
   return 0;
 }
 
-template <class T>
-void invert_factored(std::int64_t n, T* l, std::int64_t ldl) {
-  // l^-1 by columns, then its square l^-T l^-1.
-  for (std::int64_t j = 0; j < n; ++j) {
-    l[j * ldl + j] = 1 / l[j * ldl + j];
-    for (std::int64_t i = j + 1; i < n; ++i) {
-      T sum = 0;
-      for (std::int64_t k = j; k < i; ++k) sum -= l[i * ldl + k] * l[k * ldl + j];
-      l[i * ldl + j] = sum / l[i * ldl + i];
-    }
-  }
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j <= i; ++j) {
-      T sum = 0;
-      for (std::int64_t k = i; k < n; ++k) sum += l[k * ldl + i] * l[k * ldl + j];
-      l[i * ldl + j] = sum;
-    }
-  }
-}
-
 /// One rotation of rows and columns p < q of packed symmetric a, and of the rows of v.
 template <class T>
 void rotate(std::int64_t n, T* a, T* v, std::int64_t p, std::int64_t q) {

@@ -27,6 +27,15 @@ bool is_bad(T x) {
   return (std::bit_cast<Bits>(x) & kExponent) == kExponent;
 }
 
+/// std::ilogb of a positive finite number and std::ldexp of 1 to a normal one, without a call.
+inline int exponent_of(double x) {
+  const auto field = static_cast<int>(std::bit_cast<std::uint64_t>(x) >> 52);
+  return field != 0 ? field - 1023 : std::ilogb(x);
+}
+inline double power_of_two(int exponent) {
+  return std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52);
+}
+
 /// Row-major position of the first NaN or infinity in the lower triangle, or -1.
 template <class S>
 std::int64_t first_bad(const View<const S, 2>& a) {
@@ -88,50 +97,13 @@ void balance(const View<const S, 2>& a, double damping, T* scale) {
     if (std::isfinite(x)) largest = std::max(largest, x);
   }
   const auto power = [](double x) {
-    const int half = std::ilogb(x);
-    return static_cast<T>(std::ldexp(1.0, -(half >= 0 ? half / 2 : -((1 - half) / 2))));
+    const int half = exponent_of(x);
+    return static_cast<T>(power_of_two(-(half >= 0 ? half / 2 : -((1 - half) / 2))));
   };
   for (std::int64_t i = 0; i < n; ++i) {
     const double x = static_cast<double>(widen(a(i, i))) + damping;
     scale[i] = x > 0 && std::isfinite(x) ? power(x) : largest > 0 ? power(largest) : T(1);
   }
-}
-
-/// Infinity norm of A + damping I from its lower triangle, divided by 2^exponent. sums: n numbers.
-template <class S, class T>
-double norm_of(const View<const S, 2>& a, double damping, int exponent, T* sums) {
-  const std::int64_t n = a.extent(0), step = a.stride(1);
-  const T unit = static_cast<T>(std::ldexp(1.0, -exponent / 2));
-  const T other = static_cast<T>(std::ldexp(1.0, -(exponent - exponent / 2)));
-  std::fill(sums, sums + n, T(0));
-  for (std::int64_t i = 0; i < n; ++i) {
-    const S* const row = a.data + i * a.stride(0);
-    T lanes[8] = {};
-    const auto add = [&](auto stride) {
-      std::int64_t j = 0;
-      for (; j + 8 <= i; j += 8) {
-        for (std::int64_t u = 0; u < 8; ++u) {
-          const T x = std::abs(static_cast<T>(widen(row[(j + u) * stride]))) * unit * other;
-          lanes[u] += x;
-          sums[j + u] += x;
-        }
-      }
-      for (; j < i; ++j) {
-        const T x = std::abs(static_cast<T>(widen(row[j * stride]))) * unit * other;
-        lanes[0] += x;
-        sums[j] += x;
-      }
-    };
-    if (step == 1) {
-      add(std::integral_constant<std::int64_t, 1>{});
-    } else {
-      add(step);
-    }
-    for (const T lane : lanes) sums[i] += lane;
-    const double diagonal = std::abs(static_cast<double>(widen(row[i * step])) + damping);
-    sums[i] += static_cast<T>(std::ldexp(diagonal, -exponent));
-  }
-  return n > 0 ? static_cast<double>(*std::max_element(sums, sums + n)) : 0.0;
 }
 
 /// out = D C D and its mirror, from the lower triangle, for rows from..to; false on overflow.
@@ -162,26 +134,6 @@ bool store_symmetric(std::int64_t n, const T* scale, std::int64_t from, std::int
     }
   }
   return bad == 0;
-}
-
-/// Infinity norm of a packed symmetric matrix, divided by 2^exponent.
-template <class T>
-double norm_packed(std::int64_t n, const T* c, int exponent) {
-  const T unit = static_cast<T>(std::ldexp(1.0, -exponent / 2));
-  const T other = static_cast<T>(std::ldexp(1.0, -(exponent - exponent / 2)));
-  T largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    T lanes[16] = {};
-    std::int64_t j = 0;
-    for (; j + 16 <= n; j += 16) {
-      for (std::int64_t u = 0; u < 16; ++u) lanes[u] += std::abs(c[i * n + j + u]) * unit * other;
-    }
-    for (; j < n; ++j) lanes[0] += std::abs(c[i * n + j]) * unit * other;
-    T sum = 0;
-    for (const T lane : lanes) sum += lane;
-    largest = std::max(largest, sum);
-  }
-  return static_cast<double>(largest);
 }
 
 }  // namespace fastfisher::cpu

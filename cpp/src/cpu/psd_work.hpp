@@ -6,8 +6,9 @@
 
 #include "fastfisher/ops.hpp"
 #include "parallel.hpp"
+#include "psd_cholesky.hpp"
 #include "psd_copy.hpp"
-#include "psd_sweep.hpp"
+#include "psd_inverse.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -23,12 +24,17 @@ inline std::int64_t rounded(std::int64_t bytes) {
   return (bytes + kPsdLine - 1) / kPsdLine * kPsdLine;
 }
 
-// Scratch of one worker: two rows of scales and sums, then by task a matrix, or two and LAPACK's.
+// Scratch of one worker: scales and sums, then by task a matrix, or two and LAPACK's.
 template <class T>
 std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
-  std::int64_t bytes = 2 * rounded(size * n);
+  const std::int64_t passes = task == PsdTask::inverse ? (n + kPassRows - 1) / kPassRows : 1;
+  std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
   if (task == PsdTask::solve) bytes += rounded(size * n * n);
+  if (task == PsdTask::inverse) {
+    bytes += rounded(size * SweepPanels<T>::size(n, sweep_kernels<T>().width)) +
+             rounded(size * InverseSweep<T>::scratch(n));
+  }
   if (task == PsdTask::inverse_root) bytes += rounded(size * n * n) + rounded(size * n);
   if (task == PsdTask::eigh || task == PsdTask::inverse_root)
     bytes += rounded(std::max(eigen_work<T>(n), size * n * n));
@@ -49,7 +55,7 @@ class PsdWork {
         out_(static_cast<T*>(item.out.data)),
         scratch_(scratch) {
     scale_ = take(n_);
-    sums_ = take(n_);
+    sums_ = take(options.task == PsdTask::inverse ? n_ * passes() : n_);
   }
 
   PsdReport run() {
@@ -110,17 +116,20 @@ class PsdWork {
     return std::min(most, damping == 0 ? least() : damping * kRaise);
   }
 
+  [[nodiscard]] std::int64_t passes() const { return (n_ + kPassRows - 1) / kPassRows; }
+
+  // The last rows are the longest ones and go first.
   template <class Function>
-  bool by_rows(const Function& function) {
-    constexpr std::int64_t kRows = 2 * kCopyTile;
-    const std::int64_t tasks = (n_ + kRows - 1) / kRows;
-    if (threads_ == 1) return function(0, n_);
-    std::atomic<bool> good{true};
-    parallel_for(ctx_, threads_, tasks, [&](std::int64_t task, int) {
-      const std::int64_t from = (tasks - 1 - task) * kRows;
-      if (!function(from, std::min(n_, from + kRows))) good = false;
-    });
-    return good;
+  void by_rows(const Function& function) {
+    const auto pass = [&](std::int64_t task) {
+      const std::int64_t number = passes() - 1 - task;
+      function(number, number * kPassRows, std::min(n_, (number + 1) * kPassRows));
+    };
+    if (threads_ > 1) {
+      parallel_for(ctx_, threads_, passes(), [&](std::int64_t task, int) { pass(task); });
+    } else {
+      for (std::int64_t task = 0; task < passes(); ++task) pass(task);
+    }
   }
 
   bool bad_input(PsdReport& report) {
@@ -130,46 +139,87 @@ class PsdWork {
   }
 
   void by_factor(PsdReport& report) {
-    const bool invert = options_.task == PsdTask::inverse;
+    if (options_.task == PsdTask::inverse) return invert(report);
     T* const c = options_.task == PsdTask::solve ? take(n_ * n_) : out_;
+    const auto load = [&] {
+      std::atomic<bool> good{true};
+      by_rows([&](std::int64_t, std::int64_t from, std::int64_t to) {
+        if (!load_rows<S, T>(a_, report.damping, scale_, from, to, c)) good = false;
+      });
+      return good.load();
+    };
+    const auto factor = [&] { return Cholesky<T>(ctx_, threads_, n_, c).run(); };
+    if (factored(report, load, factor) && !finish_factor(report, c)) report.kind = Kind::overflow;
+  }
+
+  // Loads and works, with more damping where that is automatic, until it is positive definite.
+  template <class Load, class Work>
+  bool factored(PsdReport& report, const Load& load, const Work& work) {
     const double most = item_.automatic ? greatest() : 0;
     for (;;) {
       balance(a_, report.damping, scale_);
-      if (!by_rows([&](std::int64_t from, std::int64_t to) {
-            return load_rows<S, T>(a_, report.damping, scale_, from, to, c);
-          })) {
-        bad_input(report);
-        return;
-      }
-      const std::int64_t bad = Sweep<T>(ctx_, threads_, n_, c, invert).run();
+      if (!load()) return bad_input(report);
+      const std::int64_t bad = work();
       if (bad == 0) break;
       if (!item_.automatic || report.damping >= most) {
         report.kind = Kind::indefinite;
         report.index = bad;
-        return;
+        return false;
       }
       report.damping = raised(report.damping, most);
     }
     if (item_.automatic && report.damping > 0) report.kind = Kind::damped;
-    const bool good = invert ? finish_inverse(report) : finish_factor(report, c);
-    if (!good) report.kind = Kind::overflow;
+    return true;
   }
 
-  bool finish_inverse(PsdReport& report) {
-    // A tile is mirrored by whoever holds its row: nobody else reads what it writes.
-    if (!by_rows([&](std::int64_t from, std::int64_t to) {
-          return store_symmetric(n_, scale_, from, to, out_);
-        }))
-      return false;
-    const double a_large = largest_diagonal() + report.damping;
-    double x_large = 0;
-    for (std::int64_t i = 0; i < n_; ++i)
-      x_large = std::max(x_large, static_cast<double>(out_[i * n_ + i]));
-    const int a_power = std::ilogb(a_large), x_power = std::ilogb(x_large);
-    report.condition =
-        std::ldexp(norm_of(a_, report.damping, a_power, sums_) * norm_packed(n_, out_, x_power),
-                   a_power + x_power);
-    return true;
+  void invert(PsdReport& report) {
+    const SweepKernels<T>& kernels = sweep_kernels<T>();
+    const SweepPanels<T> panels(take(SweepPanels<T>::size(n_, kernels.width)), n_, kernels.width);
+    T* const scratch = take(InverseSweep<T>::scratch(n_));
+    int a_power = 0;
+    double a_norm = 0;
+    const auto load = [&] {
+      a_power = power_near<T>(largest_diagonal() + report.damping);
+      a_norm = norm_of_pass(-a_power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
+        load_panels<S, T>(kernels, a_, report.damping, scale_, unit, from, to, panels, sums);
+      });
+      // Sums of an indefinite matrix may overflow.
+      return std::isfinite(a_norm) || first_bad(a_) < 0;
+    };
+    const auto sweep = [&] { return InverseSweep<T>(ctx_, threads_, n_, panels, scratch).run(); };
+    if (!factored(report, load, sweep)) return;
+    double largest = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const double mine = scale_[i];
+      largest = std::max(largest, static_cast<double>(panels(i, i)) * mine * mine);
+    }
+    const int x_power = power_near<T>(largest);
+    const double x_norm =
+        norm_of_pass(-x_power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
+          store_panels<T>(kernels, panels, scale_, unit, n_, from, to, out_, sums);
+        });
+    report.condition = std::ldexp(a_norm * x_norm, a_power + x_power);
+    if (!std::isfinite(x_norm)) report.kind = Kind::overflow;
+  }
+
+  // Infinity norm times 2^power from the sums of a pass over the rows; infinity for NaN too.
+  template <class Pass>
+  double norm_of_pass(int power, const Pass& pass) {
+    const T unit = static_cast<T>(power_of_two(power));
+    by_rows([&](std::int64_t number, std::int64_t from, std::int64_t to) {
+      T* const sums = sums_ + number * n_;
+      std::fill(sums, sums + to, T(0));
+      pass(from, to, unit, sums);
+    });
+    double largest = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      double sum = 0;
+      for (std::int64_t k = i / kPassRows; k < passes(); ++k)
+        sum += static_cast<double>(sums_[k * n_ + i]);
+      if (!std::isfinite(sum)) return kInfinity;
+      largest = std::max(largest, sum);
+    }
+    return largest;
   }
 
   // Of the factor of a scaled matrix: C = D A D, hence L = D^-1 L_C.

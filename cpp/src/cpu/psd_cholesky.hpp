@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Cholesky factor of one matrix in place, lower triangle, packed row-major, by blocks of columns:
+// with R the rows after block 1, L L^T = S_11, Z = S_R1 L^-T, S_RR -= Z Z^T. The pieces depend on n
+// alone, so that the bits do not depend on who computes them.
+#pragma once
+
+#include "lapack.hpp"
+#include "parallel.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastfisher::cpu {
+
+template <class T>
+class Cholesky {
+ public:
+  Cholesky(const Context& ctx, int threads, std::int64_t n, T* c)
+      : ctx_(ctx), threads_(threads), n_(n), c_(c) {}
+
+  /// 0, or the order of the leading minor that is not positive.
+  std::int64_t run() {
+    if (n_ <= kBlock) return factor(n_, c_, n_);
+    for (std::int64_t k = 0; k < n_; k += kBlock) {
+      const std::int64_t bad = step(k, std::min(kBlock, n_ - k));
+      if (bad != 0) return k + bad;
+    }
+    return 0;
+  }
+
+ private:
+  static constexpr std::int64_t kBlock = 128;  // columns of a step
+  static constexpr std::int64_t kTile = 256;   // rows of a piece of the update
+
+  T* at(std::int64_t i, std::int64_t j) const { return c_ + i * n_ + j; }
+
+  std::int64_t step(std::int64_t k, std::int64_t width) {
+    const std::int64_t next = k + width;
+    const std::int64_t bad = factor(width, at(k, k), n_);
+    if (bad != 0) return bad;
+    const std::int64_t tiles = (n_ - next + kTile - 1) / kTile;
+    each(tiles, [&](std::int64_t tile) {
+      const std::int64_t from = next + tile * kTile, rows = std::min(kTile, n_ - from);
+      solve_lower(Side::right, Op::transposed, rows, width, T(1), at(k, k), n_, at(from, k), n_);
+    });
+    // The last tiles have the most columns: they go first.
+    each(tiles, [&](std::int64_t tile) {
+      const std::int64_t from = next + (tiles - 1 - tile) * kTile;
+      const std::int64_t rows = std::min(kTile, n_ - from);
+      add_product(Op::plain, Op::transposed, rows, from - next, width, T(-1), at(from, k), n_,
+                  at(next, k), n_, at(from, next), n_);
+      add_square(Op::plain, rows, width, T(-1), at(from, k), n_, at(from, from), n_);
+    });
+    return 0;
+  }
+
+  template <class Function>
+  void each(std::int64_t tiles, const Function& function) {
+    if (threads_ > 1) {
+      parallel_for(ctx_, threads_, tiles, [&](std::int64_t tile, int) { function(tile); });
+    } else {
+      for (std::int64_t tile = 0; tile < tiles; ++tile) function(tile);
+    }
+  }
+
+  const Context& ctx_;
+  int threads_;
+  std::int64_t n_;
+  T* c_;
+};
+
+}  // namespace fastfisher::cpu

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Included once by each sweep_kernels_<isa>.cpp, which is compiled for that instruction set and
+// defines FF_VECTOR_BYTES; the rules are those of tile_kernels_body.hpp.
+//
+// Micro kernel: up to 6 x 2 vectors of sums in registers, per step of the depth a broadcast for
+// each row and two loads. The tiles of a panel's 16 rows are 6, 6 and 4 high, so that none reaches
+// into the next panel.
+
+#include "sweep_kernels.hpp"
+#include "tile_pack_body.hpp"
+
+namespace fastfisher::cpu {
+namespace {
+
+static_assert(kCols<float> <= kSweepWidth);
+
+template <class T, std::int64_t Rows>
+void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumulate) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
+  V sum[Rows][kVectors] = {};
+  // The tile after this one: its memory follows.
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < Rows; ++i) __builtin_prefetch(c + (Rows + i) * width);
+#pragma GCC unroll 2
+  for (std::int64_t at = 0; at < depth * width; at += width) {
+    const V right_0 = *reinterpret_cast<const V*>(right + at);
+    const V right_1 = *reinterpret_cast<const V*>(right + at + lanes);
+#pragma GCC unroll 6
+    for (std::int64_t i = 0; i < Rows; ++i) {
+      sum[i][0] += left[at + i] * right_0;
+      sum[i][1] += left[at + i] * right_1;
+    }
+  }
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < Rows; ++i) {
+    V& first = *reinterpret_cast<V*>(c + i * width);
+    V& second = *reinterpret_cast<V*>(c + i * width + lanes);
+    first = accumulate ? first + sum[i][0] : sum[i][0];
+    second = accumulate ? second + sum[i][1] : sum[i][1];
+  }
+}
+
+template <class T>
+void product(const T* left, std::int64_t pitch, const T* right, std::int64_t depth,
+             std::int64_t rows, T* c, bool accumulate) {
+  constexpr std::int64_t width = kCols<T>, high = width % 6 == 4 ? 6 : 4;
+  static_assert(width % high == 0 || width % high == 4);
+  for (std::int64_t i = 0; i < rows; i += width, left += pitch) {
+    std::int64_t r = 0;
+    for (; r + high <= width && i + r < rows; r += high)
+      micro<T, high>(left + r, right, depth, c + (i + r) * width, accumulate);
+    if (r < width && i + r < rows)
+      micro<T, 4>(left + r, right, depth, c + (i + r) * width, accumulate);
+  }
+}
+
+template <class T>
+void turn(const T* from, T scale, T* to) {
+  constexpr std::int64_t width = kCols<T>, size = Block<T>::size;
+  for (std::int64_t i = 0; i < width; i += size) {
+    const T* rows[size];
+    for (std::int64_t r = 0; r < size; ++r) rows[r] = from + (i + r) * width;
+    for (std::int64_t j = 0; j < width; j += size)
+      Block<T>::transpose(rows, j, scale, to + j * width + i, width);
+  }
+}
+
+// Elimination on [S | I] with S = -a = (L D^-1/2) D (L D^-1/2)^T: the rows of I become those of the
+// inverse of the unit factor.
+template <class T>
+std::int64_t leaf(const T* a, std::int64_t size, T* inverse) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
+  // Of S the rows right of the diagonal are used: the columns of -a below it.
+  T s[width][width], roots[width] = {};
+  turn(a, T(-1), &s[0][0]);
+  for (std::int64_t i = 0; i < width; ++i) {
+    for (std::int64_t j = 0; j < width; ++j)
+      inverse[i * width + j] = i == j && i < size ? T(1) : T(0);
+  }
+  for (std::int64_t j = 0; j < size; ++j) {
+    const T pivot = s[j][j];
+    // Not the other way round: NaN is not positive either.
+    if (!(pivot > 0)) return j + 1;
+    const T back = 1 / pivot;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      roots[j] = 1 / __builtin_sqrtf(pivot);
+    } else {
+      roots[j] = 1 / __builtin_sqrt(pivot);
+    }
+    const V s_1 = *reinterpret_cast<const V*>(&s[j][lanes]);
+    const V x_0 = *reinterpret_cast<const V*>(inverse + j * width);
+    if (j < lanes) {
+      const V s_0 = *reinterpret_cast<const V*>(&s[j][0]);
+      for (std::int64_t i = j + 1; i < size; ++i) {
+        const T f = s[j][i] * back;
+        *reinterpret_cast<V*>(&s[i][0]) -= f * s_0;
+        *reinterpret_cast<V*>(&s[i][lanes]) -= f * s_1;
+        *reinterpret_cast<V*>(inverse + i * width) -= f * x_0;
+      }
+    } else {
+      const V x_1 = *reinterpret_cast<const V*>(inverse + j * width + lanes);
+      for (std::int64_t i = j + 1; i < size; ++i) {
+        const T f = s[j][i] * back;
+        *reinterpret_cast<V*>(&s[i][lanes]) -= f * s_1;
+        *reinterpret_cast<V*>(inverse + i * width) -= f * x_0;
+        *reinterpret_cast<V*>(inverse + i * width + lanes) -= f * x_1;
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < size; ++i) {
+    *reinterpret_cast<V*>(inverse + i * width) *= roots[i];
+    *reinterpret_cast<V*>(inverse + i * width + lanes) *= roots[i];
+  }
+  return 0;
+}
+
+template <class T>
+void transpose(const T* from, T* to) {
+  turn(from, T(1), to);
+}
+
+template <class T>
+typename VectorOf<T>::type magnitude(typename VectorOf<T>::type x) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(float), std::uint32_t, std::uint64_t>;
+  using Word __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = Bits;
+  constexpr Bits sign = Bits{1} << (8 * sizeof(T) - 1);
+  return __builtin_bit_cast(typename VectorOf<T>::type, __builtin_bit_cast(Word, x) & ~sign);
+}
+
+template <class T, std::int64_t Count>
+void load_strip(const T* a, std::int64_t lda, std::int64_t i, std::int64_t from, std::int64_t to,
+                const T* scale, T unit, T* data, std::int64_t height, T* sums) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
+  V rows[Count] = {};
+  std::int64_t panel = from / width;
+  T* out = data + (panel * height - width * (panel * (panel + 1) / 2) + i) * width;
+  for (std::int64_t j = from; j < to; j += width) {
+#pragma GCC unroll 2
+    for (std::int64_t half = 0; half < width; half += lanes) {
+      const V scales = *reinterpret_cast<const V*>(scale + j + half);
+      V columns = {};
+#pragma GCC unroll 4
+      for (std::int64_t r = 0; r < Count; ++r) {
+        const V x = *reinterpret_cast<const V*>(a + r * lda + j - from + half);
+        *reinterpret_cast<V*>(out + r * width + half) = x * -scale[i + r] * scales;
+        const V size = magnitude<T>(x) * unit;
+        rows[r] += size;
+        columns += size;
+      }
+      *reinterpret_cast<V*>(sums + j + half) += columns;
+    }
+    out += (height - width * ++panel) * width;
+  }
+#pragma GCC unroll 4
+  for (std::int64_t r = 0; r < Count; ++r) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) sums[i + r] += rows[r][lane];
+  }
+}
+
+template <class T>
+void load(const T* a, std::int64_t lda, std::int64_t count, std::int64_t i, std::int64_t from,
+          std::int64_t to, const T* scale, T unit, T* data, std::int64_t height, T* sums) {
+  if (count == kSweepStrip)
+    return load_strip<T, kSweepStrip>(a, lda, i, from, to, scale, unit, data, height, sums);
+  for (std::int64_t r = 0; r < count; ++r)
+    load_strip<T, 1>(a + r * lda, lda, i + r, from, to, scale, unit, data, height, sums);
+}
+
+template <class T>
+void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
+           T unit, T* out, std::int64_t n, T* lanes_of, T* sums) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>, size = Block<T>::size;
+  // On its way to the other side: rows of `out` a power of two apart would evict each other.
+  alignas(64) T tile[kSweepTile * width];
+  V columns[kVectors] = {};
+  for (std::int64_t r = 0; r < count; ++r) {
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      const std::int64_t at = r * width + v * lanes;
+      const V x = *reinterpret_cast<const V*>(panel + at) * scale[i + r] *
+                  *reinterpret_cast<const V*>(scale + j + v * lanes);
+      *reinterpret_cast<V*>(out + (i + r) * n + j + v * lanes) = x;
+      *reinterpret_cast<V*>(tile + at) = x;
+      const V magnitudes = magnitude<T>(x) * unit;
+      *reinterpret_cast<V*>(lanes_of + at) += magnitudes;
+      columns[v] += magnitudes;
+    }
+  }
+#pragma GCC unroll 2
+  for (std::int64_t v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(sums + v * lanes) += columns[v];
+  const std::int64_t whole = count / size * size;
+  for (std::int64_t q = 0; q < width; q += size) {
+    for (std::int64_t r = 0; r < whole; r += size) {
+      const T* rows[size];
+      for (std::int64_t u = 0; u < size; ++u) rows[u] = tile + (r + u) * width;
+      Block<T>::transpose(rows, q, T(1), out + (j + q) * n + i + r, n);
+    }
+  }
+  for (std::int64_t r = whole; r < count; ++r) {
+    for (std::int64_t q = 0; q < width; ++q) out[(j + q) * n + i + r] = tile[r * width + q];
+  }
+}
+
+template <class T>
+SweepKernels<T> make_kernels(const char* name) {
+  return {kCols<T>, name, product<T>, leaf<T>, transpose<T>, load<T>, store<T>};
+}
+
+}  // namespace
+}  // namespace fastfisher::cpu
