@@ -39,12 +39,9 @@ def is_plain(F: Fisher) -> bool:
 
 def direction(F: Fisher, e: Host, rule: Damping, rounding: float) -> Host:
     """Columns (P, k) for residuals e (N C, k); `rounding` is the relative one of `e`."""
-    inner = _residuals_of_rows(F, e, rounding)
+    inner = residuals_of_rows(F, e, rounding)
     if inner is not None:
-        assert F.rows is not None
-        # The curvature has 1 / variance, the gradient of the loss is given as it is.
-        ratio = mean_weight(F) / F.scale
-        return push(F.structure, F.rows, F.scale, inner * ratio, rule)
+        return push(F.structure, F.rows, F.scale, inner, rule)
     if rule.space == "sample":
         raise ValueError(
             f"space: no update in sample space with kind={F.kind!r} and structure "
@@ -115,18 +112,20 @@ def structure_of(F: Fisher) -> Any:
     return F.structure.name
 
 
-def _residuals_of_rows(F: Fisher, e: Host, rounding: float) -> Host | None:
-    """Residuals E with ``rows^T E = J^T e``, if there are any."""
+def residuals_of_rows(F: Fisher, e: Host, rounding: float) -> Host | None:
+    """Residuals E (N R, k) with ``scale rows^T E = J^T e / N``, if there are any."""
     j = F.jacobian
     assert j is not None
     if F.kind != "exact" or j.sample_map is not None or not can_push(F.structure):
         return None
+    # The curvature has 1 / variance, the gradient of the loss is given as it is.
+    ratio = mean_weight(F) / F.scale
     if is_plain(F):
-        return e
+        return e * ratio
     f = to_numpy(j.outputs).astype(np.float64)
     right = e.astype(np.float64).reshape(j.samples, j.n_outputs, -1)
     inner = F.likelihood.unrooted(f, right)
     error = np.linalg.norm(F.likelihood.root(f) @ inner - right, axis=1)
     if (error > _ROUNDINGS * rounding * np.linalg.norm(right, axis=1)).any():
         return None
-    return inner.reshape(-1, e.shape[1])
+    return np.asarray(inner.reshape(-1, e.shape[1]) * ratio)

@@ -10,9 +10,11 @@ import numpy as np
 from fastfisher._arrays import Array, from_numpy, to_numpy
 from fastfisher._fisher import Fisher
 from fastfisher._jacobian import Jacobian
+from fastfisher.ngd._contract import contract
 from fastfisher.ngd._damping import damping_of
-from fastfisher.ngd._direction import direction
+from fastfisher.ngd._direction import direction, is_plain, residuals_of_rows
 from fastfisher.ngd._update import _fisher_of
+from fastfisher.structures._rooted import on_host, rooted
 
 Host = np.ndarray[Any, Any]
 
@@ -53,7 +55,9 @@ def function_space_matrix(
     Notes
     -----
     An update with the learning rate eta changes the outputs by ``-eta Theta_G (f - y)``, to first
-    order. Cost: an update for each of the N C rows, with one factorisation for all.
+    order. Regressions need no vector of parameters: layers, Kronecker factors and units go through
+    Gram matrices, at about the cost of the tangent kernel and of the inverses. For "diagonal",
+    "ekfac", shared weights in "kfac" and "unit", and class probabilities, some (P, k) at a time.
 
     Examples
     --------
@@ -71,14 +75,22 @@ def function_space_matrix(
     rule = damping_of(damping, relative_damping, split, space)
     target = jacobian if other is None else other
     rows = jacobian.shape[0]
+    shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)
+    rounding = float(np.finfo(F.dtype).eps)
+    inner = residuals_of_rows(F, np.eye(rows), rounding)
+    if inner is not None and target.sample_map is None:
+        assert F.rows is not None
+        host = on_host(target)
+        if not is_plain(F):  # rows went through a root: separable cotangents are so no longer
+            host = rooted(host, np.broadcast_to(np.eye(shape[1]), (*shape[:2], shape[1])))
+        found = contract(F.structure, host, F.rows, F.scale, inner, rule)
+        return from_numpy(found.astype(F.dtype).reshape(shape), F.like)
     result = np.empty((target.shape[0], rows), F.dtype)
     step = max(1, _BYTES // max(1, 8 * jacobian.shape[1]))
     for start in range(0, rows, step):
         e = np.eye(rows)[:, start : start + step]
-        vectors = direction(F, e, rule, float(np.finfo(F.dtype).eps))
-        columns = from_numpy(np.ascontiguousarray(vectors, F.dtype), F.like)
+        columns = from_numpy(np.ascontiguousarray(direction(F, e, rule, rounding), F.dtype), F.like)
         result[:, start : start + step] = to_numpy(target @ columns)
-    shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)
     return from_numpy(result.reshape(shape), F.like)
 
 

@@ -7,6 +7,7 @@ sample space is inverted where samples are fewer than parameters, so that rho ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._push_layers import push_diagonal, push_kfac, push_unit
 from fastfisher.structures import Structure
 from fastfisher.structures._base import damped_inverses
-from fastfisher.structures._weights import weights
-from fastfisher.structures.coupled import Coupled
+from fastfisher.structures._weights import Weight, weights
+from fastfisher.structures.coupled import Coupled, Part
 from fastfisher.structures.diagonal import Diagonal
 from fastfisher.structures.ekfac import Ekfac
 from fastfisher.structures.kfac import Kfac
@@ -38,28 +39,40 @@ def can_push(structure: Structure) -> bool:
 def push(structure: Structure, rows: Any, scale: float, e: Host, damping: Damping) -> Host:
     """Update (P, k) for residuals `e` (n r, k) of the rows of a Jacobian."""
     e = e.astype(np.float64)
+    result = np.zeros((structure.size, e.shape[1]))
     if isinstance(structure, Coupled):
-        if structure.diagonal_only:
-            return _blocks(structure, e, damping)
-        return _tridiagonal(structure, e, damping)
+        for part, z, vector in coupled_parts(structure, e, damping):
+            if z is not None:
+                vector = part.jacobian.T @ np.ascontiguousarray(z, structure.dtype)
+            result[part.columns] = vector
+        return result
     if not can_push(structure):
         raise TypeError(f"no push-through for structure {structure.name!r}")
-    result = np.zeros((structure.size, e.shape[1]))
     for index, weight in enumerate(weights(rows)):
-        name = f"{index}: {weight.name}"
-        if isinstance(structure, Kfac):
-            part = push_kfac(weight, scale, e, damping, name)
-        elif isinstance(structure, Diagonal):
-            part = push_diagonal(weight, scale, e, damping, name)
-        else:
-            assert isinstance(structure, Unit)
-            part = push_unit(structure, weight, scale, e, damping, name)
-        result[weight.columns] = part
+        result[weight.columns] = push_weight(structure, weight, scale, e, damping, index)
     return result
 
 
-def _blocks(structure: Coupled, e: Host, damping: Damping) -> Host:
-    result = np.zeros((structure.size, e.shape[1]))
+def push_weight(
+    structure: Structure, weight: Weight, scale: float, e: Host, damping: Damping, index: int
+) -> Host:
+    """Update (o, i, k) of one weight."""
+    name = f"{index}: {weight.name}"
+    if isinstance(structure, Kfac):
+        return push_kfac(weight, scale, e, damping, name)
+    if isinstance(structure, Diagonal):
+        return push_diagonal(weight, scale, e, damping, name)
+    assert isinstance(structure, Unit)
+    return push_unit(structure, weight, scale, e, damping, name)
+
+
+def coupled_parts(
+    structure: Coupled, e: Host, damping: Damping
+) -> Iterator[tuple[Part, Host | None, Host | None]]:
+    """Of each block z (n r, k), where ``J_l^T z`` is its update, or the update itself."""
+    if not structure.diagonal_only:
+        yield from _tridiagonal(structure, e, damping)
+        return
     for index, part in enumerate(structure.parts):
         j = part.jacobian
         in_samples = damping.in_samples(*j.shape)
@@ -67,15 +80,15 @@ def _blocks(structure: Coupled, e: Host, damping: Damping) -> Host:
         rho = damping.of(part.name, float(np.trace(k)), structure.rows)
         inverse = damped_inverses(k, rho, f"G, block {part.name!r}")
         if in_samples:
-            z = (inverse @ e * structure.scale).astype(structure.dtype)
-            result[part.columns] = j.T @ np.ascontiguousarray(z)
+            yield part, inverse @ e * structure.scale, None
         else:
             gradient = j.T @ np.ascontiguousarray(e, structure.dtype)
-            result[part.columns] = inverse @ gradient.astype(np.float64) * structure.scale
-    return result
+            yield part, None, inverse @ gradient.astype(np.float64) * structure.scale
 
 
-def _tridiagonal(structure: Coupled, e: Host, damping: Damping) -> Host:
+def _tridiagonal(
+    structure: Coupled, e: Host, damping: Damping
+) -> Iterator[tuple[Part, Host | None, Host | None]]:
     """Indefinite: by LU, or by the limit formula at zero damping."""
     depth = len(structure.parts)
     rows = structure.rows * depth
@@ -89,8 +102,12 @@ def _tridiagonal(structure: Coupled, e: Host, damping: Damping) -> Host:
     else:
         z = np.tile(e, (depth, 1, 1))
         gradient = structure.pull((z * structure.scale).astype(structure.dtype))
-        return structure.parameter_solve(gradient, rho)
-    return structure.pull((z * structure.scale).astype(structure.dtype))
+        vector = structure.parameter_solve(gradient, rho)
+        yield from ((part, None, vector[part.columns]) for part in structure.parts)
+        return
+    yield from (
+        (part, one * structure.scale, None) for part, one in zip(structure.parts, z, strict=True)
+    )
 
 
 def _limit(duals: list[Host], e: Host) -> Host:

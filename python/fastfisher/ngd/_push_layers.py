@@ -14,7 +14,7 @@ from fastfisher.structures._base import damped_inverses
 from fastfisher.structures._weights import Weight, weights
 from fastfisher.structures.diagonal import squares
 from fastfisher.structures.kfac import EXACT, Kfac, along
-from fastfisher.structures.unit import Unit
+from fastfisher.structures.unit import Blocks, Unit
 
 Host = np.ndarray[Any, Any]
 
@@ -46,11 +46,7 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
     layer, k = weight.layer, e.shape[1]
     n, r, s = layer.samples, layer.n_outputs, weight.positions
     i, o = weight.in_features, weight.out_features
-    counts = n * s, n * r * s
-    traces = _traces(weight, scale)
-    rho_a, rho_b = damping.pair(name, traces, counts, (i, o))
-    a_side = damping.in_samples(counts[0], i)
-    b_side = damping.in_samples(counts[1], o)
+    rho_a, rho_b, a_side, b_side = factor_dampings(weight, scale, damping, name)
     if not (a_side or b_side):
         a, b = _factors(weight, scale)
         left = damped_inverses(b, rho_b, f"G, {name}, B")
@@ -61,8 +57,8 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
         g = layer.g
     else:
         few, g = weight.factors(slice(None))
-        inputs = _whitened(few.reshape(-1, i), 1 / max(1, n * s), rho_a, a_side, f"G, {name}, A")
-    cotangents = _whitened(g.reshape(-1, o), scale, rho_b, b_side, f"G, {name}, B")
+        inputs = whitened(few.reshape(-1, i), 1 / max(1, n * s), rho_a, a_side, f"G, {name}, A")
+    cotangents = whitened(g.reshape(-1, o), scale, rho_b, b_side, f"G, {name}, B")
     weighted = cotangents.reshape(n, r, s, o, 1) * (scale * e).reshape(n, r, 1, 1, k)
     summed = weighted.sum(1).reshape(n * s, o, k)
     if not isinstance(layer, Lookup):
@@ -75,25 +71,47 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
     return result.swapaxes(0, 1)
 
 
+def factor_dampings(
+    weight: Weight, scale: float, damping: Damping, name: str
+) -> tuple[float, float, bool, bool]:
+    """Say what A and B get, and whether each is inverted in sample space."""
+    n, r, s = weight.layer.samples, weight.layer.n_outputs, weight.positions
+    counts = n * s, n * r * s
+    sizes = weight.in_features, weight.out_features
+    rho_a, rho_b = damping.pair(name, _traces(weight, scale), counts, sizes)
+    return (
+        rho_a,
+        rho_b,
+        damping.in_samples(counts[0], sizes[0]),
+        damping.in_samples(counts[1], sizes[1]),
+    )
+
+
 def push_unit(
     structure: Unit, weight: Weight, scale: float, e: Host, damping: Damping, name: str
 ) -> Host:
     """Blocks of the units of one weight."""
-    size = weight.layer.samples * weight.layer.n_outputs
     result = np.zeros((*weight.columns.shape, e.shape[1]))
     only = Unit([weight], scale, structure.size, structure.dtype, structure.block)
     for one in only.blocks():
         x, y = one.rows, one.pushed(e)
         wide = damping.in_samples(x.shape[1], x.shape[2])
-        k = scale * (x @ x.swapaxes(1, 2) if wide else x.swapaxes(1, 2) @ x)
-        rho = np.array([damping.of(name, t, size) for t in np.einsum("unn->u", k).tolist()])
-        # A unit that no sample moves has no gradient either.
-        dead = (rho == 0) & ~k.any((1, 2))
-        inverse = damped_inverses(k, rho + dead, f"G, unit of layer {weight.name!r}")
+        inverse = unit_inverses(one, scale, damping, name, wide)
         back = x.swapaxes(1, 2)
         solved = back @ (inverse @ y) if wide else inverse @ (back @ y)
         result[one.units, one.inputs] = scale * solved
     return result
+
+
+def unit_inverses(one: Blocks, scale: float, damping: Damping, name: str, wide: bool) -> Host:
+    """Inverses of some units' blocks, in sample space where `wide`."""
+    x, layer = one.rows, one.weight.layer
+    k = scale * (x @ x.swapaxes(1, 2) if wide else x.swapaxes(1, 2) @ x)
+    size = layer.samples * layer.n_outputs
+    rho = np.array([damping.of(name, t, size) for t in np.einsum("unn->u", k).tolist()])
+    # A unit that no sample moves has no gradient either.
+    dead = (rho == 0) & ~k.any((1, 2))
+    return damped_inverses(k, rho + dead, f"G, unit of layer {one.weight.name!r}")
 
 
 def push_diagonal(weight: Weight, scale: float, e: Host, damping: Damping, name: str) -> Host:
@@ -112,7 +130,7 @@ def push_diagonal(weight: Weight, scale: float, e: Host, damping: Damping, name:
     return np.where(damped > 0, 1 / np.where(damped > 0, damped, 1), 0)[:, :, None] * right
 
 
-def _whitened(x: Host, scale: float, rho: float, in_samples: bool, what: str) -> Host:
+def whitened(x: Host, scale: float, rho: float, in_samples: bool, what: str) -> Host:
     """``x (scale x^T x + rho)^-1`` for rows x (m, b)."""
     x = x.astype(np.float64)
     inverse = damped_inverses(scale * (x @ x.T if in_samples else x.T @ x), rho, what)
@@ -122,7 +140,7 @@ def _whitened(x: Host, scale: float, rho: float, in_samples: bool, what: str) ->
 def _rows_solve(x: Host, scale: float, damping: Damping, name: str) -> Host:
     """``x (scale x^T x + rho)^-1`` of parameters without factors."""
     rho = damping.of(name, scale * float(np.square(x).sum()), len(x))
-    return _whitened(x, scale, rho, damping.in_samples(*x.shape), f"G, {name}")
+    return whitened(x, scale, rho, damping.in_samples(*x.shape), f"G, {name}")
 
 
 def _traces(weight: Weight, scale: float) -> tuple[float, float]:

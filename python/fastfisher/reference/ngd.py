@@ -25,7 +25,8 @@ def gradient(jacobian: Array, residual: Array) -> Array:
 
 def update(jacobian: Array, residual: Array, matrix: Array, rho: float) -> Array:
     """``(G + rho I)^-1 J^T e / N``."""
-    return np.linalg.solve(matrix + rho * np.eye(len(matrix)), gradient(jacobian, residual))
+    damped = matrix + rho * np.eye(len(matrix))
+    return np.asarray(np.linalg.solve(damped, gradient(jacobian, residual)))
 
 
 def limit_update(jacobian: Array, residual: Array, matrix: Array, *, rank_tol: float) -> Array:
@@ -40,7 +41,7 @@ def kfac_update(v: Array, a: Array, b: Array, rho_a: float, rho_b: float) -> Arr
     """``((B + rho_b I) (x) (A + rho_a I))^-1 vec(V)`` for V (o, i), by the whole matrix."""
     o, i = v.shape
     matrix = np.kron(b + rho_b * np.eye(o), a + rho_a * np.eye(i))
-    return np.linalg.solve(matrix, v.reshape(-1)).reshape(o, i)
+    return np.asarray(np.linalg.solve(matrix, v.reshape(-1)).reshape(o, i))
 
 
 def pi_dampings(a: Array, b: Array, rho: float) -> tuple[float, float]:
