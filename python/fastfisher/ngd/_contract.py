@@ -15,10 +15,11 @@ from fastfisher._jacobian import Jacobian
 from fastfisher._lookup import Lookup
 from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._push import coupled_parts, push_weight
-from fastfisher.ngd._push_layers import factor_dampings, unit_inverses, whitened
+from fastfisher.ngd._push_layers import diagonal_inverse, factor_dampings, unit_inverses, whitened
 from fastfisher.structures import Structure
 from fastfisher.structures._weights import Weight, weights
 from fastfisher.structures.coupled import Coupled, parts_of
+from fastfisher.structures.diagonal import Diagonal
 from fastfisher.structures.kfac import Kfac
 from fastfisher.structures.unit import Unit
 
@@ -50,6 +51,8 @@ def contract(
             result += _kfac(weight, other, scale, e, damping, name)
         elif simple and isinstance(structure, Unit):
             result += _unit(structure, weight, other, scale, e, damping, name)
+        elif simple and isinstance(structure, Diagonal):
+            result += _diagonal(weight, other, scale, e, damping, name)
         else:
             result += _by_vectors(structure, weight, other, scale, e, damping, index)
     return result
@@ -71,12 +74,20 @@ def _by_vectors(
     for start in range(0, e.shape[1], step):
         few = slice(start, start + step)
         vector = push_weight(structure, weight, scale, e[:, few], damping, index)
-        parts = [
-            np.einsum("nroi,oik->nrk", other.gradients(piece), vector, optimize=True)
-            for piece in other.pieces()
-        ]
+        parts = [_product(other, piece, vector) for piece in other.pieces(formed=not other.simple)]
         result[:, few] = np.concatenate(parts).reshape(size, -1) if parts else 0
     return result
+
+
+def _product(weight: Weight, piece: slice, vector: Host) -> Host:
+    """``J v`` (n, r, k) of one weight and some samples."""
+    if not weight.simple:
+        rows = weight.gradients(piece)
+        flat = rows.reshape(*rows.shape[:2], -1) @ vector.reshape(-1, vector.shape[2])
+        return np.asarray(flat)
+    a, g = weight.factors(piece)
+    inner = np.tensordot(a[:, 0], vector, (1, 1))  # (n, o, k)
+    return np.asarray(g[:, :, 0] @ inner)
 
 
 def _kfac(
@@ -105,21 +116,44 @@ def _unit(
     name: str,
 ) -> Host:
     """Sum over units of their cotangents times the Gram matrix of the inputs, solved for."""
-    a = weight.factors(slice(None))[0][:, 0].astype(np.float64)
     to_a, to_g = other.factors(slice(None))
     to_a, to_g = to_a[:, 0].astype(np.float64), to_g[:, :, 0].astype(np.float64)
     m, d = to_g.shape[:2]
     result = np.zeros((m, d, e.shape[1]))
     only = Unit([weight], scale, structure.size, structure.dtype, structure.block)
     for one in only.blocks():
-        wide = damping.in_samples(one.rows.shape[1], one.rows.shape[2])
+        wide = damping.in_samples(*one.shape)
         inverse = unit_inverses(one, scale, damping, name, wide)
+        assert one.a is not None
         assert one.gain is not None
         y = one.pushed(e)
         if wide:
-            gram = to_a[:, one.inputs] @ a[:, one.inputs].T
+            gram = to_a[:, one.inputs] @ one.a.T
             solved = (gram * one.gain.T[:, None, :]) @ (inverse @ y)
         else:
             solved = to_a[:, one.inputs] @ (inverse @ (one.rows.swapaxes(1, 2) @ y))
-        result += scale * np.einsum("mdu,umk->mdk", to_g[:, :, one.units], solved, optimize=True)
+        result += scale * (to_g[:, :, one.units] @ solved.swapaxes(0, 1))
     return result.reshape(m * d, -1)
+
+
+def _diagonal(
+    weight: Weight, other: Weight, scale: float, e: Host, damping: Damping, name: str
+) -> Host:
+    """Sum over units of Gram matrices of the inputs, weighted by the inverse diagonal."""
+    inverse = diagonal_inverse(weight, scale, damping, name)
+    a, g = weight.factors(slice(None))
+    to_a, to_g = other.factors(slice(None))
+    a, to_a = a[:, 0].astype(np.float64), to_a[:, 0].astype(np.float64)
+    g, to_g = g[:, :, 0].astype(np.float64), to_g[:, :, 0].astype(np.float64)
+    m, d = to_g.shape[:2]
+    n, r = g.shape[:2]
+    result = np.zeros((m, d, n, r))
+    step = weight.chunk(m * (weight.in_features + 2 * n))
+    for start in range(0, weight.out_features, step):
+        units = slice(start, start + step)
+        gram = to_a * inverse[units, None, :]
+        gram = (gram.reshape(-1, a.shape[1]) @ a.T).reshape(-1, m, n)
+        for row in range(r):
+            weighted = gram * g[:, row, units].T[:, None, :]
+            result[..., row] += to_g[:, :, units] @ weighted.swapaxes(0, 1)
+    return np.asarray(scale * result.reshape(m * d, n * r) @ e)

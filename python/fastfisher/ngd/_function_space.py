@@ -55,9 +55,9 @@ def function_space_matrix(
     Notes
     -----
     An update with the learning rate eta changes the outputs by ``-eta Theta_G (f - y)``, to first
-    order. Regressions need no vector of parameters: layers, Kronecker factors and units go through
-    Gram matrices, at about the cost of the tangent kernel and of the inverses. For "diagonal",
-    "ekfac", shared weights in "kfac" and "unit", and class probabilities, some (P, k) at a time.
+    order. Regressions need no vector of parameters: blocks, Kronecker factors and dense layers'
+    units go through Gram matrices, at about the cost of the tangent kernel and of the inverses.
+    For "ekfac", weights used at several positions and class probabilities some (P, k) at a time.
 
     Examples
     --------
@@ -160,8 +160,8 @@ def prediction_curve(matrix: Array, curve: Array, *, lr: float) -> Array:
     >>> import numpy as np
     >>> import fastfisher as ff
     >>> curve = np.array([1.0, 0.5, 0.25]).reshape(3, 1, 1)
-    >>> ff.ngd.prediction_curve(np.full((1, 1, 1, 1), 2.0), curve, lr=0.25)[:, 0, 0]
-    array([ 0.  , -0.5 , -0.75])
+    >>> ff.ngd.prediction_curve(np.full((1, 1, 1, 1), 2.0), curve, lr=0.25)[1:, 0, 0]
+    array([-0.5 , -0.75])
     """
     steps, n, c = curve.shape
     if len(matrix.shape) != 4 or tuple(matrix.shape[2:]) != (n, c):

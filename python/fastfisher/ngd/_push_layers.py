@@ -94,10 +94,9 @@ def push_unit(
     result = np.zeros((*weight.columns.shape, e.shape[1]))
     only = Unit([weight], scale, structure.size, structure.dtype, structure.block)
     for one in only.blocks():
-        x, y = one.rows, one.pushed(e)
-        wide = damping.in_samples(x.shape[1], x.shape[2])
+        y, wide = one.pushed(e), damping.in_samples(*one.shape)
         inverse = unit_inverses(one, scale, damping, name, wide)
-        back = x.swapaxes(1, 2)
+        back = one.rows.swapaxes(1, 2)
         solved = back @ (inverse @ y) if wide else inverse @ (back @ y)
         result[one.units, one.inputs] = scale * solved
     return result
@@ -105,8 +104,12 @@ def push_unit(
 
 def unit_inverses(one: Blocks, scale: float, damping: Damping, name: str, wide: bool) -> Host:
     """Inverses of some units' blocks, in sample space where `wide`."""
-    x, layer = one.rows, one.weight.layer
-    k = scale * (x @ x.swapaxes(1, 2) if wide else x.swapaxes(1, 2) @ x)
+    layer = one.weight.layer
+    if wide:
+        k = scale * one.gram()
+    else:
+        x = one.rows
+        k = scale * (x.swapaxes(1, 2) @ x)
     size = layer.samples * layer.n_outputs
     rho = np.array([damping.of(name, t, size) for t in np.einsum("unn->u", k).tolist()])
     # A unit that no sample moves has no gradient either.
@@ -116,18 +119,22 @@ def unit_inverses(one: Blocks, scale: float, damping: Damping, name: str, wide: 
 
 def push_diagonal(weight: Weight, scale: float, e: Host, damping: Damping, name: str) -> Host:
     """Entries by themselves."""
+    inverse = diagonal_inverse(weight, scale, damping, name)
+    return np.asarray(inverse[:, :, None] * gradient(weight, scale * e))
+
+
+def diagonal_inverse(weight: Weight, scale: float, damping: Damping, name: str) -> Host:
+    """Invert the entries (o, i); those that no sample moves have no gradient either: zero."""
     values = scale * squares(weight)
-    n, r = weight.layer.samples, weight.layer.n_outputs
-    damping.in_samples(n * r, 1)
-    right = scale * gradient(weight, e)
+    rows = weight.layer.samples * weight.layer.n_outputs
+    damping.in_samples(rows, 1)
     if damping.relative is None:
         rho: Any = damping.of(name, 0.0, 1)
     else:
-        rho = damping.relative * values / max(1, n * r)
+        rho = damping.relative * values / max(1, rows)
         damping.used[name] = float(rho.max(initial=0.0))
     damped = values + rho
-    # Entries that no sample moves have no gradient either.
-    return np.where(damped > 0, 1 / np.where(damped > 0, damped, 1), 0)[:, :, None] * right
+    return np.where(damped > 0, 1 / np.where(damped > 0, damped, 1), 0)
 
 
 def whitened(x: Host, scale: float, rho: float, in_samples: bool, what: str) -> Host:
