@@ -41,7 +41,7 @@ def contract(
                 assert vector is not None
                 result += j @ np.ascontiguousarray(vector, structure.dtype)
                 continue
-            gram = j.gram(part.jacobian).reshape(j.shape[0], -1)
+            gram = j.gram(part.jacobian).reshape(j.shape[0], part.jacobian.shape[0])
             result += gram.astype(np.float64) @ z
         return result
     for index, (weight, other) in enumerate(zip(weights(rows), weights(target), strict=True)):
