@@ -61,6 +61,10 @@ class Likelihood:
         """Any S (N, C, R) with ``S S^T = hessian(f)``; here the symmetric one."""
         return symmetric_root(self.hessian(f))
 
+    def unrooted(self, f: Host, e: Host) -> Host:
+        """E (N, R, k) with ``S E = e`` for e (N, C, k), where there is one; S as in `root`."""
+        return np.asarray(np.linalg.pinv(self.root(f)) @ e)
+
     def labels(self, y: Host, f: Host) -> Host:
         """Check labels `y` for the outputs `f`; returns them in the shape of `gradient`."""
         return y
@@ -119,6 +123,10 @@ class Categorical(Likelihood):
         s = np.sqrt(p)
         return np.asarray(s[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * s[:, None, :])
 
+    def unrooted(self, f: Host, e: Host) -> Host:
+        """``e / sqrt p``, if e sums to zero over the classes."""
+        return _ratio(e, np.sqrt(softmax(f))[:, :, None])
+
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
         """Draw classes (N,)."""
         if f.size == 0:
@@ -156,6 +164,10 @@ class Bernoulli(Likelihood):
     def root(self, f: Host) -> Host:
         """``diag(sqrt(p (1 - p)))``."""
         return np.sqrt(_slope(f))[:, :, None] * np.eye(f.shape[1])
+
+    def unrooted(self, f: Host, e: Host) -> Host:
+        """``e / sqrt(p (1 - p))``."""
+        return _ratio(e, np.sqrt(_slope(f))[:, :, None])
 
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
         """Draw labels (N, C)."""
@@ -226,6 +238,11 @@ def _sigmoid(f: Host) -> Host:
 def _slope(f: Host) -> Host:
     e = np.exp(-np.abs(f))  # p (1 - p) without the cancellation in 1 - p
     return np.asarray(e / (1 + e) ** 2)
+
+
+def _ratio(a: Host, b: Host) -> Host:
+    """Divide, with zero where b underflows."""
+    return np.asarray(np.where(b > 0, a / np.where(b > 0, b, 1), 0))
 
 
 def _check_labels(y: Host, shape: tuple[int, ...], what: str) -> None:

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import to_numpy
+from fastfisher._arrays import dtype_name, to_numpy
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import jacobian
+from fastfisher.diagnostics._isotropic import Facts
 from fastfisher.errors import NumericalError
-from fastfisher.factors import Dense
 from fastfisher.ngd import function_space_matrix
 from fastfisher.structures._rooted import on_host
-from fastfisher.structures.coupled import parts_of
 
 __all__ = ["Isotropy", "IsotropyRow", "isotropy"]
 
@@ -35,7 +34,8 @@ class IsotropyRow:
         Mean eigenvalue of ``Theta_G = J (G + rho I)^-1 J^T / N``; the learning rate 1 / alpha
         removes the residual in one step if the condition holds.
     predicted : float or None
-        Its value for wide networks, where known.
+        Its value for vanishing damping, from the ranks of inputs, cotangents and kernels, where
+        they tell: of a wide network 1 ("full"), L ("layer"), N (L - 1) + 1 ("kfac") and so on.
     condition_number : float
         Of the symmetric part of Theta_G; infinite where that is not positive definite.
     defect : float
@@ -43,7 +43,7 @@ class IsotropyRow:
     cost : float
         Multiply-adds of the matrices that are made and inverted for one update.
     conditions : dict of str to bool
-        What the theory asks for, and whether it is so.
+        What the theory asks for, and whether it is so; ranks count eigenvalues above the damping.
     note : str
         Why there are no numbers, else empty.
     """
@@ -63,6 +63,7 @@ class Isotropy:
     """Rows in the order asked for, and the structure of least cost within the threshold."""
 
     rows: tuple[IsotropyRow, ...]
+    relative_damping: float
     threshold: float
     cheapest: Any
 
@@ -91,7 +92,7 @@ def isotropy(
     x: Any = None,
     *,
     structures: Sequence[Any] = STRUCTURES,
-    relative_damping: float = 1e-6,
+    relative_damping: float | None = None,
     threshold: float = 0.1,
     **options: Any,
 ) -> Isotropy:
@@ -104,8 +105,8 @@ def isotropy(
         Training samples; none with a Jacobian.
     structures : sequence
         Names as in `fastfisher.fisher`, without "ekfac"; also ("block", b).
-    relative_damping : float
-        Part of the mean eigenvalue of each inverted matrix; in float32 not below 1e-4.
+    relative_damping : float, optional
+        Part of the mean eigenvalue of each inverted matrix; 1e-6, for float32 factors 1e-4.
     threshold : float
         Largest defect that counts as isotropic.
     **options
@@ -114,13 +115,21 @@ def isotropy(
     Returns
     -------
     Isotropy
-        ``str()`` of it is a table.
+        ``str()`` of it is a table; ``result["kfac"]`` a row.
+
+    Raises
+    ------
+    ValueError
+        Unknown structures, a negative damping or threshold.
+    CaptureError
+        A model that cannot be captured.
 
     Notes
     -----
     If Theta_G is alpha times the identity, the outputs follow ``f - y = (1 - alpha eta)^t (f_0 -
-    y)`` whatever the data, as with the exact natural gradient (Karakida and Osawa 2020). Cost: an
-    update for each of the N C outputs and structures, and their eigenvalues.
+    y)`` whatever the data, as with the exact natural gradient (Karakida and Osawa 2020). Cost: the
+    tangent kernel and the matrices of each structure, see `fastfisher.ngd.function_space_matrix`,
+    and eigenvalues of N C x N C matrices.
 
     Examples
     --------
@@ -140,90 +149,29 @@ def isotropy(
         j = model
     else:
         j = jacobian(model, x, **options)
-    host = on_host(j)
-    rows = tuple(_row(j, host, one, relative_damping) for one in structures)
+    if relative_damping is None:
+        relative_damping = 1e-4 if dtype_name(j.layers[0].g) == "float32" else 1e-6
+    facts = Facts(on_host(j), relative_damping)
+    rows = tuple(_row(j, facts, one, relative_damping) for one in structures)
     good = [row for row in rows if row.defect <= threshold]
     cheapest = min(good, key=lambda row: row.cost).structure if good else None
-    return Isotropy(rows, threshold, cheapest)
+    return Isotropy(rows, relative_damping, threshold, cheapest)
 
 
-def _row(j: Jacobian, host: Jacobian, structure: Any, relative: float) -> IsotropyRow:
-    predicted, conditions = _theory(host, structure)
-    cost = _cost(host, structure)
+def _row(j: Jacobian, facts: Facts, structure: Any, relative: float) -> IsotropyRow:
     size = j.shape[0]
     try:
         found = function_space_matrix(j, structure=structure, relative_damping=relative)
     except NumericalError as error:
-        nothing = (math.nan, predicted, math.inf, math.inf, cost, conditions)
-        return IsotropyRow(structure, *nothing, note=str(error))
+        known = facts.predicted(structure), math.inf, math.inf, facts.cost(structure)
+        return IsotropyRow(structure, math.nan, *known, facts.conditions(structure), str(error))
+    known_alpha, cost = facts.predicted(structure), facts.cost(structure)
+    conditions = facts.conditions(structure)
     theta = to_numpy(found).reshape(size, size).astype(np.float64)
     if size == 0:
-        return IsotropyRow(structure, 0.0, predicted, 1.0, 0.0, cost, conditions)
+        return IsotropyRow(structure, 0.0, known_alpha, 1.0, 0.0, cost, conditions)
     w = np.linalg.eigvalsh((theta + theta.T) / 2)
     alpha, norm = float(np.trace(theta)) / size, float(np.linalg.norm(theta))
     defect = float(np.linalg.norm(theta - alpha * np.eye(size))) / norm if norm else 0.0
     condition = float(w[-1] / w[0]) if w[0] > 0 else math.inf
-    return IsotropyRow(structure, alpha, predicted, condition, defect, cost, conditions)
-
-
-def _theory(j: Jacobian, structure: Any) -> tuple[float | None, dict[str, bool]]:
-    """Alpha of a wide network, where it is known, and what it takes."""
-    n, size = j.samples, j.shape[0]
-    depth = len(parts_of(j))
-    dense = all(isinstance(layer, Dense) for layer in j.layers)
-    inputs = [layer.in_features + layer.bias for layer in j.layers]
-    outputs = [layer.out_features for layer in j.layers]
-    conditions: dict[str, bool] = {}
-    if structure == "full":
-        conditions["N C <= P"] = size <= j.shape[1]
-        return 1.0, conditions
-    if structure in ("layer", "tridiagonal"):
-        conditions["N C <= parameters of each layer"] = all(
-            size <= part.jacobian.shape[1] for part in parts_of(j)
-        )
-        if structure == "layer":
-            return float(depth), conditions
-        conditions["depth is not 3 s + 2, or damped"] = depth % 3 != 2
-        return float((depth + 2) // 3), conditions
-    conditions["dense layers only"] = dense
-    if structure == "kfac":
-        conditions["N <= inputs of each layer"] = all(n <= i for i in inputs)
-        conditions["N C <= units of each hidden layer"] = all(size <= o for o in outputs[:-1])
-        known = dense and all(conditions.values())
-        return (float(n * (depth - 1) + 1) if known else None), conditions
-    width = min(inputs)
-    if isinstance(structure, tuple):
-        width = min(width, structure[1])
-        conditions["N <= b"] = n <= structure[1]
-    if structure == "diagonal":
-        width = 1
-        conditions["N <= 1"] = n <= 1
-    conditions["N <= inputs of each layer"] = all(n <= i for i in inputs)
-    if structure != "unit" or not dense or n > width or size == 0:
-        return None, conditions
-    # Each unit gives a projector on the samples that move it.
-    active = sum(int((layer.g != 0).any(1).sum()) for layer in j.layers)
-    return active / size, conditions
-
-
-def _cost(j: Jacobian, structure: Any) -> float:
-    """Multiply-adds to make and to invert the matrices of one update."""
-    n, c, size = j.samples, j.n_outputs, j.shape[0]
-    total = 0.0
-    if structure in ("full", "layer", "tridiagonal"):
-        for layer in j.layers:
-            total += n * n / 2 * (layer.in_features + c * c * layer.out_features)
-        depth = len(parts_of(j))
-        matrices = {"full": 1.0, "layer": depth, "tridiagonal": 2.0 * depth**3}[structure]
-        return total + matrices * size**3 / 6
-    for layer in j.layers:
-        i, o = layer.in_features + layer.bias, layer.out_features
-        if structure == "kfac":
-            total += n * i * min(n, i) / 2 + min(n, i) ** 3 / 6
-            total += size * o * min(size, o) / 2 + min(size, o) ** 3 / 6
-            continue
-        b = {"unit": i, "diagonal": 1}.get(structure if isinstance(structure, str) else "")
-        b = structure[1] if b is None else b
-        few = min(n, b)
-        total += o * math.ceil(i / b) * (n * b * few / 2 + few**3 / 6)
-    return total
+    return IsotropyRow(structure, alpha, known_alpha, condition, defect, cost, conditions)

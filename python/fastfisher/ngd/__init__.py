@@ -11,7 +11,11 @@ where G is singular and the damping rho tends to zero (Karakida and Osawa 2020).
 
 from __future__ import annotations
 
-from fastfisher.ngd._function_space import function_space_matrix, training_curve
+from fastfisher.ngd._function_space import (
+    function_space_matrix,
+    prediction_curve,
+    training_curve,
+)
 from fastfisher.ngd._update import Update, update
 
-__all__ = ["Update", "function_space_matrix", "training_curve", "update"]
+__all__ = ["Update", "function_space_matrix", "prediction_curve", "training_curve", "update"]

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fastfisher._arrays import Array, from_numpy, to_numpy
-from fastfisher._fisher import fisher
+from fastfisher._fisher import Fisher
 from fastfisher._jacobian import Jacobian
+from fastfisher.ngd._contract import contract
 from fastfisher.ngd._damping import damping_of
-from fastfisher.ngd._push import push
+from fastfisher.ngd._direction import direction, is_plain, residuals_of_rows
+from fastfisher.ngd._update import _fisher_of
+from fastfisher.structures._rooted import on_host, rooted
 
 Host = np.ndarray[Any, Any]
 
@@ -19,21 +22,23 @@ _BYTES = 1 << 28
 
 
 def function_space_matrix(
-    jacobian: Jacobian,
+    model: Jacobian | Fisher,
     *,
     structure: Any = "full",
     damping: float | None = None,
     relative_damping: float | None = None,
+    split: Literal["plain", "pi"] = "plain",
+    space: Literal["auto", "sample", "parameter"] = "auto",
     other: Jacobian | None = None,
 ) -> Array:
-    """``Theta_G = J (G + rho I)^-1 J^T / N``, or ``J' (G + rho I)^-1 J^T / N``.
+    """``Theta_G = J (G + rho I)^-1 J^T / N``, or ``R_G = J' (G + rho I)^-1 J^T / N``.
 
     Parameters
     ----------
-    jacobian : Jacobian
+    model : Jacobian or Fisher
         Of the training samples.
-    structure, damping, relative_damping
-        As in `update`; "ekfac" is not available.
+    structure, damping, relative_damping, split, space
+        As in `update`.
     other : Jacobian, optional
         J', of other samples.
 
@@ -42,10 +47,17 @@ def function_space_matrix(
     array, shape (N, C, N, C), or (M, D, N, C) with `other`
         In the library and dtype of the factors.
 
+    Raises
+    ------
+    NotPositiveDefiniteError, NumericalError, ValueError, TypeError
+        As `update`.
+
     Notes
     -----
-    An update with the learning rate eta changes the outputs by ``-eta Theta_G (f - y)``. Cost: an
-    update for each of the N C rows.
+    An update with the learning rate eta changes the outputs by ``-eta Theta_G (f - y)``, to first
+    order. Regressions need no vector of parameters: blocks, Kronecker factors and dense layers'
+    units go through Gram matrices, at about the cost of the tangent kernel and of the inverses.
+    For "ekfac", weights used at several positions and class probabilities some (P, k) at a time.
 
     Examples
     --------
@@ -57,18 +69,28 @@ def function_space_matrix(
     >>> bool(np.allclose(theta.reshape(4, 4), 9 * np.eye(4)))
     True
     """
-    F = fisher(jacobian, structure=structure)
-    rule = damping_of(damping, relative_damping)
+    F = _fisher_of(model, structure)
+    jacobian = F.jacobian
+    assert jacobian is not None
+    rule = damping_of(damping, relative_damping, split, space)
     target = jacobian if other is None else other
     rows = jacobian.shape[0]
+    shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)
+    rounding = float(np.finfo(F.dtype).eps)
+    inner = residuals_of_rows(F, np.eye(rows), rounding)
+    if inner is not None and target.sample_map is None:
+        assert F.rows is not None
+        host = on_host(target)
+        if not is_plain(F):  # rows went through a root: separable cotangents are so no longer
+            host = rooted(host, np.broadcast_to(np.eye(shape[1]), (*shape[:2], shape[1])))
+        found = contract(F.structure, host, F.rows, F.scale, inner, rule)
+        return from_numpy(found.astype(F.dtype).reshape(shape), F.like)
     result = np.empty((target.shape[0], rows), F.dtype)
     step = max(1, _BYTES // max(1, 8 * jacobian.shape[1]))
     for start in range(0, rows, step):
         e = np.eye(rows)[:, start : start + step]
-        vectors = push(F.structure, F.rows, F.scale, e, rule)
-        columns = from_numpy(np.ascontiguousarray(vectors, F.dtype), F.like)
+        columns = from_numpy(np.ascontiguousarray(direction(F, e, rule, rounding), F.dtype), F.like)
         result[:, start : start + step] = to_numpy(target @ columns)
-    shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)
     return from_numpy(result.reshape(shape), F.like)
 
 
@@ -87,6 +109,10 @@ def training_curve(matrix: Array, residual: Array, *, lr: float, steps: int) -> 
     Returns
     -------
     array, shape (steps + 1, N, C)
+
+    Notes
+    -----
+    Exact while Jacobian and G stay what they are, in the limit of wide networks.
 
     Examples
     --------
@@ -108,3 +134,40 @@ def training_curve(matrix: Array, residual: Array, *, lr: float, steps: int) -> 
     for t in range(steps):
         curve[t + 1] = curve[t] - lr * (flat @ curve[t])
     return from_numpy(curve.reshape(steps + 1, n, c), residual)
+
+
+def prediction_curve(matrix: Array, curve: Array, *, lr: float) -> Array:
+    """Change ``f_t - f_0 = -lr R_G (e_0 + ... + e_{t-1})`` of the outputs at other samples.
+
+    Parameters
+    ----------
+    matrix : array, shape (M, D, N, C)
+        R_G, of `function_space_matrix` with `other`.
+    curve : array, shape (steps + 1, N, C)
+        Of `training_curve`, with the same damping and learning rate.
+    lr : float
+
+    Returns
+    -------
+    array, shape (steps + 1, M, D)
+
+    Notes
+    -----
+    Equal to ``-R_G Theta_G^-1 (I - (I - lr Theta_G)^t) e_0`` where Theta_G is regular.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> curve = np.array([1.0, 0.5, 0.25]).reshape(3, 1, 1)
+    >>> ff.ngd.prediction_curve(np.full((1, 1, 1, 1), 2.0), curve, lr=0.25)[1:, 0, 0]
+    array([-0.5 , -0.75])
+    """
+    steps, n, c = curve.shape
+    if len(matrix.shape) != 4 or tuple(matrix.shape[2:]) != (n, c):
+        raise ValueError(f"matrix: expected shape (M, D, {n}, {c}), got {tuple(matrix.shape)}")
+    m, d = matrix.shape[:2]
+    flat, e = to_numpy(matrix).reshape(m * d, n * c), to_numpy(curve).reshape(steps, n * c)
+    sums = np.zeros_like(e)
+    np.cumsum(e[:-1], 0, out=sums[1:])
+    return from_numpy((-lr * (sums @ flat.T)).reshape(steps, m, d), curve)

@@ -8,16 +8,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher import linalg
 from fastfisher._arrays import Array, from_numpy, library, to_numpy
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NonFiniteError
-from fastfisher.likelihoods import Gaussian
 from fastfisher.ngd._damping import Damping, damping_of
-from fastfisher.ngd._push import push
-from fastfisher.structures.ekfac import Ekfac
-from fastfisher.structures.kfac import Kfac
+from fastfisher.ngd._direction import (
+    direction,
+    direction_with_damped_outputs,
+    mean_weight,
+    solve,
+    solve_by_cg,
+)
 
 Host = np.ndarray[Any, Any]
 
@@ -34,7 +36,7 @@ class Update:
         ``J vector``: what the outputs lose for a learning rate of one, to first order.
     damping : dict of str to float
         What each inverted matrix really got on its diagonal (the most of a layer's units).
-    space : "sample" | "parameter"
+    space : "sample" | "parameter" | "mixed"
         Where the matrices were inverted.
     solver : "cholesky" | "lu" | "limit" | "cg"
     """
@@ -46,7 +48,7 @@ class Update:
     solver: str
 
     def predict(self, other: Jacobian) -> Array:
-        """Change ``J' vector`` (M, C) of the outputs for other samples."""
+        """Change ``J' vector`` (M, D) of the outputs for other samples."""
         return (other @ self.vector).reshape(other.samples, other.n_outputs)
 
 
@@ -59,6 +61,8 @@ def update(
     damping: float | None = None,
     relative_damping: float | None = None,
     split: Literal["plain", "pi"] = "plain",
+    damp: Literal["parameters", "outputs"] = "parameters",
+    space: Literal["auto", "sample", "parameter"] = "auto",
     solver: Literal["cholesky", "cg"] = "cholesky",
     tol: float = 1e-8,
     max_iter: int | None = None,
@@ -73,15 +77,24 @@ def update(
     residual : array, shape (N, C), for C = 1 also (N,)
         Gradient of each sample's loss in its outputs: f - y, softmax(f) - one_hot(y), ....
     gradient : array, shape (P,), optional
-        Gradient of the mean loss, in place of `residual`.
+        Gradient of the mean loss, in place of `residual`; solved with the Fisher matrix as it
+        stands, for "full" by Woodbury in sample space.
     structure : as in `fastfisher.fisher`
         G, with a Jacobian.
     damping : float, optional
-        rho; 0 by default. K-FAC puts it on both factors.
+        rho, in units of the curvature, loss / parameter^2; 0 by default. K-FAC puts it on both
+        factors.
     relative_damping : float, optional
-        rho as a part of the mean eigenvalue of each matrix of sample space that is inverted.
+        rho as a part of the mean eigenvalue of each matrix of sample space that is inverted. With
+        a `gradient`, "cg" or "ekfac" a part of that of G as a whole.
     split : "plain" | "pi"
         For K-FAC: rho on both factors, or its root with the factor pi of Martens and Grosse.
+    damp : "parameters" | "outputs"
+        ``G + rho I``, or ``J^T (H + rho I) J / N`` with rho in units of loss / output^2, for a
+        `residual`: on the training set it moves the outputs by ``(H + rho I)^-1`` times the
+        residual where "full" and the pseudo-inverse are meant.
+    space : "auto" | "sample" | "parameter"
+        Where matrices are inverted: for each the smaller one, or as said.
     solver : "cholesky" | "cg"
         Factorisations, or conjugate gradients on G (a positive semi-definite one).
     tol, max_iter
@@ -90,6 +103,7 @@ def update(
     Returns
     -------
     Update
+        Arrays in the library and dtype of the factors.
 
     Raises
     ------
@@ -105,7 +119,13 @@ def update(
     For regressions ``J_l^T (K_l + rho)^-1 e / N`` with the Gram matrix K_l = J_l J_l^T / N of each
     block; tri-diagonal ones solve ``(T o K + rho) v = 1 (x) e`` by LU, at zero damping by its
     limit; K-FAC applies the identity to both factors (Karakida and Osawa 2020, section 3). With
-    other likelihoods, or a gradient, the Fisher matrix itself is solved with.
+    another likelihood J stands for S^T J, with S S^T = H, and e for the E of S E = e; so
+
+        J vector = (K / N) (H K / N + rho)^-1 e,   K = J J^T,
+
+    for "full". Residuals without such an E (class probabilities that underflow) and gradients are
+    solved for with the Fisher matrix itself. In float64 inside, up to products with float32
+    factors.
 
     Examples
     --------
@@ -118,92 +138,93 @@ def update(
     >>> bool(np.allclose(step.function_change, 3 * e))
     True
     """
-    rule = damping_of(damping, relative_damping)
-    if solver not in ("cholesky", "cg"):
-        raise ValueError(f"solver: expected 'cholesky' or 'cg', got {solver!r}")
+    rule = damping_of(damping, relative_damping, split, space)
+    for name, value, allowed in (
+        ("solver", solver, ("cholesky", "cg")), ("damp", damp, ("parameters", "outputs"))
+    ):  # fmt: skip
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
     if (residual is None) == (gradient is None):
         raise ValueError("residual: expected it or a gradient, and not both")
-    F = model if isinstance(model, Fisher) else _regression(model, structure)
+    direct = residual is not None and solver == "cholesky"
+    if not direct and (damp != "parameters" or space == "sample"):
+        what = f"damp: expected 'parameters', got {damp!r}," if damp != "parameters" else ""
+        what = what or "space: expected 'auto' or 'parameter', got 'sample',"
+        raise ValueError(f"{what} with a gradient or solver='cg'")
+    F = _fisher_of(model, structure)
     j = F.jacobian
-    if j is None:
-        raise ValueError(
-            "model: a sampled or empirical Fisher matrix has no Jacobian of the outputs; make it "
-            "from a Jacobian: fastfisher.fisher(jacobian, ...)"
-        )
-    if split not in ("plain", "pi"):
-        raise ValueError(f"split: expected 'plain' or 'pi', got {split!r}")
-    exact = F.kind == "exact" and type(F.likelihood) is Gaussian
-    pushes = (
-        gradient is None
-        and exact
-        and solver == "cholesky"
-        and j.sample_map is None
-        and not isinstance(F.structure, Ekfac)
-        and not (isinstance(F.structure, Kfac) and split == "pi")
-    )
-    if pushes:
-        e = _columns(residual, "residual", j, F.like)
-        # The curvature has 1 / variance, the gradient of the loss is given as it is.
-        e *= _mean(F, j) / F.scale
-        vector = push(F.structure, F.rows, F.scale, e, rule)[:, 0]
-        how = "cholesky"
-        if F.structure.name == "tridiagonal":
-            how = "lu" if max(rule.used.values(), default=0.0) > 0 else "limit"
-        space = "sample"
+    assert j is not None
+    how = "cholesky"
+    if residual is not None:
+        e, rounding = _columns(residual, j, F.like)
+    if direct and damp == "outputs":
+        vector = direction_with_damped_outputs(F, e, rule)[:, 0]
+    elif direct:
+        vector = direction(F, e, rule, rounding)[:, 0]
     else:
-        if gradient is None:
-            e = _columns(residual, "residual", j, F.like)
-            g = to_numpy(j.T @ from_numpy(e[:, 0].astype(F.dtype), F.like)) * _mean(F, j)
+        g = _gradient(gradient, j, F) if residual is None else _through(F, j, e)
+        if solver == "cg":
+            vector, how = solve_by_cg(F, g, rule, tol, max_iter), "cg"
         else:
-            g = to_numpy(gradient)
-        g = from_numpy(np.ascontiguousarray(g, F.dtype) if gradient is None else g, F.like)
-        vector, how = _solved(F, g, rule, solver, split, tol, max_iter)
-        space = F.space if F.structure.name == "full" else "parameter"
+            vector = solve(F, g, rule)
+    if F.structure.name == "tridiagonal" and how != "cg":
+        how = "lu" if any(rule.used.values()) and damp == "parameters" else "limit"
     result = from_numpy(np.ascontiguousarray(vector.astype(F.dtype)), F.like)
     change = (j @ result).reshape(j.samples, j.n_outputs)
-    return Update(result, change, rule.used, space, how)
+    return Update(result, change, rule.used, _space(rule), how)
 
 
-def _regression(model: Any, structure: Any) -> Fisher:
-    if not isinstance(model, Jacobian):
+def _fisher_of(model: Any, structure: Any) -> Fisher:
+    """Fisher matrix with a Jacobian; of a Jacobian that of a regression."""
+    if not isinstance(model, (Jacobian, Fisher)):
         raise TypeError(
             "model: expected a fastfisher.Jacobian or fastfisher.Fisher, got "
             f"{type(model).__name__}"
         )
-    return fisher(model, structure=structure)
+    F = model if isinstance(model, Fisher) else fisher(model, structure=structure)
+    if F.jacobian is None:
+        raise ValueError(
+            "model: a sampled or empirical Fisher matrix has no Jacobian of the outputs; make it "
+            "from a Jacobian: fastfisher.fisher(jacobian, ...)"
+        )
+    return F
 
 
-def _mean(F: Fisher, j: Jacobian) -> float:
-    """1 / N, or 1 for a Fisher matrix that is a sum."""
-    variance = F.likelihood.variance if isinstance(F.likelihood, Gaussian) else 1.0
-    return F.scale * variance if F.kind == "exact" else 1 / max(1, j.samples)
+def _space(rule: Damping) -> str:
+    """One word for all matrices."""
+    return next(iter(rule.spaces)) if len(rule.spaces) == 1 else "mixed"
 
 
-def _columns(residual: Any, name: str, j: Jacobian, like: Array) -> Host:
-    """Residuals as one column (N C, 1), float64."""
-    if library(residual, name) != library(like):
-        raise TypeError(f"{name}: expected library {library(like)}, got {library(residual)}")
-    host = to_numpy(residual)
+def _through(F: Fisher, j: Jacobian, e: Host) -> Array:
+    """``J^T e / N`` (P,)."""
+    return j.T @ from_numpy(np.ascontiguousarray(e[:, 0] * mean_weight(F), F.dtype), F.like)
+
+
+def _gradient(gradient: Any, j: Jacobian, F: Fisher) -> Array:
+    """Check the gradient (P,)."""
+    host = _floats(gradient, "gradient", F.like)
+    if host.shape != (j.shape[1],):
+        raise ValueError(f"gradient: expected shape {(j.shape[1],)}, got {host.shape}")
+    return from_numpy(np.ascontiguousarray(host, F.dtype), F.like)
+
+
+def _columns(residual: Any, j: Jacobian, like: Array) -> tuple[Host, float]:
+    """Residuals as one column (N C, 1), float64, and the rounding of their dtype."""
+    host = _floats(residual, "residual", like)
     expected = (j.samples, j.n_outputs)
     if host.shape != expected and not (j.n_outputs == 1 and host.shape == expected[:1]):
-        raise ValueError(f"{name}: expected shape {expected}, got {host.shape}")
+        raise ValueError(f"residual: expected shape {expected}, got {host.shape}")
+    return host.astype(np.float64).reshape(-1, 1), float(np.finfo(host.dtype).eps)
+
+
+def _floats(array: Any, name: str, like: Array) -> Host:
+    """Finite numbers of a floating dtype, in the library of the factors."""
+    if library(array, name) != library(like):
+        raise TypeError(f"{name}: expected library {library(like)}, got {library(array)}")
+    host = to_numpy(array)
     if host.dtype.kind != "f":
         raise TypeError(f"{name}: expected a floating dtype, got dtype {host.dtype}")
     if not np.isfinite(host).all():
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
         raise NonFiniteError(f"{name}: expected finite numbers, got {host[where]} at index {where}")
-    return host.astype(np.float64).reshape(-1, 1)
-
-
-def _solved(
-    F: Fisher, g: Array, rule: Damping, solver: str, split: str, tol: float, max_iter: int | None
-) -> tuple[Host, str]:
-    """``(G + rho I)^-1 g`` in parameter space."""
-    rows = F.rows.shape[0] if F.rows is not None else F.shape[0]
-    rho = rule.of("all", F.trace() if rule.relative is not None else 0.0, rows)
-    if solver == "cg":
-        found = linalg.cg(F, g, damping=rho, tol=tol, max_iter=max_iter)
-        return to_numpy(found.x), "cg"
-    factored = isinstance(F.structure, Kfac) and not isinstance(F.structure, Ekfac)
-    x = F.solve(g, damping=rho, split=split if factored else None)
-    return to_numpy(x), "lu" if F.structure.name == "tridiagonal" else "cholesky"
+    return host

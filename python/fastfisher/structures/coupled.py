@@ -32,6 +32,8 @@ from fastfisher.structures._weights import weights
 
 Host = np.ndarray[Any, Any]
 
+_ROUNDING = 64 * float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Part:
@@ -190,10 +192,10 @@ class Coupled(Structure):
     def _rank(self) -> int:
         return sum(min(part.jacobian.shape) for part in self.parts)
 
-    def compact(self, index: int) -> Host:
-        """Smaller one of ``scale J_l J_l^T`` and ``scale J_l^T J_l``, float64."""
+    def compact(self, index: int, *, in_samples: bool | None = None) -> Host:
+        """``scale J_l J_l^T`` or ``scale J_l^T J_l``, by default the smaller one, float64."""
         part = self.parts[index]
-        if not self.small(part):
+        if not self.small(part) if in_samples is None else in_samples:
             return self.duals()[index]
         rows = part.jacobian.dense().astype(np.float64)
         return np.asarray(self.scale * (rows.T @ rows))
@@ -240,16 +242,27 @@ class Coupled(Structure):
             for i in range(len(self.parts))
         ]
         system = np.block(blocks) + damping * np.eye(len(right))
+        z = self._by_lu(system, damping, right)
+        return z.reshape(len(self.parts), self.rows, right.shape[1])
+
+    def parameter_solve(self, v: Host, damping: float) -> Host:
+        """``(F + damping I)^-1 v`` by LU of the matrix itself (P, P), float64."""
+        matrix = self._widened().dense() + damping * np.eye(self.size)
+        return self._by_lu(matrix, damping, v.astype(np.float64))
+
+    def _by_lu(self, matrix: Host, damping: float, right: Host) -> Host:
         try:
-            z = np.linalg.solve(system, right)
+            z = np.linalg.solve(matrix, right)
         except np.linalg.LinAlgError:
             z = np.full_like(right, np.nan)
-        if not np.isfinite(z).all():
+        # Columns as long as that come from a matrix that is singular to rounding.
+        size = np.linalg.norm(z, axis=0) * (np.linalg.norm(matrix, 1) if matrix.size else 0.0)
+        if not (np.isfinite(z).all() and (size * _ROUNDING <= np.linalg.norm(right, axis=0)).all()):
             raise NumericalError(
                 f"F: structure {self.name!r} plus damping {damping} is singular; it is indefinite, "
                 "so that a damping may be the negative of an eigenvalue: expected another one"
             )
-        return z.reshape(len(self.parts), self.rows, right.shape[1])
+        return np.asarray(z)
 
 
 def full(jacobian: Jacobian, scale: float) -> Coupled:

@@ -61,7 +61,7 @@ class Ekfac(Kfac):
 def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> Ekfac:
     """Blocks of ``scale J^T J``."""
     basis = kfac(jacobian, scale, weight_sharing)
-    result = Ekfac(basis.blocks, basis.size, basis.dtype, basis._eigh())
+    result = Ekfac(basis.blocks, basis.size, basis.dtype, weight_sharing, basis._eigh())
     for weight, block in zip(weights(jacobian), basis.blocks, strict=True):
         _, q_a, _, q_g = result._eigh()[len(result.corrected)]
         result.corrected.append(scale * _moments(weight, block, q_a, q_g))

@@ -65,12 +65,14 @@ class Block:
         return along(self.a if a is None else a, v, 1)
 
     def damped(self, damping: float, split: str) -> tuple[float, float]:
-        """Say what A and G get on their diagonals."""
+        """Say what A and G get on their diagonals; of an exact block only A."""
+        if self.exact:
+            return damping, 0.0
         if split == "plain":
             return damping, damping
-        i, o = self.columns.shape
-        trace_a = float(self.a.sum() if self.a.ndim == 1 else np.trace(self.a)) / max(1, o)
-        trace_g = float(np.trace(self.g)) / max(1, i)
+        o, i = self.columns.shape
+        trace_a = float(self.a.sum() if self.a.ndim == 1 else np.trace(self.a)) / max(1, i)
+        trace_g = float(np.trace(self.g)) / max(1, o)
         pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
         return math.sqrt(damping) * pi, math.sqrt(damping) / pi
 
@@ -82,6 +84,7 @@ class Kfac(Structure):
     blocks: list[Block]
     size: int
     dtype: np.dtype[Any]
+    weight_sharing: str = "expand"
     _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
     _inverses: dict[tuple[float, str], list[tuple[Host, Host]]] = field(default_factory=dict)
 
@@ -153,7 +156,7 @@ class Kfac(Structure):
                 blocks.append(replace(block, a=block.a * kind(factor)))
             else:
                 blocks.append(replace(block, g=block.g * kind(factor)))
-        return Kfac(blocks, self.size, self.dtype)
+        return Kfac(blocks, self.size, self.dtype, self.weight_sharing)
 
     def with_samples_of(self, other: Kfac, count: int, more: int) -> Kfac:
         """Sum with the matrix of other samples, `count` here and `more` there; of A the mean."""
@@ -170,7 +173,7 @@ class Kfac(Structure):
             share = more / max(1, count + more)
             a = b.a * kind(1 - share) + c.a * kind(share)
             blocks.append(replace(b, a=a, g=b.g + c.g))
-        return Kfac(blocks, self.size, self.dtype)
+        return Kfac(blocks, self.size, self.dtype, self.weight_sharing)
 
     def _check_damping(self, damping: float) -> None:
         if damping > 0:
@@ -266,7 +269,8 @@ def kfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> Kf
                     f"layer {block.name!r}: expected finite numbers, got NaN or infinity in its "
                     f"{which} factor"
                 )
-    return Kfac(blocks, jacobian.shape[1], np.dtype(jacobian.layers[0].g.dtype))
+    kind = np.dtype(jacobian.layers[0].g.dtype)
+    return Kfac(blocks, jacobian.shape[1], kind, weight_sharing)
 
 
 def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:

@@ -37,8 +37,8 @@ class Blocks:
     ----------
     units, inputs : slices of the weight
     columns : (u, b), in the parameter vector
-    rows : X (u, m, b), float64
-    cotangents, gain : (n, r, u) and (n, u) or None
+    formed : X (u, m, b), float64, or None
+    a, cotangents, gain : (n, b), (n, r, u) and (n, u), float64, or None
         Where rows are the inputs times a gain, the root of a sum over r of squared cotangents.
     """
 
@@ -46,14 +46,41 @@ class Blocks:
     units: slice
     inputs: slice
     columns: Host
-    rows: Host
+    formed: Host | None
+    a: Host | None
     cotangents: Host | None
     gain: Host | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows m and parameters b of each block."""
+        if self.formed is not None:
+            return int(self.formed.shape[1]), int(self.formed.shape[2])
+        assert self.a is not None
+        return int(self.a.shape[0]), int(self.a.shape[1])
+
+    @property
+    def rows(self) -> Host:
+        """X (u, m, b)."""
+        if self.formed is not None:
+            return self.formed
+        assert self.a is not None
+        assert self.gain is not None
+        return np.asarray(self.gain.T[:, :, None] * self.a[None])
+
+    def gram(self) -> Host:
+        """``X X^T`` (u, m, m)."""
+        if self.formed is not None:
+            return np.asarray(self.formed @ self.formed.swapaxes(1, 2))
+        assert self.a is not None
+        assert self.gain is not None
+        gain = self.gain.T
+        return np.asarray(gain[:, :, None] * (self.a @ self.a.T) * gain[:, None, :])
 
     def pushed(self, e: Host) -> Host:
         """Y (u, m, k) with ``X^T Y = J^T e`` for residuals e (n r, k)."""
         if self.cotangents is None or self.gain is None:
-            return np.broadcast_to(e, (len(self.rows), *e.shape))
+            return np.broadcast_to(e, (len(self.columns), *e.shape))
         n, r, _ = self.cotangents.shape
         y = np.einsum("nru,nrk->unk", self.cotangents, e.reshape(n, r, e.shape[1]), optimize=True)
         gain = self.gain.T[:, :, None]
@@ -161,11 +188,11 @@ def _blocks_of(weight: Weight, units: slice, inputs: slice) -> Blocks:
         a, g = weight.factors(slice(None))
         cotangents = g[:, :, 0, units].astype(np.float64)
         gain = np.sqrt(np.square(cotangents).sum(1))
-        rows = gain.T[:, :, None] * a[None, :, 0, inputs]
-        return Blocks(weight, units, inputs, columns, rows, cotangents, gain)
+        few = a[:, 0, inputs].astype(np.float64)
+        return Blocks(weight, units, inputs, columns, None, few, cotangents, gain)
     parts = [weight.gradients(piece, units)[..., inputs] for piece in weight.pieces()]
     rows = _unit_rows(np.concatenate(parts)).astype(np.float64)
-    return Blocks(weight, units, inputs, columns, rows, None, None)
+    return Blocks(weight, units, inputs, columns, rows, None, None, None)
 
 
 def unit(jacobian: Jacobian, scale: float, block: int | None = None) -> Unit:

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scale (G + rho I)^-1 J^T e`` of one weight matrix: Kronecker factors, units, diagonal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastfisher._lookup import Lookup
+from fastfisher.errors import NotPositiveDefiniteError
+from fastfisher.ngd._damping import Damping
+from fastfisher.structures._base import damped_inverses
+from fastfisher.structures._weights import Weight, weights
+from fastfisher.structures.diagonal import squares
+from fastfisher.structures.kfac import EXACT, Kfac, along
+from fastfisher.structures.unit import Blocks, Unit
+
+Host = np.ndarray[Any, Any]
+
+
+def gradient(weight: Weight, e: Host) -> Host:
+    """``J^T e`` of one weight, (o, i, k), float64."""
+    n, r = weight.layer.samples, weight.layer.n_outputs
+    cotangents = e.reshape(n, r, e.shape[1])
+    total = np.zeros((*weight.columns.shape, e.shape[1]))
+    formed = not weight.simple
+    for piece in weight.pieces(formed=formed):
+        few = cotangents[piece]
+        if formed:
+            total += np.einsum("nroi,nrk->oik", weight.gradients(piece), few, optimize=True)
+        else:
+            a, g = weight.factors(piece)
+            inner = np.einsum("nro,nrk->nok", g[:, :, 0], few, optimize=True)
+            total += np.einsum("nok,ni->oik", inner, a[:, 0], optimize=True)
+    return total
+
+
+def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str) -> Host:
+    """``scale (B + rho)^-1 (J^T e) (A + rho)^-1``, each inverse in its smaller space."""
+    if not weight.factored:
+        if weight.out_features > EXACT:
+            return push_diagonal(weight, scale, e, damping, name)
+        x = weight.layer.g.reshape(-1, weight.out_features).astype(np.float64)
+        return np.asarray(scale * (_rows_solve(x, scale, damping, name).T @ e))[:, None]
+    layer, k = weight.layer, e.shape[1]
+    n, r, s = layer.samples, layer.n_outputs, weight.positions
+    i, o = weight.in_features, weight.out_features
+    rho_a, rho_b, a_side, b_side = factor_dampings(weight, scale, damping, name)
+    if not (a_side or b_side):
+        a, b = _factors(weight, scale)
+        left = damped_inverses(b, rho_b, f"G, {name}, B")
+        right = damped_inverses(a, rho_a, f"G, {name}, A")
+        solved = np.einsum("op,pik->oik", left, gradient(weight, scale * e), optimize=True)
+        return np.asarray(np.einsum("oik,ij->ojk", solved, right, optimize=True))
+    if isinstance(layer, Lookup):
+        g = layer.g
+    else:
+        few, g = weight.factors(slice(None))
+        inputs = whitened(few.reshape(-1, i), 1 / max(1, n * s), rho_a, a_side, f"G, {name}, A")
+    cotangents = whitened(g.reshape(-1, o), scale, rho_b, b_side, f"G, {name}, B")
+    weighted = cotangents.reshape(n, r, s, o, 1) * (scale * e).reshape(n, r, 1, 1, k)
+    summed = weighted.sum(1).reshape(n * s, o, k)
+    if not isinstance(layer, Lookup):
+        return np.asarray(np.einsum("mok,mi->oik", summed, inputs, optimize=True))
+    # Inputs are unit vectors and A is diagonal: rows of the table that are used, over their use.
+    index = layer.index.reshape(-1)
+    uses = np.bincount(index, minlength=i) / max(1, n * s) + rho_a
+    result = np.zeros((i, o, k))
+    np.add.at(result, index, summed / uses[index][:, None, None])
+    return result.swapaxes(0, 1)
+
+
+def factor_dampings(
+    weight: Weight, scale: float, damping: Damping, name: str
+) -> tuple[float, float, bool, bool]:
+    """Say what A and B get, and whether each is inverted in sample space."""
+    n, r, s = weight.layer.samples, weight.layer.n_outputs, weight.positions
+    counts = n * s, n * r * s
+    sizes = weight.in_features, weight.out_features
+    rho_a, rho_b = damping.pair(name, _traces(weight, scale), counts, sizes)
+    return (
+        rho_a,
+        rho_b,
+        damping.in_samples(counts[0], sizes[0]),
+        damping.in_samples(counts[1], sizes[1]),
+    )
+
+
+def push_unit(
+    structure: Unit, weight: Weight, scale: float, e: Host, damping: Damping, name: str
+) -> Host:
+    """Blocks of the units of one weight."""
+    result = np.zeros((*weight.columns.shape, e.shape[1]))
+    only = Unit([weight], scale, structure.size, structure.dtype, structure.block)
+    for one in only.blocks():
+        y, wide = one.pushed(e), damping.in_samples(*one.shape)
+        inverse = unit_inverses(one, scale, damping, name, wide)
+        back = one.rows.swapaxes(1, 2)
+        solved = back @ (inverse @ y) if wide else inverse @ (back @ y)
+        result[one.units, one.inputs] = scale * solved
+    return result
+
+
+def unit_inverses(one: Blocks, scale: float, damping: Damping, name: str, wide: bool) -> Host:
+    """Inverses of some units' blocks, in sample space where `wide`."""
+    layer = one.weight.layer
+    if wide:
+        k = scale * one.gram()
+    else:
+        x = one.rows
+        k = scale * (x.swapaxes(1, 2) @ x)
+    size = layer.samples * layer.n_outputs
+    rho = np.array([damping.of(name, t, size) for t in np.einsum("unn->u", k).tolist()])
+    # A unit that no sample moves has no gradient either.
+    dead = (rho == 0) & ~k.any((1, 2))
+    return damped_inverses(k, rho + dead, f"G, unit of layer {one.weight.name!r}")
+
+
+def push_diagonal(weight: Weight, scale: float, e: Host, damping: Damping, name: str) -> Host:
+    """Entries by themselves."""
+    inverse = diagonal_inverse(weight, scale, damping, name)
+    return np.asarray(inverse[:, :, None] * gradient(weight, scale * e))
+
+
+def diagonal_inverse(weight: Weight, scale: float, damping: Damping, name: str) -> Host:
+    """Invert the entries (o, i); those that no sample moves have no gradient either: zero."""
+    values = scale * squares(weight)
+    rows = weight.layer.samples * weight.layer.n_outputs
+    damping.in_samples(rows, 1)
+    if damping.relative is None:
+        rho: Any = damping.of(name, 0.0, 1)
+    else:
+        rho = damping.relative * values / max(1, rows)
+        damping.used[name] = float(rho.max(initial=0.0))
+    damped = values + rho
+    return np.where(damped > 0, 1 / np.where(damped > 0, damped, 1), 0)
+
+
+def whitened(x: Host, scale: float, rho: float, in_samples: bool, what: str) -> Host:
+    """``x (scale x^T x + rho)^-1`` for rows x (m, b)."""
+    x = x.astype(np.float64)
+    inverse = damped_inverses(scale * (x @ x.T if in_samples else x.T @ x), rho, what)
+    return np.asarray(inverse @ x if in_samples else x @ inverse)
+
+
+def _rows_solve(x: Host, scale: float, damping: Damping, name: str) -> Host:
+    """``x (scale x^T x + rho)^-1`` of parameters without factors."""
+    rho = damping.of(name, scale * float(np.square(x).sum()), len(x))
+    return whitened(x, scale, rho, damping.in_samples(*x.shape), f"G, {name}")
+
+
+def _traces(weight: Weight, scale: float) -> tuple[float, float]:
+    """Of A and B."""
+    if isinstance(weight.layer, Lookup):
+        return 1.0, scale * float(np.square(weight.layer.g, dtype=np.float64).sum())
+    total_a = total_b = 0.0
+    for piece in weight.pieces(formed=False):
+        a, g = weight.factors(piece)
+        total_a += float(np.square(a, dtype=np.float64).sum())
+        total_b += float(np.square(g, dtype=np.float64).sum())
+    return total_a / max(1, weight.layer.samples * weight.positions), scale * total_b
+
+
+def _factors(weight: Weight, scale: float) -> tuple[Host, Host]:
+    """Form A (i, i) and B (o, o), float64."""
+    i, o = weight.in_features, weight.out_features
+    a, b = np.zeros((i, i)), np.zeros((o, o))
+    for piece in weight.pieces(formed=False):
+        inputs, cotangents = (x.reshape(-1, x.shape[-1]) for x in weight.factors(piece))
+        inputs, cotangents = inputs.astype(np.float64), cotangents.astype(np.float64)
+        a += inputs.T @ inputs
+        b += cotangents.T @ cotangents
+    return a / max(1, weight.layer.samples * weight.positions), b * scale
+
+
+def solve_kfac(structure: Kfac, rows: Any, v: Host, damping: Damping) -> Host:
+    """``(B + rho)^-1 V (A + rho)^-1`` for any vectors v (P, k), with the factors as they stand."""
+    right = v.reshape(len(v), -1).astype(np.float64)
+    result = np.zeros_like(right)
+    shared = structure.weight_sharing == "expand"
+    covered = 0
+    for index, (weight, block) in enumerate(zip(weights(rows), structure.blocks, strict=True)):
+        name = f"{index}: {weight.name}"
+        a, b = block.a.astype(np.float64), block.g.astype(np.float64)
+        trace_a = float(a.sum() if a.ndim == 1 else np.trace(a))
+        own = right[block.columns]
+        covered += block.columns.size
+        n = weight.layer.samples * (weight.positions if shared else 1)
+        counts = n, n * weight.layer.n_outputs
+        if block.exact:
+            rho_a, rho_b = damping.of(name, trace_a, counts[1]), 0.0
+        else:
+            traces = trace_a, float(np.trace(b))
+            rho_a, rho_b = damping.pair(name, traces, counts, (a.shape[0], b.shape[0]))
+        what = f"G, {name}"
+        solved = along(damped_inverses(b, rho_b, what + ", B"), own, 0)
+        if a.ndim == 2:
+            solved = along(damped_inverses(a, rho_a, what + ", A"), solved, 1)
+        else:
+            solved = solved / (_positive(a + rho_a, what))[None, :, None]
+        result[block.columns] = solved
+    if covered < structure.size:
+        rest = np.ones(structure.size, bool)
+        for block in structure.blocks:
+            rest[block.columns.reshape(-1)] = False
+        if right[rest].any():
+            rho = _positive(np.array([damping.of("rest", 0.0, 1)]), "G, parameters without a block")
+            result[rest] = right[rest] / rho
+    return result.reshape(v.shape)
+
+
+def _positive(values: Host, what: str) -> Host:
+    if (values <= 0).any():
+        raise NotPositiveDefiniteError(f"{what}: singular; expected damping > 0")
+    return values
