@@ -135,32 +135,6 @@ def test_T6_4_over_coarse(activation: str) -> None:
     assert isotropy(theta(J, ("block", 120), 1e-6))[2] < 0.06
 
 
-def test_isotropy_tells_the_structures_apart() -> None:
-    n = 20
-    mlp, x = network((60, 120, 120, 1), "tanh", bias=False), gaussian(n, 60)
-    found = ff.diagnostics.isotropy(
-        mlp, x, structures=("full", "layer", "kfac", "unit", ("block", 5), "diagonal")
-    )
-    for structure in ("full", "layer", "kfac"):
-        row = found[structure]
-        assert row.alpha == pytest.approx(row.predicted, rel=1e-3)
-        assert row.defect < 1e-3
-        assert all(row.conditions.values())
-    assert found["unit"].alpha == pytest.approx(found["unit"].predicted, rel=0.05)
-    assert found["diagonal"].defect > 0.3 > 0.1 > found["unit"].defect
-    assert found[("block", 5)].conditions["N <= b"] is False
-    assert found.cheapest in ("full", "kfac")
-    assert found["diagonal"].cost < found["unit"].cost
-    assert "N <= b" in str(found)
-    narrow = ff.diagnostics.isotropy(
-        mlp.jacobian(gaussian(80, 60)), structures=("kfac",), threshold=0.01
-    )
-    assert narrow["kfac"].predicted is None
-    assert narrow.cheapest is None
-    with pytest.raises(ValueError, match="threshold"):
-        ff.diagnostics.isotropy(mlp, x, threshold=-1.0)
-
-
 def test_T6_5_low_input_dimension() -> None:
     n, m0 = 40, 15
     x = gaussian(n, m0)
