@@ -17,15 +17,37 @@ class Place:
 
     Attributes
     ----------
-    columns : int64 array, shape (o, i)
+    shape : tuple of int
+        (o, i).
     start : int or None
         Of a weight row-major with its bias right behind it: both are sliced, not gathered.
     bias : bool
+    table : int64 array, shape (o, i), or None
+        Positions where there is no start.
     """
 
-    columns: Host
+    shape: tuple[int, int]
     start: int | None = None
     bias: bool = False
+    table: Host | None = None
+
+    @classmethod
+    def at(cls, table: Host) -> Place:
+        """Place of a table of positions (o, i)."""
+        return cls((int(table.shape[0]), int(table.shape[1])), table=table)
+
+    @property
+    def columns(self) -> Host:
+        """Positions (o, i), int64."""
+        if self.table is not None:
+            return self.table
+        assert self.start is not None
+        o, i = self.shape
+        weight = self.start + np.arange(o * (i - self.bias)).reshape(o, i - self.bias)
+        if not self.bias:
+            return weight
+        behind = self.start + o * (i - 1) + np.arange(o)[:, None]
+        return np.concatenate([weight, behind], 1)
 
     def take(self, v: Host) -> Host:
         """Entries (o, i, k) of vectors `v` (P, k)."""
@@ -46,7 +68,7 @@ class Place:
 
     def _parts(self, v: Host) -> tuple[Host, Host]:
         assert self.start is not None
-        o, i = self.columns.shape
+        o, i = self.shape
         middle, end = self.start + o * (i - self.bias), self.start + o * i
         return (
             v[self.start : middle].reshape(o, i - self.bias, v.shape[1]),

@@ -9,7 +9,6 @@ parameters without factors are units with one input each.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,29 +36,31 @@ class Weight:
     ----------
     name : of the layer
     layer : Layer
-    columns : int64 array, shape (o, i)
-        Position of each entry in the parameter vector; of a bias in the last column.
+    place : Place
+        Where its entries stand in the parameter vector; a bias is the last column.
     group : int
         Of a convolution.
-    start : int or None
-        Position of the first entry, where weight and bias follow each other.
     """
 
     name: str
     layer: Layer
-    columns: Host
+    place: Place
     group: int = 0
-    start: int | None = None
+
+    @property
+    def columns(self) -> Host:
+        """Position (o, i) of each entry in the parameter vector."""
+        return self.place.columns
 
     @property
     def out_features(self) -> int:
         """Units o."""
-        return int(self.columns.shape[0])
+        return self.place.shape[0]
 
     @property
     def in_features(self) -> int:
         """Inputs i of each unit, the one of the bias included."""
-        return int(self.columns.shape[1])
+        return self.place.shape[1]
 
     @property
     def positions(self) -> int:
@@ -77,11 +78,6 @@ class Weight:
     def simple(self) -> bool:
         """Whether each gradient is one product of an input and a cotangent."""
         return self.factored and self.positions == 1
-
-    @property
-    def place(self) -> Place:
-        """Where it stands in the parameter vector."""
-        return Place(self.columns, self.start, self.layer.bias)
 
     def chunk(self, entries: int) -> int:
         """Give the number of samples at a time, for so many `entries` of a sample."""
@@ -129,29 +125,31 @@ class Weight:
 def weights(jacobian: Jacobian) -> list[Weight]:
     """Weight matrices of a Jacobian on the host, in the order of its layers."""
     widths = [layer.parameters for layer in jacobian.layers]
-    if jacobian.parameters is not None:
-        columns = jacobian.parameters.columns(widths)
-    else:
-        ends = np.cumsum([0, *widths]).tolist()
-        columns = [np.arange(start, stop) for start, stop in itertools.pairwise(ends)]
-    in_order = jacobian.parameters is None or jacobian.parameters.order is None
+    order = None if jacobian.parameters is None else jacobian.parameters.order
+    starts = np.cumsum([0, *widths]).tolist()
     result: list[Weight] = []
-    for name, layer, own in zip(jacobian.names, jacobian.layers, columns, strict=True):
+    for name, layer, start, width in zip(
+        jacobian.names, jacobian.layers, starts, widths, strict=False
+    ):
         o, i = layer.out_features, layer.in_features
+        groups = layer.groups if isinstance(layer, Conv) else 1
+        factored = not isinstance(layer, (Explicit, Lookup))
+        if order is None and factored and groups == 1:
+            result.append(Weight(name, layer, Place((o, i + layer.bias), start, layer.bias)))
+            continue
+        own = np.arange(start, start + width) if order is None else order[start : start + width]
         if isinstance(layer, Explicit):
-            result.append(Weight(name, layer, own[:, None]))
+            result.append(Weight(name, layer, Place.at(own[:, None])))
             continue
         if isinstance(layer, Lookup):
-            result.append(Weight(name, layer, own.reshape(i, o).T))
+            result.append(Weight(name, layer, Place.at(own.reshape(i, o).T)))
             continue
         table = own[: o * i].reshape(o, i)
         if layer.bias:
             table = np.concatenate([table, own[o * i :, None]], 1)
-        groups = layer.groups if isinstance(layer, Conv) else 1
         for group in range(groups):
             units = slice(group * (o // groups), (group + 1) * (o // groups))
-            start = int(own[0]) if in_order and groups == 1 and len(own) else None
-            result.append(Weight(name, layer, table[units], group, start))
+            result.append(Weight(name, layer, Place.at(table[units]), group))
     return result
 
 

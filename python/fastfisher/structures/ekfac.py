@@ -70,7 +70,7 @@ def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> E
 
 def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
     """Sum the squared gradients in the eigenbasis, (o, i), float64."""
-    total = np.zeros(block.columns.shape)
+    total = np.zeros(block.place.shape)
     by_factors = weight.simple
     for piece in weight.pieces(formed=not by_factors):
         if not weight.factored:

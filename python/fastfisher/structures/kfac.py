@@ -70,7 +70,7 @@ class Block:
             return damping, 0.0
         if split == "plain":
             return damping, damping
-        o, i = self.columns.shape
+        o, i = self.place.shape
         trace_a = float(self.a.sum() if self.a.ndim == 1 else np.trace(self.a)) / max(1, i)
         trace_g = float(np.trace(self.g)) / max(1, o)
         pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
@@ -160,8 +160,8 @@ class Kfac(Structure):
 
     def with_samples_of(self, other: Kfac, count: int, more: int) -> Kfac:
         """Sum with the matrix of other samples, `count` here and `more` there; of A the mean."""
-        mine = [(b.name, b.columns.shape, b.a.shape) for b in self.blocks]
-        theirs = [(b.name, b.columns.shape, b.a.shape) for b in other.blocks]
+        mine = [(b.name, b.place.shape, b.a.shape) for b in self.blocks]
+        theirs = [(b.name, b.place.shape, b.a.shape) for b in other.blocks]
         if mine != theirs:
             raise ValueError(f"x: the layers of the batches differ: {mine}, then {theirs}")
         blocks = []
@@ -190,7 +190,7 @@ class Kfac(Structure):
     def _split_solve(self, v: Host, damping: float, split: str) -> Host:
         if split not in ("plain", "pi"):
             raise ValueError(f"split: expected None, 'plain' or 'pi', got {split!r}")
-        covered = sum(block.columns.size for block in self.blocks)
+        covered = sum(math.prod(block.place.shape) for block in self.blocks)
         if covered < self.size and damping == 0:
             self._check_damping(0.0)
         x = v / v.dtype.type(damping) if damping else np.zeros_like(v)
@@ -278,8 +278,6 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
     if not weight.factored:
         return _exact_block(weight, scale)
     o, i, s = weight.out_features, weight.in_features, weight.positions
-    a = np.zeros((i, i), kind)
-    g = np.zeros((o, o), kind)
     if isinstance(weight.layer, Lookup):
         # Unit vectors: A is diagonal, each position counts by itself.
         uses = np.bincount(weight.layer.index.reshape(-1), minlength=i)
@@ -288,7 +286,10 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         return Block(weight.name, weight.place, (uses / max(1, n * s)).astype(kind), g)
     if type(weight.layer) is Dense:
         a, g = _dense_factors(weight.layer)
-        return Block(weight.name, weight.place, a / kind.type(max(1, n)), g * kind.type(scale))
+        a *= kind.type(1 / max(1, n))  # in place: fresh memory costs more than the product
+        g *= kind.type(scale)
+        return Block(weight.name, weight.place, a, g)
+    a, g = np.zeros((i, i), kind), np.zeros((o, o), kind)
     for piece in weight.pieces(formed=False):
         inputs, cotangents = weight.factors(piece)
         if weight_sharing == "reduce":
@@ -321,5 +322,5 @@ def _exact_block(weight: Weight, scale: float) -> Block:
     one, columns = np.ones((1, 1), kind), weight.columns.T
     if weight.out_features > EXACT:
         diagonal = np.einsum("rp,rp->p", rows, rows)
-        return Block(weight.name, Place(columns), diagonal * kind.type(scale), one, exact=True)
-    return Block(weight.name, Place(columns), rows.T @ rows * kind.type(scale), one, exact=True)
+        return Block(weight.name, Place.at(columns), diagonal * kind.type(scale), one, exact=True)
+    return Block(weight.name, Place.at(columns), rows.T @ rows * kind.type(scale), one, exact=True)

@@ -8,6 +8,7 @@ is smaller of X X^T and X^T X is inverted, for all units of a layer in one call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,7 @@ class Unit(Structure):
 
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v``, all blocks of some units in one call."""
-        covered = sum(weight.columns.size for weight in self.weights)
+        covered = sum(math.prod(weight.place.shape) for weight in self.weights)
         if damping == 0 and covered < self.size:
             raise NotPositiveDefiniteError(
                 f"F: {self.size - covered} parameters do not reach the outputs; expected damping > "
