@@ -151,3 +151,14 @@ def test_scaling_draws_means_and_gives_a_line_the_colour_of_its_marks(ax):
     assert sorted(names) == ["bound", "relu", "tanh"]
     with pytest.raises(ValueError, match="relu: expected 2 values"):
         plot.plot_scaling([10, 20], {"relu": [1.0]}, ax=ax)
+
+
+def test_training_curves_have_marks_and_lines(ax):
+    curves = {"exact": [1.0, 0.3, 0.1], "K-FAC": [1.0, 0.4, np.nan]}
+    got = drawn(plot.plot_training_curves(curves, predicted={"exact": [1.0, 0.25, 0.06]}, ax=ax))
+    assert [t.get_text() for t in got.get_legend().get_texts()] == ["exact", "K-FAC", "theory"]
+    assert got.get_yscale() == "log"
+    with pytest.raises(ValueError, match="predicted: expected names"):
+        plot.plot_training_curves(curves, predicted={"other": [1.0]}, ax=ax)
+    with pytest.raises(ValueError, match="exact: expected 1 axes"):
+        plot.plot_training_curves({"exact": 1.0}, ax=ax)

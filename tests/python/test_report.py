@@ -43,7 +43,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
     assert json.loads((folder / RESULTS).read_text(encoding="utf-8")) == results
     assert results["schema"] == SCHEMA
     pictures = [name for name in results["files"] if name.endswith(".png")]
-    assert len(pictures) == 11
+    assert len(pictures) == 13
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert list(folder.parent.glob("*.partial")) == []
@@ -52,7 +52,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
 def test_page_stands_alone(report):
     page = (report[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|srcset)=\"(?!data:)", page)
-    assert page.count("<img ") == page.count('alt="') == 11
+    assert page.count("<img ") == page.count('alt="') == 13
     assert "prefers-color-scheme: dark" in page
 
 
@@ -93,6 +93,26 @@ def test_theory_agrees_with_random_networks(report):
     for row in normalization["hidden"]:
         assert row["lambda_max"] == pytest.approx(row["predicted"], rel=0.15)
     assert all(section["headline"] for section in report[1]["sections"])
+
+
+def test_isotropic_structures_train_as_fast_as_the_exact_one(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    values = by_id["isotropy"]
+    rows = {row["structure"]: row for row in values["table"]}
+    for name in ("exact", "layer-wise", "block tri-diagonal", "K-FAC"):
+        assert rows[name]["defect"] < 1e-3
+        assert rows[name]["alpha"] == pytest.approx(rows[name]["predicted"], rel=1e-3)
+    assert rows["unit-wise"]["defect"] < 0.1 < rows["3 inputs of a unit"]["defect"]
+    assert values["cheapest"] in rows
+    left = {name: curve[-1] / curve[0] for name, curve in values["loss"].items()}
+    assert max(v for name, v in left.items() if name != "gradient descent") < 0.01
+    assert left["gradient descent"] > 0.05
+    for name in ("exact", "layer-wise", "gradient descent"):
+        np.testing.assert_allclose(
+            values["loss"][name][:4], values["loss_predicted"][name][:4], rtol=0.3
+        )
+    for curve in (values["defect_of_blocks"][phi] for phi in ("relu", "tanh")):
+        assert curve[0] > 3 * curve[-1]
 
 
 def test_same_settings_give_the_same_numbers(report):

@@ -133,7 +133,7 @@ def _unit(
         else:
             solved = to_a[:, one.inputs] @ (inverse @ (one.rows.swapaxes(1, 2) @ y))
         result += scale * (to_g[:, :, one.units] @ solved.swapaxes(0, 1))
-    return result.reshape(m * d, -1)
+    return result.reshape(m * d, e.shape[1])
 
 
 def _diagonal(
@@ -152,7 +152,7 @@ def _diagonal(
     for start in range(0, weight.out_features, step):
         units = slice(start, start + step)
         gram = to_a * inverse[units, None, :]
-        gram = (gram.reshape(-1, a.shape[1]) @ a.T).reshape(-1, m, n)
+        gram = (gram.reshape(len(gram) * m, a.shape[1]) @ a.T).reshape(len(gram), m, n)
         for row in range(r):
             weighted = gram * g[:, row, units].T[:, None, :]
             result[..., row] += to_g[:, :, units] @ weighted.swapaxes(0, 1)

@@ -11,6 +11,7 @@ from fastfisher.plot._heatmap import plot_ntk_heatmap
 from fastfisher.plot._histogram import plot_eigenvalue_histogram
 from fastfisher.plot._scaling import plot_scaling
 from fastfisher.plot._spectrum import plot_spectrum
+from fastfisher.plot._training import plot_training_curves
 
 __all__ = [
     "plot_eigenvalue_histogram",
@@ -18,4 +19,5 @@ __all__ = [
     "plot_ntk_heatmap",
     "plot_scaling",
     "plot_spectrum",
+    "plot_training_curves",
 ]

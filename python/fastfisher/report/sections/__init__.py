@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fastfisher.report._section import Section
-from fastfisher.report.sections import fisher_theory, normalization, ntk_spectrum
+from fastfisher.report.sections import fisher_theory, isotropy, normalization, ntk_spectrum
 
 __all__ = ["SECTIONS"]
 
@@ -23,5 +23,10 @@ SECTIONS: tuple[Section, ...] = (
         "normalization",
         "Effect of last-layer normalisation",
         normalization.build,
+    ),
+    Section(
+        "isotropy",
+        "Natural gradient: which approximation is as fast as the exact one",
+        isotropy.build,
     ),
 )

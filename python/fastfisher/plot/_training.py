@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training curves of several methods, with lines of theory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastfisher._extras import require
+from fastfisher.plot._axes import axes_or_new, finite_array, palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_training_curves"]
+
+_MARKERS = "osv^DPX"
+
+
+def plot_training_curves(
+    measured: Mapping[str, Any],
+    *,
+    predicted: Mapping[str, Any] | None = None,
+    label: str = "training loss",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw marks for what was measured at each step and dashed lines for theory.
+
+    Parameters
+    ----------
+    measured : mapping of str to array, shape (t,)
+        Curves by method, from step 0; NaN where a run was stopped.
+    predicted : mapping of str to array, shape (t,), optional
+        Lines by method, in the colours of the marks.
+    label : str
+        Label of the vertical axis, with its unit.
+    ax : matplotlib axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib axes
+
+    Raises
+    ------
+    ValueError
+        Wrong rank, or a line without marks.
+    MissingExtraError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> plot_training_curves({"exact": [1.0, 0.3]}, predicted={"exact": [1.0, 0.25]}).get_yscale()
+    'log'
+    """
+    curves = {name: finite_array(curve, name, 1) for name, curve in measured.items()}
+    lines = {name: finite_array(line, name, 1) for name, line in (predicted or {}).items()}
+    strangers = [name for name in lines if name not in curves]
+    if strangers:
+        raise ValueError(f"predicted: expected names of {list(curves)}, got {strangers[0]!r}")
+    ax = axes_or_new(ax)
+    colours = palette()
+    cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.warm[2])
+    for index, (name, curve) in enumerate(curves.items()):
+        colour = (*cycle, colours.cool[0], colours.faint)[index % 7]
+        if name in lines:
+            steps = np.arange(lines[name].size)
+            ax.plot(steps, lines[name], "--", color=colour, linewidth=1.2, zorder=1)
+        ax.plot(
+            np.arange(curve.size),
+            curve,
+            _MARKERS[index % len(_MARKERS)],
+            linestyle="none" if name in lines else "-",
+            color=colour,
+            markersize=5,
+            label=name,
+        )
+    if lines:
+        ax.plot([], [], "--", color=colours.faint, linewidth=1.2, label="theory")
+    ax.set(yscale="log", xlabel="step", ylabel=label)
+    ax.xaxis.set_major_locator(
+        require("matplotlib.ticker", purpose="plotting").MaxNLocator(integer=True)
+    )
+    ax.grid(which="major", alpha=0.25)
+    ax.legend(frameon=False)
+    return ax
