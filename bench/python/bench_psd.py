@@ -150,7 +150,9 @@ def inverses(
     error = float("nan") if bad else worst_residual(matrices, [r.value for r in found], DAMPING)
     ways = {k: v for k, v in rivals(matrices, DAMPING).items() if keep in k}
     flops = float(sum(len(a) ** 3 for a in matrices))
-    given = [np.asarray(a) for a in matrices]
+    # The same arrays as torch is given: its allocator keeps memory, numpy's pages are cleared anew.
+    torch = harness.torch_or_none()
+    given = [np.asarray(a) if torch is None else torch.from_numpy(a) for a in matrices]
     yield from compare(
         "psd.inverse",
         case,
