@@ -8,6 +8,7 @@
 // pairs of its cluster. A matrix's bits depend on itself alone.
 #include "backend.hpp"
 #include "parallel.hpp"
+#include "reduction_kernels.hpp"
 #include "tridiagonal.hpp"
 
 #include <algorithm>
@@ -56,9 +57,9 @@ struct Scratch {
       part = reinterpret_cast<S*>(at);
       at += (items * static_cast<std::int64_t>(sizeof(S)) + kLine - 1) / kLine * kLine;
     };
-    take(a, n * n);
+    take(a, (n + kDiagonalBlock) * reduction_pitch(n));
     for (T** const part : {&diagonal, &d, &e, &tau}) take(*part, n);
-    take(reduction, n * kReductionBlock);
+    take(reduction, reduction_work(n));
     take(x, k * n);
     take(product, k * n);
     for (double** const part : {&wide_d, &wide_e, &squares}) take(*part, n);
@@ -78,20 +79,25 @@ struct Problem {
 
   // scale^2 times the matrix, from one triangle: half before and half after, lest it overflow.
   void load(const T* from, std::int64_t by_row, std::int64_t by_col, T scale) {
+    const std::int64_t pitch = reduction_pitch(n);
+    for (std::int64_t i = 0; i < n; ++i)
+      std::fill(s.a + i * pitch + n, s.a + (i + 1) * pitch, T{0});
+    std::fill(s.a + n * pitch, s.a + (n + kDiagonalBlock) * pitch, T{0});
     for (std::int64_t first = 0; first < n; first += kSquare) {
       const std::int64_t rows = std::min(n, first + kSquare);
       for (std::int64_t col = 0; col <= first; col += kSquare) {
         for (std::int64_t i = first; i < rows; ++i) {
           const T* const row = from + i * by_row;
           for (std::int64_t j = col; j < std::min(i + 1, col + kSquare); ++j)
-            s.a[i * n + j] = row[j * by_col] * scale * scale;
+            s.a[i * pitch + j] = row[j * by_col] * scale * scale;
         }
         for (std::int64_t j = col; j < std::min(n, col + kSquare); ++j) {
-          for (std::int64_t i = std::max(first, j); i < rows; ++i) s.a[j * n + i] = s.a[i * n + j];
+          for (std::int64_t i = std::max(first, j); i < rows; ++i)
+            s.a[j * pitch + i] = s.a[i * pitch + j];
         }
       }
     }
-    for (std::int64_t i = 0; i < n; ++i) s.diagonal[i] = s.a[i * n + i];
+    for (std::int64_t i = 0; i < n; ++i) s.diagonal[i] = s.a[i * pitch + i];
   }
 
   Tridiagonal reduce() {

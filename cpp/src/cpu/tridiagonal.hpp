@@ -8,24 +8,29 @@
 
 namespace fastfisher::cpu {
 
-/// Columns that a reduction puts off the update of the rest for: it wants n times as many entries
-/// of work.
+/// Columns of a panel: their updates of the rest are made together.
 inline constexpr std::int64_t kReductionBlock = 32;
 
-/// Q^T A Q = tridiag(e, d, e) for packed symmetric a [n,n], of which the diagonal and what is right
-/// of it is read and written, never what is left of it. Row i then holds the reflector i from its
-/// second entry (at i + 2) on, the first being one; Q = H_0 H_1 ..., H_i = 1 - tau[i] v_i v_i^T.
-/// d [n], e [n-1], tau [n-1], work [n * kReductionBlock]; 4/3 n^3 flops, half of them bound by the
-/// memory in which the triangle fits.
+/// Entries from one row of the matrix to the next.
+std::int64_t reduction_pitch(std::int64_t n);
+
+/// Entries of work that `tridiagonalise` wants.
+std::int64_t reduction_work(std::int64_t n);
+
+/// Q^T A Q = tridiag(e, d, e) for symmetric a [n, reduction_pitch(n)], zero behind column n and
+/// with rows of zeros up to the next multiple of eight, of which the diagonal and what is right of
+/// it is read and what is right of it is written. Row i then holds reflector i from i + 1 on: Q =
+/// H_0 H_1
+/// ..., H_i = 1 - tau[i] v_i v_i^T. d, e, tau [n].
 template <class T>
 void tridiagonalise(std::int64_t n, T* a, T* d, T* e, T* tau, T* work);
 
-/// x[k] = Q x[k] for `count` rows of n entries, 2 n^2 flops each. Row i of `a` gets the reflector's
-/// leading one.
+/// x[k] = Q x[k] for `count` rows of n entries, 2 n^2 flops each.
 template <class T>
-void reflect(std::int64_t n, T* a, const T* tau, T* x, std::int64_t count);
+void reflect(std::int64_t n, const T* a, const T* tau, T* x, std::int64_t count);
 
-/// out[k] = A x[k] for what is left of the diagonal of packed a [n,n], and the diagonal d.
+/// out[k] = A x[k] for what is left of the diagonal of a [n, reduction_pitch(n)], and the diagonal
+/// d.
 template <class T>
 void multiply_left(std::int64_t n, const T* a, const T* d, const T* x, std::int64_t count, T* out);
 
