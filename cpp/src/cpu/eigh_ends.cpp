@@ -129,17 +129,14 @@ struct Problem {
     tridiagonal_values(t, n - 1, 1, kRough, outer + 1, interval);
     double norm = std::max(std::abs(outer[0]), std::abs(outer[1]));
     // By magnitude, they are the outermost of the candidates.
-    std::int64_t from_low = std::min(wanted.low, k), from_high = k - from_low;
+    const std::int64_t candidates = wanted.count();
+    std::int64_t from_low = std::min(wanted.low, k);
     if (end == SpectrumEnd::magnitude) {
-      from_low = from_high = 0;
-      while (from_low + from_high < k) {
-        const bool more_low =
-            from_low < wanted.low &&
-            (from_high == wanted.high || -low[from_low] > high[wanted.high - 1 - from_high]);
-        ++(more_low ? from_low : from_high);
-      }
+      from_low = 0;
+      for (std::int64_t from_high = 0; from_low + from_high < k;)
+        ++(-low[from_low] > low[candidates - 1 - from_high] ? from_low : from_high);
     }
-    std::copy(high + wanted.high - from_high, high + wanted.high, low + from_low);
+    std::copy(low + candidates - (k - from_low), low + candidates, low + from_low);
     for (std::int64_t j = 0; j < k; ++j) norm = std::max(norm, std::abs(low[j]));
     return norm;
   }

@@ -7,6 +7,8 @@
 
 #include "reduction_kernels.hpp"
 
+#include <type_traits>
+
 namespace fastfisher::cpu {
 namespace {
 
@@ -17,6 +19,48 @@ struct Vectors {
 };
 
 constexpr int kRows = 4;
+
+// Sums of neighbours, those of x and of y in turns of half a 16-byte lane.
+template <class T>
+typename Vectors<T>::type pairs(typename Vectors<T>::type x, typename Vectors<T>::type y) {
+  using V = typename Vectors<T>::type;
+  using Index __attribute__((vector_size(FF_VECTOR_BYTES))) =
+      std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  constexpr std::int64_t kLanes = Vectors<T>::kLanes;
+  Index even;
+  if constexpr (kLanes == 8)
+    even = Index{0, 2, 8, 10, 4, 6, 12, 14};
+  else if constexpr (kLanes == 2)
+    even = Index{0, 2};
+  else if constexpr (sizeof(T) == 8)
+    even = Index{0, 4, 2, 6};
+  else
+    even = Index{0, 2, 4, 6};
+  const V first = __builtin_shuffle(x, y, even), second = __builtin_shuffle(x, y, even + 1);
+  return first + second;
+}
+
+// out[i] += the lanes of sum[i], of four rows together.
+template <class T>
+void add_lanes(const typename Vectors<T>::type* sum, T* out) {
+  using V = typename Vectors<T>::type;
+  constexpr int kHalves = FF_VECTOR_BYTES / 16;
+  const V front = pairs<T>(sum[0], sum[1]), back = pairs<T>(sum[2], sum[3]);
+  if constexpr (sizeof(T) == 4) {
+    const V all = pairs<T>(front, back);
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      for (int half = 0; half < kHalves; ++half) out[i] += all[i + 4 * half];
+    }
+  } else {
+    for (int half = 0; half < kHalves; ++half) {
+      out[0] += front[2 * half];
+      out[1] += front[2 * half + 1];
+      out[2] += back[2 * half];
+      out[3] += back[2 * half + 1];
+    }
+  }
+}
 
 // Rows a, a + lda, ... against columns from ... n: out[j] += sum_i a[i,j] x[i], x_out[i] += sum_j
 // a[i,j] v[j].
@@ -36,22 +80,17 @@ void rows_product(const T* a, std::int64_t lda, std::int64_t from, std::int64_t 
     V column = *reinterpret_cast<const V*>(out + j);
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
-      const V entry = *reinterpret_cast<const V*>(a + i * lda + j);
+      V entry = *reinterpret_cast<const V*>(a + i * lda + j);
+#if defined(__x86_64__)
+      // One load: the compiler would rather load it again as an operand of the second use.
+      asm("" : "+x"(entry));
+#endif
       sum[i] += entry * right;
       column += entry * left[i];
     }
     *reinterpret_cast<V*>(out + j) = column;
   }
-  // Lanes of four rows are added up together: pairwise, as far as four sums fill a vector.
-  T lanes[kRows][kLanes];
-#pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i) *reinterpret_cast<V*>(lanes[i]) = sum[i];
-  for (int i = 0; i < kRows; ++i) {
-    T total = 0;
-#pragma GCC unroll 8
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) total += lanes[i][lane];
-    x_out[i] += total;
-  }
+  add_lanes<T>(sum, x_out);
 }
 
 template <class T>

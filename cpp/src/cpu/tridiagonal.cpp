@@ -17,7 +17,7 @@
 namespace fastfisher::cpu {
 namespace {
 
-constexpr std::int64_t kUpdate = 64;  // rows of an update
+constexpr std::int64_t kUpdate = 32;  // rows of an update
 
 // One reduction. The rows of the matrix keep their place; its blocks on the diagonal live apart, so
 // that the product need not mind the diagonal and what is left of it stays what it was.
@@ -56,16 +56,17 @@ struct Reduction {
   // The reflector that leaves of row i one entry beside the diagonal, as v and in the matrix.
   void reflector(std::int64_t i, T* v) {
     const T head = row[i + 1];
-    double square_sum = 0;
-    for (std::int64_t k = i + 2; k < n; ++k) square_sum += static_cast<double>(row[k]) * row[k];
+    const T* const rest = row + i + 2;
+    T squares = 0;
+    if (i + 2 < n) contract_kernels<T>().dots(&rest, 1, &rest, 1, n - i - 2, &squares);
     d[i] = row[i];
     e[i] = head;
     tau[i] = 0;
     std::fill(v, v + lda, T{0});
     // Squares below this have lost digits, and entries of that size are nothing beside the rest.
-    constexpr double kVanishing = sizeof(T) == 4 ? 1e-60 : 1e-280;
-    if (square_sum > kVanishing) {
-      const double size = std::sqrt(square_sum + static_cast<double>(head) * head);
+    constexpr T kVanishing = sizeof(T) == 4 ? T(1e-30) : T(1e-280);
+    if (squares > kVanishing) {
+      const double size = std::sqrt(squares + static_cast<double>(head) * head);
       const double beta = head < 0 ? size : -size;
       const T factor = static_cast<T>(1 / (head - beta));
       e[i] = static_cast<T>(beta);
@@ -184,18 +185,27 @@ void tridiagonalise(std::int64_t n, T* a, T* d, T* e, T* tau, T* work) {
       .run();
 }
 
+namespace {
+
+// Vectors that share each read of the matrix.
+constexpr std::int64_t kTogether = 16;
+
+}  // namespace
+
 template <class T>
 void reflect(std::int64_t n, const T* a, const T* tau, T* x, std::int64_t count) {
   const ContractKernels<T>& kernels = contract_kernels<T>();
-  for (std::int64_t i = n - 2; i >= 0; --i) {
-    if (tau[i] == 0) continue;
-    const T* const v = a + i * reduction_pitch(n) + i + 1;
-    for (std::int64_t k = 0; k < count; ++k) {
-      T* const row = x + k * n + i + 1;
-      T weight = 0;
-      kernels.dots(&v, 1, &row, 1, n - i - 1, &weight);
-      weight *= -tau[i];
-      kernels.combine(&v, 1, &weight, &row, 1, n - i - 1, true);
+  for (std::int64_t k = 0; k < count; k += kTogether) {
+    const std::int64_t rows = std::min(kTogether, count - k);
+    for (std::int64_t i = n - 2; i >= 0; --i) {
+      if (tau[i] == 0) continue;
+      const T* const v = a + i * reduction_pitch(n) + i + 1;
+      T* to[kTogether];
+      T weights[kTogether] = {};
+      for (std::int64_t r = 0; r < rows; ++r) to[r] = x + (k + r) * n + i + 1;
+      kernels.dots(&v, 1, to, rows, n - i - 1, weights);
+      for (std::int64_t r = 0; r < rows; ++r) weights[r] *= -tau[i];
+      kernels.combine(&v, 1, weights, to, rows, n - i - 1, true);
     }
   }
 }
@@ -206,13 +216,23 @@ void multiply_left(std::int64_t n, const T* a, const T* d, const T* x, std::int6
   for (std::int64_t k = 0; k < count; ++k) {
     for (std::int64_t i = 0; i < n; ++i) out[k * n + i] = d[i] * x[k * n + i];
   }
-  for (std::int64_t i = 1; i < n; ++i) {
-    const T* const row = a + i * reduction_pitch(n);
-    for (std::int64_t k = 0; k < count; ++k) {
-      const T* const in = x + k * n;
-      T* const to = out + k * n;
-      kernels.dots(&row, 1, &in, 1, i, to + i);
-      kernels.combine(&row, 1, in + i, &to, 1, i, true);
+  for (std::int64_t k = 0; k < count; k += kTogether) {
+    const std::int64_t rows = std::min(kTogether, count - k);
+    const T* in[kTogether];
+    T* to[kTogether];
+    for (std::int64_t r = 0; r < rows; ++r) {
+      in[r] = x + (k + r) * n;
+      to[r] = out + (k + r) * n;
+    }
+    for (std::int64_t i = 1; i < n; ++i) {
+      const T* const row = a + i * reduction_pitch(n);
+      T sums[kTogether] = {}, weights[kTogether];
+      kernels.dots(&row, 1, in, rows, i, sums);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        weights[r] = in[r][i];
+        to[r][i] += sums[r];
+      }
+      kernels.combine(&row, 1, weights, to, rows, i, true);
     }
   }
 }

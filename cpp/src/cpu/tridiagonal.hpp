@@ -9,7 +9,7 @@
 namespace fastfisher::cpu {
 
 /// Columns of a panel: their updates of the rest are made together.
-inline constexpr std::int64_t kReductionBlock = 32;
+inline constexpr std::int64_t kReductionBlock = 16;
 
 /// Entries from one row of the matrix to the next.
 std::int64_t reduction_pitch(std::int64_t n);
