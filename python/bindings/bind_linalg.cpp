@@ -6,6 +6,28 @@ namespace fastfisher::python {
 namespace py = pybind11;
 
 void register_linalg(py::module_& module) {
+  module.def("eigh_ends", [](py::handle a, py::handle scale, int end, py::handle values,
+                             py::handle vectors, py::handle residual_norms, py::handle norm,
+                             py::handle workspace, std::intptr_t stream, int threads) {
+    const Borrowed in_a = borrow(a, "a", Access::read, stream),
+                   in_scale = borrow(scale, "scale", Access::read, stream);
+    const Borrowed out_values = borrow(values, "values", Access::write, stream),
+                   out_vectors = borrow(vectors, "vectors", Access::write, stream),
+                   out_norms = borrow(residual_norms, "residual_norms", Access::write, stream),
+                   out_norm = borrow(norm, "norm", Access::write, stream);
+    const Workspace scratch(workspace, out_values.ref().device, stream);
+    Context context = context_for(out_values, stream, threads);
+    context.workspace = scratch.bytes();
+    const py::gil_scoped_release without_gil;
+    eigh_ends(context, in_a.ref(), in_scale.ref(), static_cast<SpectrumEnd>(end), out_values.ref(),
+              out_vectors.ref(), out_norms.ref(), out_norm.ref());
+  });
+  module.def("eigh_ends_workspace",
+             [](py::handle a, int end, std::int64_t k, std::intptr_t stream, int threads) {
+               const Borrowed in_a = borrow(a, "a", Access::read, stream);
+               return eigh_ends_workspace(context_for(in_a, stream, threads), in_a.ref(),
+                                          static_cast<SpectrumEnd>(end), k);
+             });
   module.def("small_eigh", [](py::handle a, py::handle values, py::handle vectors,
                               std::intptr_t stream, int threads) {
     const Borrowed in_a = borrow(a, "a", Access::read, stream);

@@ -44,6 +44,20 @@ def panel_combine(
     weights: Any, x: Any, keep: bool, y: Any, stream: int, threads: int, /
 ) -> None: ...
 def panel_dots(x: Any, y: Any, out: Any, stream: int, threads: int, /) -> None: ...
+def eigh_ends(
+    a: Any,
+    scale: Any,
+    end: int,
+    values: Any,
+    vectors: Any,
+    residual_norms: Any,
+    norm: Any,
+    workspace: Any,
+    stream: int,
+    threads: int,
+    /,
+) -> None: ...
+def eigh_ends_workspace(a: Any, end: int, k: int, stream: int, threads: int, /) -> int: ...
 def small_eigh(a: Any, values: Any, vectors: Any, stream: int, threads: int, /) -> None: ...
 def symm(
     a: Any, x: Any, scale: Any, out: Any, workspace: Any, stream: int, threads: int, /

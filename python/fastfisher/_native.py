@@ -154,6 +154,32 @@ def panel_dots(x: Array, y: Array, out: Array, *, threads: int = 0) -> None:
     _core.panel_dots(x, y, out, stream_of(out), threads)
 
 
+SPECTRUM_ENDS = {"LA": 0, "SA": 1, "LM": 2, "BE": 3}
+
+
+def eigh_ends(
+    a: Array,
+    scale: Array,
+    which: str,
+    values: Array,
+    vectors: Array,
+    residual_norms: Array,
+    norm: Array,
+    *,
+    threads: int = 0,
+) -> None:
+    """Pairs at the ends of the spectrum of ``scale[e]^2 a[e]`` (e, n, n), in no order.
+
+    `values` and `residual_norms` (e, k) and `norm` (e,), the largest magnitude, are float64;
+    `vectors` (e, k, n) has the dtype of `a`.
+    """
+    stream, end = stream_of(values), SPECTRUM_ENDS[which]
+    size = _core.eigh_ends_workspace(a, end, values.shape[1], stream, threads)
+    _core.eigh_ends(
+        a, scale, end, values, vectors, residual_norms, norm, scratch(size, values), stream, threads
+    )
+
+
 def small_eigh(a: Array, values: Array, vectors: Array, *, threads: int = 0) -> None:
     """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m) of float64 `a`."""
     _core.small_eigh(a, values, vectors, stream_of(values), threads)

@@ -53,6 +53,50 @@ void symmetric_products() {
   }
 }
 
+template <class T>
+void ends_of_spectra() {
+  const std::int64_t e = draw(1, 3), n = draw(1, 70), k = draw(0, n);
+  const auto end = static_cast<SpectrumEnd>(draw(0, 3));
+  const Strided<T> a({e, n, n}), vectors({e, k, n});
+  const Strided<double> values({e, k}), norms({e, k});
+  std::vector<double> scale(static_cast<std::size_t>(e), 0.5), norm(scale);
+  Context ctx;
+  ctx.threads = static_cast<int>(draw(1, 3));
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(eigh_ends_workspace(ctx, a.ref, end, k)));
+  ctx.workspace = workspace;
+  eigh_ends(ctx, a.ref, array_ref(scale.data(), e), end, values.ref, vectors.ref, norms.ref,
+            array_ref(norm.data(), e));
+  const bool turn = a.ref.stride(1) == 1 && a.ref.stride(2) != 1;
+  const double eps = 8 * static_cast<double>(n + 4) * std::numeric_limits<T>::epsilon();
+  for (std::int64_t b = 0; b < e; ++b) {
+    double trace = 0, sum_of_values = 0;
+    for (std::int64_t r = 0; r < k; ++r) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        double sum = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+          const std::int64_t low = std::min(i, j), high = std::max(i, j);
+          sum += 0.25 * a.at({b, turn ? low : high, turn ? high : low}) * vectors.at({b, r, j});
+        }
+        const double apart = sum - values.at({b, r}) * vectors.at({b, r, i});
+        FF_CHECK(std::abs(apart) <= eps * norm[static_cast<std::size_t>(b)]);
+      }
+      for (std::int64_t s = 0; s <= r; ++s) {
+        double product = 0;
+        for (std::int64_t i = 0; i < n; ++i)
+          product += vectors.at({b, r, i}) * vectors.at({b, s, i});
+        FF_CHECK(std::abs(product - (r == s ? 1 : 0)) <= eps);
+      }
+      FF_CHECK(norms.at({b, r}) <= eps * norm[static_cast<std::size_t>(b)]);
+      sum_of_values += values.at({b, r});
+    }
+    for (std::int64_t i = 0; i < n; ++i) trace += 0.25 * a.at({b, i, i});
+    if (k == n && n > 0)
+      FF_CHECK(std::abs(trace - sum_of_values) <=
+               static_cast<double>(n) * eps * norm[static_cast<std::size_t>(b)]);
+  }
+}
+
 void small_problems() {
   const std::int64_t e = draw(1, 3), m = draw(1, 40);
   const Strided<double> a({e, m, m}), values({e, m}), vectors({e, m, m});
@@ -93,6 +137,8 @@ int main() {
   for (int round = 0; round < 60; ++round) {
     symmetric_products<float>();
     symmetric_products<double>();
+    ends_of_spectra<float>();
+    ends_of_spectra<double>();
     small_problems();
     panels<float>();
     panels<double>();

@@ -20,6 +20,8 @@ struct Backend {
   const char* name = "";
   DeviceKind device = DeviceKind::cpu;
   BackendState (*state)() = nullptr;
+  decltype(&fastfisher::eigh_ends) eigh_ends = nullptr;
+  decltype(&fastfisher::eigh_ends_workspace) eigh_ends_workspace = nullptr;
   decltype(&fastfisher::gram) gram = nullptr;
   decltype(&fastfisher::gram_workspace) gram_workspace = nullptr;
   decltype(&fastfisher::jvp) jvp = nullptr;

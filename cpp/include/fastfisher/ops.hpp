@@ -118,6 +118,28 @@ void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& 
 /// out[e,j,i] = <y[e,j], x[e,i]> in float64, summed in stretches in the dtype of the panels.
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
 
+/// Which eigenvalues of a symmetric matrix are wanted.
+enum class SpectrumEnd : int {
+  largest,
+  smallest,
+  magnitude,  ///< the largest in magnitude
+  both,       ///< half at each end, the odd one at the high end
+};
+
+/// k eigenpairs of each symmetric matrix scale[e]^2 a[e] (a [e,n,n], one triangle is read, scale
+/// as in symm): values [e,k] in no order, orthonormal vectors [e,k,n] in the dtype of a,
+/// residual_norms [e,k] from a product made for that, and norm [e], the largest magnitude of an
+/// eigenvalue to three digits; all but vectors are float64. By reduction to tridiagonal form: every
+/// copy of a repeated eigenvalue is found. k is the extent of values, at most n. Needs at least
+/// eigh_ends_workspace(...) bytes in ctx.workspace.
+void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, SpectrumEnd end,
+               const ArrayRef& values, const ArrayRef& vectors, const ArrayRef& residual_norms,
+               const ArrayRef& norm);
+
+/// Bytes of workspace that `eigh_ends` wants for k pairs a matrix.
+std::int64_t eigh_ends_workspace(const Context& ctx, const ArrayRef& a, SpectrumEnd end,
+                                 std::int64_t k);
+
 /// Eigenvalues [e,m], ascending, and eigenvectors [e,m,m] as rows of small symmetric float64
 /// matrices a [e,m,m], of which the lower triangle is read.
 void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,

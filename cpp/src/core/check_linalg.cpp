@@ -2,9 +2,13 @@
 #include "checks.hpp"
 
 #include <string>
+#include <utility>
 
 namespace fastfisher::checks {
 namespace {
+
+// LAPACK counts entries in 32 bits.
+constexpr std::int64_t kMostRows = 32000;
 
 void expect_batch(const char* op, const std::string& name, const ArrayRef& array,
                   std::int64_t networks) {
@@ -57,6 +61,45 @@ void panels(const char* op, const Context& ctx, const ArrayRef& x, const ArrayRe
 }
 
 }  // namespace
+
+void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, const ArrayRef& values,
+               const ArrayRef& vectors, const ArrayRef& residual_norms, const ArrayRef& norm) {
+  const char* const op = "eigh_ends";
+  matrices(op, ctx, a);
+  expect_rank(op, "scale", scale, 1, "(e,)");
+  expect_rank(op, "values", values, 2, "(e, k)");
+  expect_rank(op, "vectors", vectors, 3, "(e, k, n)");
+  expect_rank(op, "residual_norms", residual_norms, 2, "(e, k)");
+  expect_rank(op, "norm", norm, 1, "(e,)");
+  expect_like(op, "vectors", vectors, ctx, a.dtype);
+  expect_extent(op, "vectors", vectors, 1, values.extent(1), "values");
+  expect_extent(op, "vectors", vectors, 2, a.extent(1), "n of a");
+  expect_extent(op, "residual_norms", residual_norms, 1, values.extent(1), "values");
+  for (const auto& [name, array] :
+       {std::pair{"scale", &scale}, std::pair{"values", &values},
+        std::pair{"residual_norms", &residual_norms}, std::pair{"norm", &norm}})
+    expect_like(op, name, *array, ctx, DType::f64);
+  for (const auto& [name, array] :
+       {std::pair{"scale", &scale}, std::pair{"values", &values}, std::pair{"vectors", &vectors},
+        std::pair{"residual_norms", &residual_norms}, std::pair{"norm", &norm}})
+    expect_batch(op, name, *array, a.extent(0));
+  eigh_ends_workspace(ctx, a, values.extent(1));
+  expect_own(op, "values", values, {&a, &scale, &vectors, &residual_norms, &norm});
+  expect_own(op, "vectors", vectors, {&a, &scale, &residual_norms, &norm});
+  expect_own(op, "residual_norms", residual_norms, {&a, &scale, &norm});
+  expect_own(op, "norm", norm, {&a, &scale});
+}
+
+void eigh_ends_workspace(const Context& ctx, const ArrayRef& a, std::int64_t k) {
+  matrices("eigh_ends", ctx, a);
+  if (a.extent(1) > kMostRows)
+    fail(ErrorCode::shape, "eigh_ends", "a",
+         "got " + std::to_string(a.extent(1)) + " rows, expected at most " +
+             std::to_string(kMostRows));
+  if (k < 0 || k > a.extent(1))
+    fail(ErrorCode::shape, "eigh_ends", "values",
+         "got " + std::to_string(k) + " pairs of " + std::to_string(a.extent(1)));
+}
 
 void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
                 const ArrayRef& vectors) {

@@ -44,6 +44,9 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, const ArrayRef& values,
+               const ArrayRef& vectors, const ArrayRef& residual_norms, const ArrayRef& norm);
+void eigh_ends_workspace(const Context& ctx, const ArrayRef& a, std::int64_t k);
 void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
                 const ArrayRef& vectors);
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,

@@ -74,6 +74,22 @@ void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const 
   entry(backend, backend.panel_dots, "panel_dots")(ctx, x, y, out);
 }
 
+void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, SpectrumEnd end,
+               const ArrayRef& values, const ArrayRef& vectors, const ArrayRef& residual_norms,
+               const ArrayRef& norm) {
+  checks::eigh_ends(ctx, a, scale, values, vectors, residual_norms, norm);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.eigh_ends, "eigh_ends")(ctx, a, scale, end, values, vectors,
+                                                 residual_norms, norm);
+}
+
+std::int64_t eigh_ends_workspace(const Context& ctx, const ArrayRef& a, SpectrumEnd end,
+                                 std::int64_t k) {
+  checks::eigh_ends_workspace(ctx, a, k);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.eigh_ends_workspace, "eigh_ends_workspace")(ctx, a, end, k);
+}
+
 void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
                 const ArrayRef& vectors) {
   checks::small_eigh(ctx, a, values, vectors);

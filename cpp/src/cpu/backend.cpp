@@ -20,6 +20,8 @@ const Backend& backend() {
       return BackendState{true, std::to_string(thread_count({})) + " threads, " + simd_name() +
                                     " kernels"};
     };
+    b.eigh_ends = &cpu::eigh_ends;
+    b.eigh_ends_workspace = &cpu::eigh_ends_workspace;
     b.gram = &cpu::gram;
     b.gram_workspace = &cpu::gram_workspace;
     b.jvp = &cpu::jvp;

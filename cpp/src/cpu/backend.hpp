@@ -7,6 +7,11 @@
 
 namespace fastfisher::cpu {
 
+void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, SpectrumEnd end,
+               const ArrayRef& values, const ArrayRef& vectors, const ArrayRef& residual_norms,
+               const ArrayRef& norm);
+std::int64_t eigh_ends_workspace(const Context& ctx, const ArrayRef& a, SpectrumEnd end,
+                                 std::int64_t k);
 GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, const GramOptions& options,
                 const ArrayRef& out);

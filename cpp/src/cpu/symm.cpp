@@ -155,6 +155,30 @@ Bits<T> magnitude(T x) {
   return std::bit_cast<Bits<T>>(x) & ~(Bits<T>{1} << (8 * sizeof(T) - 1));
 }
 
+// Largest magnitude and asymmetry of rows first ... and what is left of them.
+template <class T, bool Unit>
+void check_strip(const T* data, std::int64_t by_row, std::int64_t stride, std::int64_t n,
+                 std::int64_t first, Bits<T>& largest, Bits<T>& apart) {
+  const std::int64_t by_col = Unit ? 1 : stride;  // a constant, where the loops are to be vectors
+  const std::int64_t rows = std::min(kSquare, n - first);
+  for (std::int64_t col = 0; col <= first; col += kSquare) {
+    const std::int64_t cols = std::min(kSquare, n - col);
+    T mirror[kSquare][kSquare] = {};
+    for (std::int64_t j = 0; j < cols; ++j) {
+      const T* from = data + (col + j) * by_row + first * by_col;
+      for (std::int64_t i = 0; i < rows; ++i) mirror[i][j] = from[i * by_col];
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T* row = data + (first + i) * by_row + col * by_col;
+      for (std::int64_t j = 0; j < cols; ++j) {
+        const T here = row[j * by_col], there = mirror[i][j];
+        largest = std::max(largest, std::max(magnitude(here), magnitude(there)));
+        apart = std::max(apart, magnitude(here - there));
+      }
+    }
+  }
+}
+
 template <class T>
 void symmetry_typed(const Context& ctx, const View<const T, 3>& a, const View<double, 2>& out) {
   const std::int64_t networks = a.extent(0), n = a.extent(1), blocks = (n + kSquare - 1) / kSquare;
@@ -166,24 +190,11 @@ void symmetry_typed(const Context& ctx, const View<const T, 3>& a, const View<do
   parallel_for(ctx, threads, networks * blocks, [&](std::int64_t task, int) {
     const std::int64_t e = task / blocks, first = (blocks - 1 - task % blocks) * kSquare;
     const T* const data = &a(e, 0, 0);
-    const std::int64_t rows = std::min(kSquare, n - first);
     Bits<T> largest = 0, apart = 0;
-    for (std::int64_t col = 0; col <= first; col += kSquare) {
-      const std::int64_t cols = std::min(kSquare, n - col);
-      T mirror[kSquare][kSquare] = {};
-      for (std::int64_t j = 0; j < cols; ++j) {
-        const T* from = data + (col + j) * by_row + first * by_col;
-        for (std::int64_t i = 0; i < rows; ++i) mirror[i][j] = from[i * by_col];
-      }
-      for (std::int64_t i = 0; i < rows; ++i) {
-        const T* row = data + (first + i) * by_row + col * by_col;
-        for (std::int64_t j = 0; j < cols; ++j) {
-          const T here = row[j * by_col], there = mirror[i][j];
-          largest = std::max(largest, std::max(magnitude(here), magnitude(there)));
-          apart = std::max(apart, magnitude(here - there));
-        }
-      }
-    }
+    if (by_col == 1)
+      check_strip<T, true>(data, by_row, by_col, n, first, largest, apart);
+    else
+      check_strip<T, false>(data, by_row, by_col, n, first, largest, apart);
     found[static_cast<std::size_t>(2 * task)] = largest;
     found[static_cast<std::size_t>(2 * task + 1)] = apart;
   });

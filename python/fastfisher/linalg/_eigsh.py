@@ -12,15 +12,22 @@ import numpy as np
 
 from fastfisher._arrays import Array, to_numpy
 from fastfisher.errors import ConvergenceWarning, NonFiniteError, NumericalError
-from fastfisher.linalg._lanczos import Found, Which, lanczos, preferred
+from fastfisher.linalg._lanczos import Found, Which, lanczos, ordered, preferred
 from fastfisher.linalg._operators import Dense, Operator, operator
 
 __all__ = ["EigshResult", "eigsh"]
 
-# Up to this size a whole decomposition is cheaper than an iteration.
-_SMALL = {True: 500, False: 96}
-# Up to this one it is what remains if the iteration does not converge.
+# Up to this size a dense matrix is reduced, unless the caller speaks of iterations: those win
+# earlier on spectra that fall off fast, and far later on others.
+_REDUCED = 900
+# Up to this one it is reduced whatever the caller says.
+_SMALL = 500
+# Up to these ones that is what remains if the iteration does not converge, or may have missed a
+# copy of an eigenvalue.
 _LARGE = 3000
+_CERTIFIED = 1500
+# More pairs than that are taken from a decomposition of the whole.
+_FEW = 128
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,7 +76,7 @@ def eigsh(
     Parameters
     ----------
     A : array (n, n) or (b, n, n), float32 | float64, Jacobian, scipy LinearOperator or callable
-        A batch is solved in step. A Jacobian stands for the smaller of ``J J^T`` and ``J^T J``,
+        A Jacobian stands for the smaller of ``J J^T`` and ``J^T J``,
         which have the same non-zero eigenvalues. A callable takes (n, k) and returns A times that.
     k : int
         Number of eigenpairs; all n are returned if it is larger.
@@ -109,9 +116,12 @@ def eigsh(
 
     Notes
     -----
-    One triangle of a matrix is read, once for a block of vectors. Projected problems are solved
-    in float64. Random blocks orthogonal to what was found look for missed copies. The result is
-    the same bits for any number of threads. Sizes up to a few hundred are decomposed whole.
+    Dense matrices of up to 900 rows (500 if `max_iter` or `block` is given) are reduced to
+    tridiagonal form, a matrix a thread, which finds every copy of an eigenvalue. Others are
+    iterated on: one triangle of a matrix is read, once for a block of vectors, projected problems
+    are solved in float64, and random blocks orthogonal to what was found look for missed copies;
+    up to 1500 rows, a reduction follows if they may have missed one. The result is the same bits
+    for any number of threads.
 
     Examples
     --------
@@ -132,9 +142,10 @@ def eigsh(
     k = min(k, a.n)
     width = block or (8 if a.batch == 1 else 4)
     eps = float(np.finfo(a.dtype).eps)
-    small = _SMALL[isinstance(a, Dense) and a.batch == 1]
+    dense = isinstance(a, Dense)
+    small = (_SMALL if max_iter or block else _REDUCED) if dense else 96
     if k == 0 or a.batch == 0 or a.n <= max(small, 2 * (2 * k + 14 * width)):
-        found = _whole(a, k, which)
+        found = _at_once(a, k, which)
     else:
         found = lanczos(
             a,
@@ -147,8 +158,13 @@ def eigsh(
             seed=seed,
         )
         lost = (found.residual_norms > _reach(a, tol) * found.norm[:, None]).any()
-        if lost and max_iter is None and isinstance(a, Dense) and a.n <= _LARGE:
-            found = _whole(a, k, which)
+        missed = not found.certified.all()
+        if (
+            dense
+            and max_iter is None
+            and ((lost and a.n <= _LARGE) or (missed and a.n <= _CERTIFIED))
+        ):
+            found = _at_once(a, k, which)
     return _result(a, found, tol)
 
 
@@ -176,12 +192,23 @@ def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
     return np.asarray(rows[np.linalg.norm(rows, axis=1) > 0])
 
 
-def _whole(a: Operator, k: int, which: Which) -> Found:
-    """By a decomposition of the whole matrix, in float64."""
+def _at_once(a: Operator, k: int, which: Which) -> Found:
+    """Without an iteration over the matrix: by reduction, or all pairs where many are wanted."""
     if k == 0 or a.batch == 0:
         none = np.zeros((a.batch, k))
         vectors = np.zeros((a.batch, k, a.n), a.dtype)
         return Found(none, vectors, none, np.zeros(a.batch), np.ones(a.batch, bool))
+    if not isinstance(a, Dense) or k > min(a.n // 4, _FEW):
+        return _whole(a, k, which)
+    values, vectors, norms, norm = a.ends(k, which)
+    found = ordered(values, vectors, norms, norm, np.ones(a.batch, bool), which)
+    if (found.residual_norms > _reach(a, 0) * norm[:, None]).any():
+        return _whole(a, k, which)
+    return found
+
+
+def _whole(a: Operator, k: int, which: Which) -> Found:
+    """By a decomposition of the whole matrix, in float64."""
     full = a.dense()
     if full is None:
         full = a.apply(np.eye(a.n, dtype=a.dtype)[None]).astype(np.float64)

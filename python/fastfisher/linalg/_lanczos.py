@@ -17,7 +17,7 @@ import numpy as np
 from fastfisher.linalg._operators import Operator
 from fastfisher.linalg._panels import combine, eigh, orthonormal, remove
 
-__all__ = ["Found", "Which", "lanczos", "preferred"]
+__all__ = ["Found", "Which", "lanczos", "ordered", "preferred"]
 
 Host = np.ndarray[Any, Any]
 Which = Literal["LA", "SA", "LM", "BE"]
@@ -48,6 +48,20 @@ def preferred(theta: Host, which: Which, k: int) -> Host:
     turns = np.array([t // 2 if t % 2 == 0 else m - 1 - t // 2 for t in range(m)], dtype=np.intp)
     turns[: min(k, m)].sort()
     return down[:, turns]
+
+
+def ordered(
+    values: Host, vectors: Host, norms: Host, norm: Host, certified: Host, which: Which
+) -> Found:
+    """Pairs in the order of `which`."""
+    order = preferred(values, which, values.shape[1])
+    return Found(
+        np.take_along_axis(values, order, 1),
+        np.take_along_axis(vectors, order[:, :, None], 1),
+        np.take_along_axis(norms, order, 1),
+        norm,
+        certified,
+    )
 
 
 @dataclass
@@ -237,8 +251,4 @@ def _verified(it: Iteration, theta: Host, vectors: Host, certified: Host) -> Fou
     values = np.einsum("ekn,ekn->ek", vectors, product, dtype=np.float64)
     residual = product - values[:, :, None].astype(product.dtype) * vectors
     norms = np.sqrt(np.einsum("ekn,ekn->ek", residual, residual, dtype=np.float64))
-    order = preferred(values, it.which, it.k)
-    values = np.take_along_axis(values, order, 1)
-    norms = np.take_along_axis(norms, order, 1)
-    vectors = np.take_along_axis(vectors, order[:, :, None], 1)
-    return Found(values, vectors, norms, it.norm, certified)
+    return ordered(values, vectors, norms, it.norm, certified, it.which)

@@ -101,6 +101,16 @@ class Dense(Operator):
         _native.symm(self._a, x, self.scale, out)
         return out
 
+    def ends(self, k: int, which: str) -> tuple[Host, Host, Host, Host]:
+        """`k` pairs at the ends of each scaled spectrum: values (e, k) in no order, vectors.
+
+        (e, k, n), residual norms (e, k), largest magnitudes (e,).
+        """
+        values, norms = np.empty((2, self.batch, k))
+        vectors, norm = np.empty((self.batch, k, self.n), self.dtype), np.empty(self.batch)
+        _native.eigh_ends(self._a, self.scale, which, values, vectors, norms, norm)
+        return values, vectors, norms, norm
+
     def dense(self) -> Host:
         """Scaled matrices in float64, lower triangles mirrored."""
         half = self.scale[:, None, None]

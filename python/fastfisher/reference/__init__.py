@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
-from fastfisher.reference.linalg import panel_combine, panel_dots, small_eigh, symm, symmetry
+from fastfisher.reference.linalg import (
+    eigh_ends,
+    panel_combine,
+    panel_dots,
+    small_eigh,
+    symm,
+    symmetry,
+)
 from fastfisher.reference.matmul import matmul
 from fastfisher.reference.products import jvp, vjp
 from fastfisher.reference.psd import psd
@@ -16,6 +23,7 @@ __all__ = [
     "Separable",
     "Shared",
     "dense_jacobian",
+    "eigh_ends",
     "gram",
     "jvp",
     "matmul",

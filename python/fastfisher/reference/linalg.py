@@ -10,6 +10,27 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
+def eigh_ends(a: Array, scale: Array, which: str, k: int) -> tuple[Array, Array]:
+    """`k` eigenvalues (e, k), ascending, of ``scale[e]^2 a[e]`` and their vectors as rows.
+
+    From the lower triangle of each matrix alone.
+    """
+    lower = np.tril(a.astype(np.float64)) * scale[:, None, None] ** 2
+    values, vectors = np.linalg.eigh(lower + np.tril(lower, -1).transpose(0, 2, 1))
+    n = values.shape[1]
+    order = {
+        "LA": np.arange(n)[::-1],
+        "SA": np.arange(n),
+        "BE": np.r_[np.arange(k // 2), np.arange(n - k + k // 2, n)],
+    }
+    take = np.argsort(-np.abs(values), 1) if which == "LM" else np.tile(order[which], (len(a), 1))
+    take = np.sort(take[:, :k], 1)
+    return (
+        np.take_along_axis(values, take, 1),
+        np.take_along_axis(vectors, take[:, None, :], 2).transpose(0, 2, 1),
+    )
+
+
 def panel_combine(weights: Array, x: Array, keep: bool, y: Array) -> Array:
     """``keep * y + weights x`` for weights (e, j, i), x (e, i, n), y (e, j, n)."""
     combined = np.einsum("eji,ein->ejn", weights.astype(np.float64), x.astype(np.float64))

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reduction_kernels.hpp"
+
+namespace fastfisher::cpu {
+
+template <class T>
+const ReductionKernels<T>& reduction_kernels() {
+#if defined(FF_HAVE_AVX2)
+  static const bool avx2 =
+      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  if (avx2) return reduction_kernels_avx2<T>();
+#endif
+  return reduction_kernels_base<T>();
+}
+
+template const ReductionKernels<float>& reduction_kernels();
+template const ReductionKernels<double>& reduction_kernels();
+
+}  // namespace fastfisher::cpu
