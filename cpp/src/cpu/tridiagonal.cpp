@@ -111,10 +111,9 @@ struct Reduction {
     return (n + kDiagonalBlock - 1) / kDiagonalBlock * kDiagonalBlock;
   }
 
-  // The updates of a panel of `done` columns for rows from `start` on.
-  void update(std::int64_t start, std::int64_t done) {
+  // The updates of a whole panel for rows from `start` on: v w^T + w v^T as one product.
+  void update(std::int64_t start) {
     const std::int64_t depth = 2 * kReductionBlock;
-    static_cast<void>(done);
     for (std::int64_t first = start; first < n; first += kUpdate) {
       const std::int64_t next = std::min(first + kUpdate, lda_used()), rows = next - first;
       std::fill(square, square + kUpdate * kUpdate, T{0});
@@ -160,7 +159,7 @@ struct Reduction {
         std::copy(v, v + lda, right + (kReductionBlock + i - start) * lda);
         std::copy(w, w + lda, left + (kReductionBlock + i - start) * lda);
       }
-      update(end, end - start);
+      update(end);
     }
   }
 };
