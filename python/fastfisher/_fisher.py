@@ -137,4 +137,5 @@ def fisher(
         kind=kind,
         like=made.like,
         dtype=np.dtype(result_dtype(made.like)),
+        reduction=reduction,
     )

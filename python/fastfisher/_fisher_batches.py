@@ -46,6 +46,8 @@ def pairs(x: Iterable[Any], y: Array | None, *, labelled: bool) -> Iterator[tupl
 
 def gathered(x: Iterable[Any], y: Array | None, *, labelled: bool) -> tuple[Any, Array | None]:
     """All batches put together."""
+    if y is not None and not labelled:
+        raise ValueError("y: expected None for a kind other than 'empirical'")
     found = list(pairs(x, y, labelled=labelled))
     if not found:
         raise ValueError("x: expected at least one batch, got none")
@@ -88,6 +90,7 @@ def streamed(
         like=last.like,
         dtype=np.dtype(result_dtype(last.like)),
         shapes=last.rows.parameter_shapes,
+        reduction=reduction,
     )
 
 

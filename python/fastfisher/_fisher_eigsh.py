@@ -56,7 +56,9 @@ def full_eigsh(
     _turn(v, turn)
     _turn(product, turn)
     residual = _distances(product, v, values)
-    limit = (tol or 32 * float(np.finfo(structure.dtype).eps)) * float(np.abs(values).max())
+    limit = (tol or 32 * float(np.finfo(structure.dtype).eps)) * float(
+        np.abs(values).max(initial=0.0)
+    )
     return linalg.EigshResult(
         values, v, residual, residual <= limit, found.certified, found.matvecs + k
     )

@@ -14,7 +14,7 @@ from fastfisher import linalg
 from fastfisher._arrays import Array, dtype_name, from_numpy, library, to_numpy
 from fastfisher._jacobian import Jacobian
 from fastfisher._parameters import flatten, unflatten
-from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
+from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
 from fastfisher.likelihoods import Gaussian, Likelihood, symmetric_root
 from fastfisher.structures import Structure
 from fastfisher.structures._rooted import on_host
@@ -65,6 +65,7 @@ class Fisher:
     like: Array
     dtype: np.dtype[Any]
     shapes: Mapping[str, tuple[int, ...]] | None = None
+    reduction: str = "mean"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,7 +75,7 @@ class Fisher:
     @property
     def space(self) -> str:
         """Where the full matrix is decomposed: ``"sample"`` or ``"parameter"``, the smaller."""
-        few = self.rows is not None and self.rows.shape[0] <= self.shape[0]
+        few = self.rows is not None and self.rows.shape[0] < self.shape[0]
         return "sample" if few else "parameter"
 
     @property
@@ -120,12 +121,12 @@ class Fisher:
         _check_damping(damping)
         host, one = self._columns(v)
         if split is None:
-            return self._out(self.structure.solve(host, float(damping)), one, v)
+            return self._out(self._solved(host, float(damping)), one, v)
         if not isinstance(self.structure, Kfac):
             raise ValueError(
                 f"split: expected None for structure {self.structure.name!r}, got {split!r}"
             )
-        return self._out(self.structure.solve(host, float(damping), split), one, v)
+        return self._out(self._solved(host, float(damping), split), one, v)
 
     def inverse_sqrt(self, v: Array, *, damping: float) -> Array:
         """``(F + damping I)^(-1/2) v``, symmetric root."""
@@ -210,11 +211,11 @@ class Fisher:
 
     def diagonal(self) -> Array:
         """Diagonal (P,)."""
-        return self._out(self.structure.diagonal(), False)
+        return self._out(self.structure.diagonal().astype(self.dtype, copy=False), False)
 
     def dense(self) -> Array:
         """Form the matrix, (P, P); for small models and tests."""
-        return self._out(self.structure.dense(), False)
+        return self._out(self.structure.dense().astype(self.dtype, copy=False), False)
 
     def dual(self) -> Array:
         """``F* = H^1/2 J J^T H^1/2 / N``, (N*C, N*C), with symmetric roots; of the full matrix.
@@ -279,6 +280,19 @@ class Fisher:
         """`host` in the library of `v`, by default that of the model."""
         result = np.ascontiguousarray(host[:, 0] if one else host)
         return from_numpy(result, self.like if v is None else v)
+
+    def _solved(self, v: Host, damping: float, *split: str) -> Host:
+        overflow = NumericalError(
+            f"solve: the solution overflows dtype {self.dtype}; expected a larger damping"
+        )
+        try:
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+                x = self.structure.solve(v, damping, *split)
+        except NonFiniteError as error:  # vectors and factors are finite, so it is the solution
+            raise overflow from error
+        if not np.isfinite(x).all():
+            raise overflow
+        return x
 
     def _refuse_singular(self, damping: float) -> None:
         values = self.structure.spectrum()

@@ -103,10 +103,19 @@ def _root(f: Host, y: Array | None, recipe: Recipe) -> Host:
     if recipe.kind == "empirical":
         library(y, "y")
         labels = likelihood.labels(to_numpy(y), f)
-        return likelihood.gradient(f, labels)[:, :, None]
+        if labels.ndim == 0 or len(labels) != len(f):
+            raise ValueError(f"y: expected {len(f)} labels, got shape {labels.shape}")
+        return _gradient(likelihood, f, labels)[:, :, None]
     rng = np.random.default_rng(recipe.seed)
-    draws = [likelihood.gradient(f, likelihood.sample(f, rng)) for _ in range(recipe.samples)]
+    draws = [_gradient(likelihood, f, likelihood.sample(f, rng)) for _ in range(recipe.samples)]
     return np.stack(draws, -1)
+
+
+def _gradient(likelihood: Likelihood, f: Host, labels: Host) -> Host:
+    g = np.asarray(likelihood.gradient(f, labels), np.float64)
+    if g.shape != f.shape:
+        raise ValueError(f"gradient: expected shape {f.shape} as the outputs, got {g.shape}")
+    return g
 
 
 def _rows(j: Jacobian, root: Host | None) -> Jacobian:

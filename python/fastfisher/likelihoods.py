@@ -59,7 +59,14 @@ class Likelihood:
 
     def root(self, f: Host) -> Host:
         """Any S (N, C, R) with ``S S^T = hessian(f)``; here the symmetric one."""
-        return symmetric_root(self.hessian(f))
+        h = np.asarray(self.hessian(f), np.float64)
+        expected = (*f.shape, f.shape[1])
+        if h.shape != expected:
+            raise ValueError(f"hessian: expected shape {expected}, got {h.shape}")
+        apart = np.abs(h - h.swapaxes(1, 2)).max(initial=0.0)
+        if apart > 1e-8 * np.abs(h).max(initial=0.0):
+            raise ValueError(f"hessian: expected symmetric matrices, got entries {apart:.3e} apart")
+        return symmetric_root(h)
 
     def unrooted(self, f: Host, e: Host) -> Host:
         """E (N, R, k) with ``S E = e`` for e (N, C, k), where there is one; S as in `root`."""
@@ -114,8 +121,8 @@ class Categorical(Likelihood):
 
     def hessian(self, f: Host) -> Host:
         """``diag(p) - p p^T``."""
-        p = softmax(f)
-        return np.asarray(p[:, :, None] * (np.eye(f.shape[1]) - p[:, None, :]))
+        s = self.root(f)  # p (1 - p) would cancel where one class is sure
+        return np.asarray(s @ s.swapaxes(1, 2))
 
     def root(self, f: Host) -> Host:
         """``diag(sqrt p) - p sqrt(p)^T``."""

@@ -50,6 +50,11 @@ def test_lr_bound_refuses() -> None:
     mlp, x = network()
     with pytest.raises(ValueError, match="momentum"):
         ff.diagnostics.lr_bound(mlp, x, momentum=1.0)
+    F = ff.fisher(mlp, x)
+    given: list[dict[str, Any]] = [{"x": x}, {"likelihood": "categorical"}, {"structure": "kfac"}]
+    for options in given:
+        with pytest.raises(ValueError, match="expected none with a Fisher matrix"):
+            ff.diagnostics.lr_bound(F, **options)
     zero = ff.Jacobian.from_factors([ff.Dense(np.zeros((3, 2)), np.zeros((3, 1, 4)))])
     with pytest.raises(ff.errors.NumericalError, match="zero"):
         ff.diagnostics.lr_bound(zero)
@@ -84,6 +89,12 @@ def test_scores() -> None:
     assert ff.diagnostics.scores(np.zeros((0, 0))).trace == 0
     with pytest.raises(ValueError, match=r"y: expected shape \(7, 2\)"):
         ff.diagnostics.scores(mlp, x, np.ones((7, 3)))
+    with pytest.raises(ValueError, match="symmetric"):
+        ff.diagnostics.scores(np.array([[1.0, 5.0], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="x2"):
+        ff.diagnostics.scores(mlp, x, x2=x)
+    singular = ff.diagnostics.scores(np.ones((3, 3), np.float32) + 1e-7 * np.eye(3, dtype="f4"))
+    assert singular.condition_number == np.inf
     with pytest.raises(ff.errors.NonFiniteError, match="model: expected finite"):
         ff.diagnostics.scores(np.full((2, 2), np.nan))
 
@@ -110,6 +121,13 @@ def test_tracking_and_the_schedule() -> None:
     fresh = ff.diagnostics.lr_bound(model, x)
     assert tracker().lr == pytest.approx(fresh.lr, rel=1e-4)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    state = schedule.state_dict()
+    assert "tracker" not in state
+    again = ff.optim.CriticalLR(optimizer, ff.diagnostics.track(model, x), every=5)
+    mine = again.tracker
+    again.load_state_dict(state)
+    assert again.tracker is mine
+    assert again.fraction == 0.5
     with pytest.raises(ValueError, match="fraction"):
         ff.optim.CriticalLR(optimizer, tracker, fraction=2.0)
     with pytest.raises(ValueError, match="every"):

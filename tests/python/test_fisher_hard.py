@@ -229,3 +229,82 @@ def test_vectors_of_any_strides(structure: Any) -> None:
         for split in ("plain", "pi"):
             got = F.solve(np.asfortranarray(v), damping=0.1, split=split)
             assert np.allclose(got, F.solve(v, damping=0.1, split=split), rtol=1e-12)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_as_many_rows_as_parameters(structure: Any) -> None:
+    rng = np.random.default_rng(0)
+    layer = ff.Dense(rng.standard_normal((6, 6)), rng.standard_normal((6, 1, 1)))
+    F = ff.fisher(ff.Jacobian.from_factors([layer]), structure=structure)
+    truth, v = F.dense(), np.ones(6)
+    if structure != "tridiagonal":
+        assert np.allclose(truth @ F.solve(v, damping=0.0), v, atol=1e-8)
+        root = F.inverse_sqrt(np.eye(6), damping=0.0)
+        assert np.allclose(root @ truth @ root, np.eye(6), atol=1e-7)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+@pytest.mark.parametrize(("a", "g"), [(1e20, 1e-20), (1e15, 1e-24), (1e25, 1e-25)])
+def test_squares_beyond_float32(a: float, g: float, structure: Any) -> None:
+    layer = ff.Dense(np.float32([[a]]), np.float32([[[g]]]))
+    F = ff.fisher(ff.Jacobian.from_factors([layer]), structure=structure)
+    truth = (float(np.float32(a)) * float(np.float32(g))) ** 2
+    for value in (F.trace(), F.dense()[0, 0], F.diagonal()[0], F.eigsh(1).values[0]):
+        assert value == pytest.approx(truth, rel=1e-5)
+    assert F.dense().dtype == F.diagonal().dtype == np.float32
+
+
+@pytest.mark.parametrize("structure", ["kfac", "ekfac"])
+def test_null_directions_of_float32_factors(structure: Any) -> None:
+    """Fewer samples than inputs: rounding leaves eigenvalues that must count as zero."""
+    x = np.random.default_rng(0).standard_normal((32, 100))
+    sizes = []
+    for dtype in ("float32", "float64"):
+        mlp = ff.models.MLP((100, 40, 5), activation="tanh", dtype=dtype)  # type: ignore[arg-type]
+        F = ff.fisher(mlp, x.astype(dtype), structure=structure)
+        sizes.append(F.effective_dimension(damping=1e-8))
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-2)
+
+
+def test_no_pairs_and_sure_classes() -> None:
+    F = ff.fisher(jacobian(5))
+    assert F.eigsh(0).values.shape == (0,)
+    layer = ff.Dense(np.ones((1, 2)), np.ones((1, 2, 3)))
+    sure = ff.Jacobian.from_factors([layer], outputs=np.array([[40.0, 0.0]]))
+    assert np.isfinite(ff.fisher(sure, likelihood="categorical").dual()).all()
+    J = ff.Jacobian.from_factors([ff.Explicit(np.zeros((2, 1, 3), np.float32))])
+    with pytest.raises(ff.errors.NumericalError, match="overflow"), np.errstate(all="ignore"):
+        ff.fisher(J, structure="layer").solve(np.ones(3, np.float32), damping=1e-44)
+
+
+class Wrong(ff.likelihoods.Likelihood):
+    """Hands back what it was given."""
+
+    def __init__(self, h: Any) -> None:
+        self.h = h
+
+    def hessian(self, f: Any) -> Any:
+        return self.h
+
+    def gradient(self, f: Any, y: Any) -> Any:
+        return y
+
+
+def test_likelihoods_of_users_are_checked() -> None:
+    J = ff.Jacobian(jacobian(5).layers, np.zeros((5, 3)))
+    with pytest.raises(ValueError, match="symmetric"):
+        ff.fisher(J, likelihood=Wrong(np.broadcast_to(np.triu(np.ones((3, 3))), (5, 3, 3))))
+    with pytest.raises(ValueError, match="hessian: expected shape"):
+        ff.fisher(J, likelihood=Wrong(np.eye(3)))
+    with pytest.raises(ValueError, match="gradient: expected shape"):
+        ff.fisher(J, None, np.ones((5, 1)), kind="empirical", likelihood=Wrong(None))
+    with pytest.raises(ValueError, match="y: expected 5 labels"):
+        ff.fisher(J, None, np.ones((1, 3)), kind="empirical", likelihood=Wrong(None))
+
+
+def test_sums_of_empirical_matrices_in_updates() -> None:
+    J, rng = jacobian(5), np.random.default_rng(0)
+    e, y = rng.standard_normal((5, 3)), rng.standard_normal((5, 3))
+    F = ff.fisher(J, None, y, kind="empirical", reduction="sum")
+    expected = F.solve(J.T @ e.reshape(-1), damping=0.1)
+    assert np.allclose(ff.ngd.update(F, e, damping=0.1).vector, expected)

@@ -113,7 +113,14 @@ def largest(
     model: Any, x: Any, *, v0: Array | None, seed: int, **options: Any
 ) -> tuple[float, float, bool, Array]:
     """Largest eigenvalue, the norm of its residual, its certificate and its eigenvector."""
-    F = model if isinstance(model, Fisher) else fisher(model, x, **options)
+    if isinstance(model, Fisher):
+        plain = options.pop("likelihood", "gaussian") == "gaussian"
+        if x is not None or options or not plain:
+            given = ["x"] * (x is not None) + ["likelihood"] * (not plain) + list(options)
+            raise ValueError(f"{given[0]}: expected none with a Fisher matrix, which has its own")
+        F = model
+    else:
+        F = fisher(model, x, **options)
     found = F.eigsh(1, v0=v0, seed=seed)
     if F.shape[0] == 0:
         return 0.0, 0.0, True, found.vectors.reshape(-1)

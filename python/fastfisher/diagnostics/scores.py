@@ -83,12 +83,14 @@ def scores(model: Any, x: Any = None, y: Array | None = None, **options: Any) ->
     >>> ff.diagnostics.scores(np.eye(4), y=np.ones(4)).alignment
     0.5
     """
-    kernel, c = _kernel(model, x, options)
+    if "x2" in options:
+        raise ValueError("x2: expected a square kernel, of x with itself")
+    kernel, c, eps = _kernel(model, x, options)
     n = len(kernel)
     w = np.linalg.eigvalsh(kernel) if n else np.zeros(0)
     total, norm = float(w.sum()), float(np.linalg.norm(w))
     top, low = (float(w[-1]), float(w[0])) if n else (0.0, 0.0)
-    regular = low > n * np.finfo(kernel.dtype).eps * top
+    regular = low > n * eps * top
     shares = w[w > 0] / total if total > 0 else w[:0]
     plain = centred = None
     if y is not None:
@@ -112,8 +114,8 @@ def scores(model: Any, x: Any = None, y: Array | None = None, **options: Any) ->
     )
 
 
-def _kernel(model: Any, x: Any, options: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int]:
-    """Kernel (n, n), float64, and the number of outputs of a sample among its rows."""
+def _kernel(model: Any, x: Any, options: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int, float]:
+    """Kernel (n, n), float64, the number of outputs of a sample among its rows, and rounding."""
     if isinstance(model, Jacobian):
         if x is not None:
             raise ValueError("x: expected None with a Jacobian, got one")
@@ -126,14 +128,24 @@ def _kernel(model: Any, x: Any, options: dict[str, Any]) -> tuple[np.ndarray[Any
         if not np.isfinite(host).all():
             where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
             raise NonFiniteError(f"model: expected finite numbers, got {host[where]} at {where}")
-        return host.astype(np.float64), 1
+        eps = _rounding(host)
+        apart = np.abs(host - host.T).max(initial=0.0)
+        if apart > 1e3 * eps * np.abs(host).max(initial=0.0):
+            raise ValueError(f"model: expected a symmetric kernel, got entries {apart:.3e} apart")
+        return host.astype(np.float64), 1, eps
     else:
         full = ntk(model, x, **options)
+    eps = _rounding(to_numpy(full))
     host = to_numpy(full).astype(np.float64)
     if host.ndim == 2:
-        return host, 1
+        return host, 1, eps
     n, c = host.shape[:2]
-    return host.reshape(n * c, n * c), c
+    return host.reshape(n * c, n * c), c, eps
+
+
+def _rounding(host: np.ndarray[Any, Any]) -> float:
+    kind = host.dtype if host.dtype.kind == "f" else np.dtype(np.float64)
+    return float(np.finfo(kind).eps)
 
 
 def _target(y: Array, n: int, c: int) -> np.ndarray[Any, Any]:

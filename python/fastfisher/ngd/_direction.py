@@ -27,9 +27,9 @@ _ROUNDINGS = 64
 
 def mean_weight(F: Fisher) -> float:
     """1 / N, or 1 for a Fisher matrix that is a sum."""
-    if F.kind != "exact":
-        return 1 / max(1, F.jacobian.samples if F.jacobian is not None else 1)
-    return F.scale * (F.likelihood.variance if is_plain(F) else 1.0)  # type: ignore[attr-defined]
+    if F.reduction == "sum":
+        return 1.0
+    return 1 / max(1, F.jacobian.samples if F.jacobian is not None else 1)
 
 
 def is_plain(F: Fisher) -> bool:
@@ -92,7 +92,7 @@ def direction_with_damped_outputs(F: Fisher, e: Host, rule: Damping) -> Host:
     if (gain <= np.sqrt(np.finfo(np.float64).eps * c * w.max(initial=0.0))).any():
         raise ValueError("damping: expected a positive number: outputs have no curvature of theirs")
     root, inverse = (q * gain) @ q.swapaxes(1, 2), (q / gain) @ q.swapaxes(1, 2)
-    inner = (inverse @ e.reshape(n, c, -1)).reshape(n * c, -1)
+    inner = (inverse @ e.reshape(n, c, e.shape[1])).reshape(n * c, e.shape[1])
     rows, scale = rooted(j, root), mean_weight(F)
     sharing = F.structure.weight_sharing if isinstance(F.structure, Kfac) else "expand"
     structure = make(structure_of(F), rows, scale, weight_sharing=sharing)
@@ -123,7 +123,7 @@ def residuals_of_rows(F: Fisher, e: Host, rounding: float) -> Host | None:
     if is_plain(F):
         return e * ratio
     f = to_numpy(j.outputs).astype(np.float64)
-    right = e.astype(np.float64).reshape(j.samples, j.n_outputs, -1)
+    right = e.astype(np.float64).reshape(j.samples, j.n_outputs, e.shape[1])
     inner = F.likelihood.unrooted(f, right)
     error = np.linalg.norm(F.likelihood.root(f) @ inner - right, axis=1)
     if (error > _ROUNDINGS * rounding * np.linalg.norm(right, axis=1)).any():

@@ -129,7 +129,7 @@ def training_curve(matrix: Array, residual: Array, *, lr: float, steps: int) -> 
         raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
     flat = to_numpy(matrix).reshape(n * c, n * c)
     e = to_numpy(residual).reshape(n * c)
-    curve = np.empty((steps + 1, n * c), np.result_type(flat, e))
+    curve = np.empty((steps + 1, n * c), np.result_type(flat, e, np.float32))
     curve[0] = e
     for t in range(steps):
         curve[t + 1] = curve[t] - lr * (flat @ curve[t])

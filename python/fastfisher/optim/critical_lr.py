@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -54,6 +55,14 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
             raise ValueError(f"every: expected an integer of at least 1, got {every!r}")
         self.tracker, self.fraction, self.every = tracker, float(fraction), int(every)
         super().__init__(optimizer, last_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State without the tracker, whose model and samples are not the scheduler's to save."""
+        return {key: value for key, value in super().state_dict().items() if key != "tracker"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state; the tracker stays."""
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "tracker"})
 
     def get_lr(self) -> list[float]:
         """Learning rate of each group."""

@@ -62,6 +62,18 @@ def widened(jacobian: Jacobian) -> Jacobian:
     return Jacobian(tuple(layers), None, kept, jacobian.parameters)
 
 
+def is_extreme(jacobian: Jacobian) -> bool:
+    """Whether factors are float32 and so large or small that their squares are lost."""
+    low, high = 1e-16, 1e16
+    for layer in jacobian.layers:
+        for array in layer.arrays.values():
+            if array.dtype == np.float32 and array.size:
+                top = max(float(array.max()), -float(array.min()))
+                if top and not low < top < high:
+                    return True
+    return False
+
+
 def check_finite(jacobian: Jacobian) -> None:
     """Check that all factors are finite; the message names the layer and the first index."""
     for name, layer in zip(jacobian.names, jacobian.layers, strict=True):

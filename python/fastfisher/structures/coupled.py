@@ -86,7 +86,7 @@ class Coupled(Structure):
 
     def small(self, part: Part) -> bool:
         """Whether parameter space is the smaller one, for one part."""
-        return part.jacobian.shape[1] < self.rows
+        return part.jacobian.shape[1] <= self.rows
 
     def matvec(self, v: Host) -> Host:
         """``F v``: two products a layer with the stored factors."""

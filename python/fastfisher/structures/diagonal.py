@@ -76,8 +76,9 @@ def squares(weight: Weight) -> Host:
     if weight.simple:
         for piece in weight.pieces(formed=False):
             a, g = weight.factors(piece)
-            total += np.square(g[:, :, 0]).sum(1).T @ np.square(a[:, 0])
+            squared = np.square(g[:, :, 0], dtype=np.float64).sum(1)
+            total += squared.T @ np.square(a[:, 0], dtype=np.float64)
         return total
     for piece in weight.pieces():
-        total += np.square(weight.gradients(piece)).sum((0, 1), dtype=np.float64)
+        total += np.square(weight.gradients(piece), dtype=np.float64).sum((0, 1))
     return total

@@ -240,10 +240,15 @@ class Kfac(Structure):
                 a: tuple[Host, Host | None] = (block.a, None)
                 if block.a.ndim == 2:
                     one = next(done)
-                    a = (one.values.clip(0), one.vectors)
+                    a = (_sound_values(one.values), one.vectors)
                 other = next(done)
-                self._eigen.append((*a, other.values.clip(0), other.vectors))
+                self._eigen.append((*a, _sound_values(other.values), other.vectors))
         return self._eigen
+
+
+def _sound_values(w: Host) -> Host:
+    """Eigenvalues of a sum of squares: what is zero to rounding is zero."""
+    return np.where(w > len(w) * np.finfo(w.dtype).eps * w.max(initial=0.0), w, 0)
 
 
 def along(m: Host, v: Host, axis: int) -> Host:

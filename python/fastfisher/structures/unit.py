@@ -213,7 +213,7 @@ def _unit_rows(q: Host) -> Host:
 
 def _compact(x: Host, scale: float) -> Host:
     """Smaller one of ``scale X X^T`` and ``scale X^T X`` of each block."""
-    wide = x.shape[1] <= x.shape[2]
+    wide = x.shape[1] < x.shape[2]
     return scale * (x @ x.swapaxes(1, 2) if wide else x.swapaxes(1, 2) @ x)
 
 
@@ -250,7 +250,7 @@ def _function(x: Host, scale: float, f: Any, v: Host) -> Host:
     y = v.astype(np.float64)
     w, q = np.linalg.eigh(_compact(x, scale))
     w = w.clip(0)
-    if x.shape[1] > x.shape[2]:
+    if x.shape[1] >= x.shape[2]:
         return np.asarray(q @ (f(w)[:, :, None] * (q.swapaxes(1, 2) @ y)), v.dtype)
     keep = w > w.shape[1] * np.finfo(np.float64).eps * w.max(1, initial=0.0)[:, None]
     gain = np.where(keep, (f(w) - f(np.zeros(1))) / np.where(keep, w, 1), 0) * scale
