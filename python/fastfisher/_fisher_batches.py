@@ -73,7 +73,7 @@ def streamed(
         own = replace(recipe, seed=(int(np.asarray(recipe.seed)), k))
         last = rows_of(model, first, label, own)
         part = make(structure, last.rows, last.weight, weight_sharing=weight_sharing)
-        total = part if total is None else add_up(total, part, count, last.rows.samples)
+        total = part if total is None else add_up(total, part)
         count += last.rows.samples
     if total is None or last is None:
         raise ValueError("x: expected at least one batch, got none")

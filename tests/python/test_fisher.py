@@ -261,3 +261,16 @@ def test_batches_of_torch() -> None:
             drawn = ff.fisher(model, loader, kind="mc", samples=300, **options)
             exact = ff.fisher(model, x, **options).dense()
             assert (drawn.dense() - exact).norm() < 0.2 * exact.norm()
+
+
+def test_batches_of_sequences_of_any_length() -> None:
+    """Every position counts as a sample of its own, whatever the batch it came in."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2).double()
+    long, short = torch.randn(4, 6, 3).double(), torch.randn(2, 2, 3).double()
+    F = ff.fisher(model, [long, short], structure="kfac", select=lambda y: y.sum(1))
+    block = F.structure.blocks[0]  # type: ignore[attr-defined]
+    rows = torch.cat([long.reshape(-1, 3), short.reshape(-1, 3)])
+    rows = torch.cat([rows, torch.ones(len(rows), 1).double()], 1)
+    assert_equal(block.a, (rows.T @ rows / len(rows)).numpy())

@@ -31,12 +31,12 @@ STRUCTURES: dict[str, Callable[..., Structure]] = {
 }
 
 
-def add_up(total: Structure, part: Structure, count: int, more: int) -> Structure:
-    """Sum of two structures of `count` and of `more` samples; of K-FAC's A the mean."""
+def add_up(total: Structure, part: Structure) -> Structure:
+    """Sum of the structures of two sets of samples; of K-FAC's A the mean."""
     if isinstance(total, Diagonal) and isinstance(part, Diagonal) and total.size == part.size:
         return Diagonal(total.values + part.values)
     if isinstance(total, Kfac) and isinstance(part, Kfac):
-        return total.with_samples_of(part, count, more)
+        return total.with_samples_of(part)
     raise ValueError(f"x: batches of structure {total.name!r} do not fit each other")
 
 

@@ -47,6 +47,8 @@ class Block:
         `gradient_factor`.
     exact : bool
         Whether `a` is the block itself and `g` one.
+    count : int
+        Vectors that `a` is the mean over.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Block:
     a: Host
     g: Host
     exact: bool = False
+    count: int = 0
 
     @property
     def columns(self) -> Host:
@@ -158,8 +161,8 @@ class Kfac(Structure):
                 blocks.append(replace(block, g=block.g * kind(factor)))
         return Kfac(blocks, self.size, self.dtype, self.weight_sharing)
 
-    def with_samples_of(self, other: Kfac, count: int, more: int) -> Kfac:
-        """Sum with the matrix of other samples, `count` here and `more` there; of A the mean."""
+    def with_samples_of(self, other: Kfac) -> Kfac:
+        """Sum with the matrix of other samples; of A the mean over all vectors."""
         mine = [(b.name, b.place.shape, b.a.shape) for b in self.blocks]
         theirs = [(b.name, b.place.shape, b.a.shape) for b in other.blocks]
         if mine != theirs:
@@ -170,9 +173,10 @@ class Kfac(Structure):
                 blocks.append(replace(b, a=b.a + c.a))
                 continue
             kind = b.a.dtype.type
-            share = more / max(1, count + more)
+            count = b.count + c.count
+            share = c.count / max(1, count)
             a = b.a * kind(1 - share) + c.a * kind(share)
-            blocks.append(replace(b, a=a, g=b.g + c.g))
+            blocks.append(replace(b, a=a, g=b.g + c.g, count=count))
         return Kfac(blocks, self.size, self.dtype, self.weight_sharing)
 
     def _check_damping(self, damping: float) -> None:
@@ -288,12 +292,13 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         uses = np.bincount(weight.layer.index.reshape(-1), minlength=i)
         cotangents = weight.layer.g.reshape(-1, o)
         g = cotangents.T @ cotangents * kind.type(scale)
-        return Block(weight.name, weight.place, (uses / max(1, n * s)).astype(kind), g)
+        a = (uses / max(1, n * s)).astype(kind)
+        return Block(weight.name, weight.place, a, g, count=n * s)
     if type(weight.layer) is Dense:
         a, g = _dense_factors(weight.layer)
         a *= kind.type(1 / max(1, n))  # in place: fresh memory costs more than the product
         g *= kind.type(scale)
-        return Block(weight.name, weight.place, a, g)
+        return Block(weight.name, weight.place, a, g, count=n)
     a, g = np.zeros((i, i), kind), np.zeros((o, o), kind)
     for piece in weight.pieces(formed=False):
         inputs, cotangents = weight.factors(piece)
@@ -304,7 +309,8 @@ def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
         rows = np.ascontiguousarray(cotangents.reshape(-1, o))
         g += rows.T @ rows
     count = n * s if weight_sharing == "expand" else n
-    return Block(weight.name, weight.place, a / kind.type(max(1, count)), g * kind.type(scale))
+    a, g = a / kind.type(max(1, count)), g * kind.type(scale)
+    return Block(weight.name, weight.place, a, g, count=count)
 
 
 def _dense_factors(layer: Dense) -> tuple[Host, Host]:
