@@ -161,7 +161,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"kind": "mc", "samples": 0}, ValueError, "samples: expected"),
     ({"kind": "mc", "samples": 2.0}, ValueError, "samples: expected"),
-    ({"structure": ("block", 0)}, ValueError, "b >= 1"),
+    ({"structure": ("block", "2")}, ValueError, "with an integer b >= 1"),
     ({"structure": "kfac", "weight_sharing": "none"}, ValueError, "weight_sharing: expected"),
     ({"x": np.zeros((5, 4))}, ValueError, "x: expected None with a Jacobian"),
 ]

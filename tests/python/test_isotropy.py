@@ -116,7 +116,7 @@ def test_mistakes() -> None:
         ({"relative_damping": -1.0}, "relative_damping"),
         ({"structures": ("ekfac2",)}, "structure"),
         ({"structures": ("ekfac",)}, "structures: expected names among"),
-        ({"structures": (("block", "2"),)}, r"\('block', b\) with b >= 1"),
+        ({"structures": (("block", "2"),)}, r"\('block', b\) with an integer b >= 1"),
         ({"threshold": None}, "threshold: expected a number"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -7,7 +7,6 @@ Each takes a Jacobian of rows on the host and the factor in ``F = scale J^T J``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 from fastfisher._jacobian import Jacobian
@@ -51,10 +50,7 @@ def make(
     """Structure by its name, or ``("block", b)``."""
     name, options = structure, {}
     if isinstance(structure, tuple) and len(structure) == 2 and structure[0] == "block":
-        size = structure[1]
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"structure: expected ('block', b) with b >= 1, got {structure!r}")
-        name, options = "unit", {"block": int(size)}
+        name, options = "unit", {"block": structure[1]}
     if not isinstance(name, str) or name not in STRUCTURES:
         raise ValueError(
             f"structure: expected one of {list(STRUCTURES)} or ('block', b), got {structure!r}"
