@@ -230,9 +230,9 @@ def _pulled_back(signal: Floats, z: Floats, deviation: Floats | None, kind: str 
         return signal
     axis = 2 if kind == "layer" else 1
     centred = signal - signal.mean(axis=axis, keepdims=True)
-    if deviation is None:
-        return centred
-    result: Floats = (centred - z * (signal * z).mean(axis=axis, keepdims=True)) / deviation
+    if deviation is not None:
+        centred = (centred - z * (signal * z).mean(axis=axis, keepdims=True)) / deviation
+    result: Floats = centred
     return result
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fastfisher.report._section import Section
-from fastfisher.report.sections import fisher_theory, isotropy, normalization, ntk_spectrum
+from fastfisher.report.sections import fig1, fisher_theory, isotropy, normalization, ntk_spectrum
 
 __all__ = ["SECTIONS"]
 
@@ -28,5 +28,10 @@ SECTIONS: tuple[Section, ...] = (
         "isotropy",
         "Natural gradient: which approximation is as fast as the exact one",
         isotropy.build,
+    ),
+    Section(
+        "fig1",
+        "Fig. 1: learning rate and width, without and with normalisation",
+        fig1.build,
     ),
 )
