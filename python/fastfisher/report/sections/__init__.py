@@ -4,7 +4,14 @@
 from __future__ import annotations
 
 from fastfisher.report._section import Section
-from fastfisher.report.sections import fig1, fisher_theory, isotropy, normalization, ntk_spectrum
+from fastfisher.report.sections import (
+    fig1,
+    fig2,
+    fisher_theory,
+    isotropy,
+    normalization,
+    ntk_spectrum,
+)
 
 __all__ = ["SECTIONS"]
 
@@ -33,5 +40,10 @@ SECTIONS: tuple[Section, ...] = (
         "fig1",
         "Fig. 1: learning rate and width, without and with normalisation",
         fig1.build,
+    ),
+    Section(
+        "fig2",
+        "Fig. 2: online learning of very deep orthogonal networks",
+        fig2.build,
     ),
 )

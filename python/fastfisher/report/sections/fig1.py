@@ -219,7 +219,8 @@ def _scaling(context: Context, phi: str, sweep: tuple[int, ...], networks: int) 
 
 def _tops(phi: str, width: int, seeds: range) -> dict[str, Any]:
     """lambda_max of the networks of each curve (curves, networks), theory and its lower bound."""
-    tops, lines = [], []
+    tops: list[list[float]] = []
+    lines: list[tuple[float, float]] = []
     for options, outputs in CURVES.values():
         networks = [_top(phi, width, outputs, options, seed) for seed in seeds]
         tops.append([top for top, _, _ in networks])
