@@ -144,8 +144,7 @@ def plot_learning_rate_map(
 def _cells(ax: Axes, values: Any, columns: Any, rows: Any, floor: float, label: str) -> None:
     matplotlib = require("matplotlib", purpose="plotting")
     colours: Any = require("matplotlib.colors", purpose="plotting")
-    colour_map = matplotlib.colormaps["viridis"].copy()
-    colour_map.set_bad(_DIVERGED)
+    colour_map = matplotlib.colormaps["viridis"].with_extremes(bad=_DIVERGED)
     shown = np.where(np.isfinite(values), values.clip(1e-300), np.nan)
     mesh = ax.pcolormesh(
         columns,

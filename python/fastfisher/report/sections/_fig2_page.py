@@ -40,7 +40,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Column:
-    """Online learning at one depth; the loss is over that of outputs of zero."""
+    """Online learning at one depth; the loss is over that at the start."""
 
     depth: int
     loss: Floats
@@ -168,9 +168,8 @@ def _map_figure(columns: list[Column], rates: Floats, settings: dict[str, Any]) 
             rates=rates,
             theory={"theory, $2/\\lambda_{max}$": [2 / column.predicted for column in columns]},
             measured={"measured $2/\\lambda_{max}$": [2 / column.lambda_max for column in columns]},
-            floor=0.1,
+            floor=0.05,
             xlabel="depth L  (layers)",
-            label="loss after training / loss of zero outputs",
             ax=ax,
         )
 
@@ -185,7 +184,7 @@ def _map_figure(columns: list[Column], rates: Floats, settings: dict[str, Any]) 
             ),
         ),
         f"Loss of online learning, mean of the last {settings['averaged_over_the_last']} of "
-        f"{settings['steps']} samples, over the loss of outputs of zero. Hard-tanh, orthogonal "
+        f"{settings['steps']} samples, over that of the untrained network. Hard-tanh, orthogonal "
         f"weights, &sigma;<sub>w</sub> = 1, no biases, width M = {settings['width']}, "
         f"|x|<sup>2</sup>/M = {settings['input_variance']}, targets of an orthogonal linear "
         f"teacher; mean of {settings['networks']} networks. Line: theory. Circles: "

@@ -28,7 +28,8 @@ SPECTRA = (
     page.Setting("tanh", 5, 0.5),
 )
 # Width of the Cauchy kernel over lambda_max, and points of the theory's curve.
-SMOOTHING, POINTS = 2e-3, 500
+SMOOTHING, POINTS = 2e-3, 1200
+UNTRAINED = 1e-12
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _columns(context: Context, sizes: Sizes) -> list[page.Column]:
             columns.append(
                 page.Column(
                     depth=depth,
-                    loss=np.mean([point["last"] for point in points], axis=0) / (VARIANCE / 2),
+                    loss=np.mean([point["loss"] for point in points], axis=0),
                     lambda_max=float(np.mean([point["lambda_max"] for point in points])),
                     predicted=theory.conditional_lambda_max(law).lambda_max,
                 )
@@ -127,10 +128,13 @@ def _point(depth: int, sizes: Sizes, seed: int) -> dict[str, Any]:
         seed=seed,
         dtype="float32",  # the weights of all learning rates are read and written each step
     )
-    loss = online_map(weights, x, y, activation=PHI, rates=sizes.rates)
+    # First, a learning rate of nothing: the loss of the untrained network on the same samples.
+    rates = np.concatenate([[UNTRAINED], sizes.rates])
+    loss = online_map(weights, x, y, activation=PHI, rates=rates)
+    last = loss[:, -page.averaged(sizes.steps) :].mean(axis=1)
     found = _conditional(PHI, depth, np.asarray(x[0], np.float64), seed)
     return {
-        "last": loss[:, -page.averaged(sizes.steps) :].mean(axis=1),
+        "loss": last[1:] / last[0],
         "lambda_max": np.array(found.lambda_max()),
     }
 

@@ -39,9 +39,9 @@ PHI = ("tanh", "relu", "linear")
 
 def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
-    seed, quick = context.settings.seed, context.settings.quick
-    networks, repeats = (2, 1) if quick else (6, 3)
-    sweep = SWEEP[:-1] if quick else SWEEP
+    seed, pick = context.settings.seed, context.settings.pick
+    networks, repeats = pick(quick=(2, 1), default=(6, 3), full=(100, 20))
+    sweep = pick(quick=SWEEP[:-1], default=SWEEP, full=(*SWEEP, 1600))
     order = theory.order_parameters(WIDTHS, activation="tanh", **VARIANCES["tanh"])
     regression = theory.fisher_spectrum(order, samples=SAMPLES)
     with context.progress.task("Fisher matrices of random networks", networks) as tick:

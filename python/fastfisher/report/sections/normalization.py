@@ -38,8 +38,10 @@ HIDDEN_WIDTHS, HIDDEN_SAMPLES = (400, 400, 400, 1), 30
 
 def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
-    seed, quick = context.settings.seed, context.settings.quick
-    sweep, repeats = (SWEEP[:-1], 2) if quick else (SWEEP, 4)
+    seed = context.settings.seed
+    sweep, repeats = context.settings.pick(
+        quick=(SWEEP[:-1], 2), default=(SWEEP, 4), full=((*SWEEP, 800), 12)
+    )
     with context.progress.task("normalised outputs", len(PHI) * len(sweep)) as tick:
         curves = {phi: _sweep(phi, sweep, repeats, seed, tick) for phi in PHI}
     with context.progress.task("normalised hidden layers", 3) as tick:
