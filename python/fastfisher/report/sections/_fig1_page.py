@@ -87,8 +87,8 @@ def result(
             "Without normalisation the largest stable learning rate falls as the inverse of the "
             "width, on the line of theory. Subtracting the batch's mean from the outputs makes it "
             f"nearly independent of the width: at width {width} the first unstable learning rate "
-            f"is {gain:.0f} times larger. Normalising each sample over its outputs, or hidden "
-            "layers alone, does not remove the growth of the largest eigenvalue."
+            f"is {gain:.0f} times larger. Normalising each sample over its outputs, or only the "
+            "hidden layers of ReLU networks, does not remove the growth of the largest eigenvalue."
         ),
         facts=(
             Fact(
