@@ -92,7 +92,8 @@ def plot_density(
         positive = heights[heights > 0]
         if positive.size:
             # Theory's tails fall without end; one eigenvalue in a bin is the least that is seen.
-            ax.set_ylim(positive.min() / 3, 6 * positive.max())
+            peak = max([positive.max(), *(float(d.max(initial=0.0)) for _, d in lines.values())])
+            ax.set_ylim(positive.min() / 3, 12 * peak)  # room for the legend
     for key, value in (marks or {}).items():
         ax.plot(
             value,

@@ -21,6 +21,8 @@ __all__ = ["isometric_task", "online_map"]
 
 Floats = NDArray[Any]
 
+_CACHED = 2**16  # numbers
+
 
 def online_map(
     weights: Sequence[Floats],
@@ -68,7 +70,9 @@ def online_map(
     loss = np.full((etas.size, len(x)), np.inf)
     w = [copies(weight, etas.size) for weight in weights]  # (e, o, i)
     alive, factor = np.arange(etas.size), (etas / m).astype(w[0].dtype)[:, None, None]
-    scratch = np.empty_like(w[0])
+    # Updates go through a matrix or some that stay in the cache.
+    part = max(1, _CACHED // (m * m))
+    scratch = np.empty((min(part, etas.size), m, m), w[0].dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         for step, (sample, target) in enumerate(zip(x, y, strict=True)):
             h = np.broadcast_to(sample[:, None], (alive.size, m, 1))
@@ -87,14 +91,18 @@ def online_map(
                 break
             if not good.all():
                 alive, factor, signal = alive[good], factor[good], signal[good]
-                w, scratch = [weight[good] for weight in w], scratch[: alive.size]
+                for k in range(layers):  # one by one: both sets of deep networks fill the memory
+                    w[k] = w[k][good]
                 inputs, slopes = [h[good] for h in inputs], [slope[good] for slope in slopes]
             signal = factor * signal
             for k in range(layers - 1, -1, -1):
-                np.multiply(signal, np.swapaxes(inputs[k], 1, 2), out=scratch)
+                change, rows = signal, np.swapaxes(inputs[k], 1, 2)
                 if k:
                     signal = slopes[k - 1] * (np.swapaxes(w[k], 1, 2) @ signal)
-                w[k] -= scratch
+                for e in range(0, alive.size, part):
+                    some = scratch[: min(part, alive.size - e)]
+                    np.multiply(change[e : e + part], rows[e : e + part], out=some)
+                    w[k][e : e + part] -= some
             tick()
     return loss
 

@@ -140,7 +140,8 @@ def result(
 
 
 def _slope(widths: tuple[int, ...], tops: list[float]) -> float:
-    return float(np.polyfit(np.log(widths), np.log(tops), 1)[0])
+    kept = np.isfinite(tops)
+    return float(np.polyfit(np.log(widths)[kept], np.log(tops)[kept], 1)[0])
 
 
 def _draw_map(one: Map) -> Callable[[Axes], None]:
@@ -286,9 +287,10 @@ def _scaling_table(scaling: dict[str, Scaling]) -> Table:
                     f"{slope:.2f}",
                 )
             )
-    width = next(iter(scaling.values())).widths[-1]
+    widths = ", ".join(f"{phi} {one.widths[-1]}" for phi, one in scaling.items())
     return Table(
-        f"Largest eigenvalue at width {width}, and the power of the width that it grows with.",
+        f"Largest eigenvalue at the largest width ({widths}), and the power of the width that it "
+        "grows with.",
         ("network", "theory", "measured", "ratio", "lower bound", "measured power"),
         tuple(rows),
     )

@@ -54,7 +54,7 @@ def build(context: Context) -> SectionResult:
         ),
         width=pick(quick=32, default=64, full=256),
         steps=pick(quick=200, default=400, full=1000),
-        seeds=pick(quick=2, default=2, full=3),
+        seeds=2,
         rates=10.0 ** np.arange(-2.0, 1.26, pick(quick=0.125, default=0.125, full=0.125)),
     )
     columns = _columns(context, sizes)
