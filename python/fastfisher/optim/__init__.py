@@ -4,5 +4,7 @@
 from __future__ import annotations
 
 from fastfisher.optim.critical_lr import CriticalLR
+from fastfisher.optim.ngd import NGD
+from fastfisher.optim.spring import SPRING
 
-__all__ = ["CriticalLR"]
+__all__ = ["NGD", "SPRING", "CriticalLR"]
