@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fastfisher._jacobian import Jacobian
@@ -57,7 +59,7 @@ def _widths(structure: str, j: Jacobian) -> tuple[int, ...]:
     """Widths of a chain of dense layers."""
     layers = j.layers
     chain = all(type(layer) is Dense for layer in layers) and all(
-        x.out_features == y.in_features for x, y in zip(layers, layers[1:], strict=False)
+        x.out_features == y.in_features for x, y in itertools.pairwise(layers)
     )
     if not chain or layers[-1].out_features != j.n_outputs:
         raise _undefined(structure, "the model is no chain of dense layers")

@@ -70,7 +70,7 @@ def groups_of(model: torch.nn.Module, params: Groups) -> list[dict[str, Any]]:
     if not listed:
         raise ValueError("params: expected parameters or groups of them, got none")
     groups = (
-        [dict(group) for group in listed]  # type: ignore[call-overload]
+        [dict(group) for group in listed]
         if isinstance(listed[0], Mapping)
         else [{"params": listed}]
     )

@@ -25,7 +25,6 @@ from fastfisher.factors import Explicit
 
 Named = Mapping[str, torch.Tensor]
 Term = tuple[Callable[..., Any], torch.Tensor]
-Vector = torch.Tensor
 
 _CHUNK_BYTES = 1 << 26
 _BLOCK_SHARE = 4
@@ -58,15 +57,17 @@ class Rows:
         k = self.jacobian.gram(memory_limit=memory_limit)
         return np.asarray(k.reshape(rows, rows).numpy())
 
-    def push(self, v: Vector) -> torch.Tensor:
+    def push(self, v: torch.Tensor) -> torch.Tensor:
         """``J v`` (N, C)."""
         assert self.jacobian is not None
-        return (self.jacobian @ v).reshape(self.shape)  # type: ignore[no-any-return]
+        found: torch.Tensor = self.jacobian @ v
+        return found.reshape(self.shape)
 
-    def pull(self, z: torch.Tensor) -> Vector:
+    def pull(self, z: torch.Tensor) -> torch.Tensor:
         """``J^T z`` (P,) for z (N, C)."""
         assert self.jacobian is not None
-        return self.jacobian.T @ z.reshape(-1).contiguous()
+        found: torch.Tensor = self.jacobian.T @ z.reshape(-1).contiguous()
+        return found
 
 
 class Blocks(Rows):
@@ -98,7 +99,7 @@ class Blocks(Rows):
         rows = math.prod(self.shape)
         return np.asarray(k.reshape(rows, rows))
 
-    def push(self, v: Vector) -> torch.Tensor:
+    def push(self, v: torch.Tensor) -> torch.Tensor:
         """``J v``."""
         parts = [
             (self.capture.jacobian(take(self.x, span), first=span.start) @ v).reshape(
@@ -109,16 +110,14 @@ class Blocks(Rows):
         result = torch.cat(parts)
         return result - result.mean(0) if self.means else result
 
-    def pull(self, z: torch.Tensor) -> Vector:
+    def pull(self, z: torch.Tensor) -> torch.Tensor:
         """``J^T z``."""
         if self.means:
             z = z - z.mean(0)
-        result = None
+        result = z.new_zeros(sum(p.numel() for p in self.capture.model.parameters.values()))
         for span in self._spans():
             j = self.capture.jacobian(take(self.x, span), first=span.start)
-            part = j.T @ z[span].reshape(-1).contiguous()
-            result = part if result is None else result + part
-        assert result is not None
+            result += j.T @ z[span].reshape(-1).contiguous()
         return result
 
     def _spans(self) -> list[slice]:

@@ -10,26 +10,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fastfisher._fisher import fisher
 from fastfisher.capture import Capture, torch_model
 from fastfisher.capture.model import recording
 from fastfisher.errors import NonFiniteError
 from fastfisher.likelihoods import Likelihood, likelihood_of
-from fastfisher.ngd import update
-from fastfisher.ngd._dual import Dual, dual_of
 from fastfisher.optim._alpha import alpha_of
 from fastfisher.optim._options import Groups, groups_of, member, module_of, names_of, number
 from fastfisher.optim._problem import Problem
 from fastfisher.optim._rows import Rows
+from fastfisher.optim._solver import Solver
 
 __all__ = ["NGD"]
 
 _STRUCTURES = ("full", "layer", "tridiagonal", "unit", "kfac")
-_RELATIVE = {torch.float32: 1e-4, torch.float64: 1e-6}
 _TRIES = 8
 
 
-class NGD(torch.optim.Optimizer):
+class NGD(torch.optim.Optimizer):  # type: ignore[misc]
     """Exact natural gradient ``theta <- theta - lr (G + rho I)^-1 J^T e / N``, in sample space.
 
     Parameters
@@ -148,7 +145,7 @@ class NGD(torch.optim.Optimizer):
         self._captured: tuple[Any, ...] = ()
         super().__init__(groups_of(self.model, params), {"lr": rate})
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         closure: Callable[[], Any]
         | Sequence[tuple[Callable[..., Any], torch.Tensor]]
@@ -318,56 +315,3 @@ class NGD(torch.optim.Optimizer):
             self._capture = Capture(one, x, verify=self.verify)
             self._captured = key
         return self._capture
-
-
-class Solver:
-    """``(G + rho I)^-1 J^T e / N`` for one set of rows and several dampings."""
-
-    def __init__(self, optimizer: NGD, rows: Rows, size: int, problem: Problem) -> None:
-        self.of, self.rows, self.problem = optimizer, rows, problem
-        self.dual = optimizer.structure == "full" and math.prod(rows.shape) <= size
-        if rows.jacobian is None and not self.dual:
-            raise MemoryError(
-                f"memory_limit: {optimizer.memory_limit} is less than the factors of all samples, "
-                f"which structure {optimizer.structure!r} with {math.prod(rows.shape)} rows and "
-                f"{size} parameters needs"
-            )
-        self._kernel: np.ndarray[Any, Any] | None = None
-        self._system: Dual | None = None
-        self._matrix: Any = None
-
-    def __call__(self, e: torch.Tensor, factor: float) -> tuple[torch.Tensor, float]:
-        """Vector (P,) for residuals e (N, C), and the largest damping."""
-        absolute, relative = self._dampings(e.dtype)
-        if not self.dual:
-            return self._by_structure(e, absolute * factor, relative, factor)
-        outputs = self.rows.values.numpy()
-        if self._kernel is None:
-            self._kernel = self.rows.gram(self.of.memory_limit)
-        system = dual_of(
-            self._kernel, e.numpy(), likelihood=self.problem.likelihood, outputs=outputs,
-            dtype=self.of.solve_dtype,
-        )  # fmt: skip
-        rho = system.damping(absolute, relative) * factor
-        z = torch.from_numpy(system.solve(rho)).reshape(e.shape)
-        return self.rows.pull(z.to(e.dtype)), rho
-
-    def _by_structure(
-        self, e: torch.Tensor, absolute: float, relative: float | None, factor: float
-    ) -> tuple[torch.Tensor, float]:
-        if self._matrix is None:
-            self._matrix = fisher(
-                self.rows.jacobian, likelihood=self.problem.likelihood,
-                structure=self.of.structure,  # type: ignore[arg-type]
-            )  # fmt: skip
-        options = (
-            {"damping": absolute} if relative is None else {"relative_damping": relative * factor}
-        )
-        found = update(self._matrix, e, **options)  # type: ignore[arg-type]
-        return found.vector, max(found.damping.values(), default=0.0)
-
-    def _dampings(self, dtype: torch.dtype) -> tuple[float, float | None]:
-        absolute, relative = self.of.damping, self.of.relative_damping
-        if absolute is None and relative is None:
-            relative = _RELATIVE[dtype]
-        return absolute or 0.0, relative

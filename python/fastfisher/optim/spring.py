@@ -10,7 +10,8 @@ import torch
 
 from fastfisher.optim._options import number
 from fastfisher.optim._rows import Rows
-from fastfisher.optim.ngd import NGD, Solver
+from fastfisher.optim._solver import Solver
+from fastfisher.optim.ngd import NGD
 
 __all__ = ["SPRING"]
 
