@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-
-import itertools
 
 import fastfisher as ff  # noqa: E402
 from fastfisher.likelihoods import likelihood_of  # noqa: E402
