@@ -165,7 +165,8 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
                 added.append(pair[0])
             matrices.append(g)
             added.append(pair[1])
-    results: Any = iter(psd.inverse(matrices, damping=added)) if matrices else iter(())
+    found: Any = psd.inverse(matrices, damping=added) if matrices else []
+    results = iter(found)
     faults = []
     for site, groups in factors.items():
         state, inverses, wrong = states[site], [], []

@@ -119,8 +119,6 @@ class Curvature:
 
     def forget(self) -> None:
         """Forget passes whose backward pass of the loss is over: their gradients are gone."""
-        if self.collector.kind != "empirical":
-            return  # estimates do not come from gradients of the loss
         self.collector.passes = [one for one in self.collector.passes if not one.live]
         self._folded = self._error = None
 

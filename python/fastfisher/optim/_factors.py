@@ -20,6 +20,7 @@ import torch
 from fastfisher._conv import Conv
 from fastfisher._layer import Layer
 from fastfisher._lookup import Lookup
+from fastfisher.capture.model import is_recording
 from fastfisher.errors import NonFiniteError
 from fastfisher.factors import Dense, Shared
 from fastfisher.likelihoods import Likelihood
@@ -56,11 +57,8 @@ class Pass:
     records: list[Record] = field(default_factory=list)
     samples: int | None = None
     bad: str = ""
-
-    @property
-    def live(self) -> bool:
-        """Whether a backward pass came."""
-        return bool(self.bad) or any(record.g for record in self.records)
+    live: bool = False
+    """Whether a backward pass of the loss came."""
 
     @property
     def count(self) -> int:
@@ -87,7 +85,7 @@ class Collector:
     ) -> None:
         self.kind, self.likelihood, self.select = kind, likelihood, select
         self.batch_axes, self.draws, self.seed = batch_axes, draws, seed
-        self.active, self.estimates = True, 0
+        self.active, self.sampling, self.estimates = True, False, 0
         self.passes: list[Pass] = []
         self.fold: Callable[[list[Pass]], None] | None = None
         self.handles = []
@@ -120,13 +118,21 @@ class Collector:
             return
         a = args[0] if args else kwargs["input"]
         record = Record(site, module, a.detach())
-        if self.kind == "empirical":
-            output.register_hook(record.add)
-        else:
-            record.edge = torch.autograd.graph.get_gradient_edge(output)
         if not self.passes:
             self.passes.append(Pass())
-        self.passes[-1].records.append(record)
+        one = self.passes[-1]
+        one.records.append(record)
+        if self.kind != "empirical":
+            record.edge = torch.autograd.graph.get_gradient_edge(output)
+
+        def arrived(grad: torch.Tensor) -> None:
+            if self.sampling or is_recording():
+                return
+            one.live = True
+            if self.kind == "empirical":
+                record.add(grad)
+
+        output.register_hook(arrived)
 
     def end(self, returned: Any) -> None:
         """Count the samples of a pass; unless empirical run its backward pass."""
@@ -167,22 +173,26 @@ class Collector:
             root = np.stack(draws, -1) / math.sqrt(self.draws)
         self.estimates += 1
         edges = [record.edge for record in one.records]
-        for column in range(root.shape[2]):
-            cotangent = torch.from_numpy(np.ascontiguousarray(root[:, :, column]))
-            grads = torch.autograd.grad(
-                y, edges, cotangent.reshape(y.shape).to(y.dtype), retain_graph=True,
-                allow_unused=True,
-            )  # fmt: skip
-            for record, grad in zip(one.records, grads, strict=True):
-                if grad is not None:
-                    record.g.append(grad.detach())
+        self.sampling = True
+        try:
+            for column in range(root.shape[2]):
+                cotangent = torch.from_numpy(np.ascontiguousarray(root[:, :, column]))
+                grads = torch.autograd.grad(
+                    y, edges, cotangent.reshape(y.shape).to(y.dtype), retain_graph=True,
+                    allow_unused=True,
+                )  # fmt: skip
+                for record, grad in zip(one.records, grads, strict=True):
+                    if grad is not None:
+                        record.g.append(grad.detach())
+        finally:
+            self.sampling = False
         for record in one.records:
             record.edge = None
 
     def _idle(self) -> bool:
         # In a backward pass layers are called again by checkpoints only.
         inside = torch._C._current_graph_task_id() != -1
-        return not self.active or inside or not torch.is_grad_enabled()
+        return not self.active or inside or is_recording() or not torch.is_grad_enabled()
 
 
 class Hook:
@@ -302,7 +312,7 @@ def _convolution(record: Record) -> Conv:
 
 def _host(x: torch.Tensor, site: Site) -> Host:
     kind = torch.float64 if site.weight.dtype == torch.float64 else torch.float32
-    return x.to(kind).contiguous().numpy()
+    return np.asarray(x.to(kind).contiguous().numpy())
 
 
 def check_passes(passes: list[Pass]) -> None:

@@ -60,7 +60,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                     if p in found:
                         self._move(p, found[p] * clip, group)
         if before is not None and closure is not None:
-            self._judge(closure, float(loss), *before)
+            self._judge(closure, _value(loss), *before)
         self._advance()
         return loss
 
@@ -212,7 +212,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         """Compare the loss after the step with the quadratic model of it."""
         self.curvature.collector.active = False
         with torch.enable_grad():
-            now = float(closure())
+            now = _value(closure())
         moves = {p: p.detach() - kept[p] for p in kept}
         model = sum(float((moves[p].double() * slopes[p].double()).sum()) for p in slopes)
         model += 0.5 * self.damping * sum(float(d.double().square().sum()) for d in moves.values())
@@ -227,7 +227,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     def _overflowed(self) -> bool:
         """Whether a scaler found infinities."""
         found: Any = getattr(self, "found_inf", None)
-        return found is not None and float(found) > 0
+        return found is not None and bool(found > 0)
 
     def _scale(self: KFAC) -> float | None:
         """Scale of the gradients that the factors were made of, and unscale the gradients."""
@@ -255,3 +255,8 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     def _advance(self: KFAC) -> None:
         self.steps += 1
         self.curvature.drop(self._due())
+
+
+def _value(loss: Any) -> float:
+    """Read the number of a loss that a closure returned."""
+    return float(loss.detach()) if isinstance(loss, torch.Tensor) else float(loss)

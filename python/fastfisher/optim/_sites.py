@@ -98,7 +98,7 @@ def find_sites(
         bias = getattr(module, "bias", None)
         if bias is not None and (bias not in known or known[bias] in exclude):
             bias = None
-        if not reason and any(getattr(m, "bias", None) is not module.bias for _, m in uses[1:]):  # type: ignore[union-attr]
+        if not reason and any(getattr(m, "bias", None) is not module.bias for _, m in uses[1:]):
             reason = "modules that share the weight have other biases"
         if not reason and bias is not None and len(users[bias]) != len(uses):
             reason = "the bias is shared with other weights"
@@ -138,9 +138,9 @@ def _reason(
     if len({_kind(module) for _, module in uses}) > 1:
         return "modules of several kinds share the weight"
     module = uses[0][1]
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    weight: torch.Tensor = module.weight
     if isinstance(module, nn.Embedding):
-        sides = (int(weight.shape[1]),)  # the other factor is diagonal
+        sides: tuple[int, ...] = (int(weight.shape[1]),)  # the other factor is diagonal
     else:
         groups = int(getattr(module, "groups", 1))
         sides = (len(weight) // groups, math.prod(weight.shape[1:]))

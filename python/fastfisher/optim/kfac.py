@@ -127,7 +127,7 @@ class KFAC(Preconditioned):
     ...     loss = torch.nn.functional.cross_entropy(model(x), y)
     ...     loss.backward()
     ...     optimizer.step()
-    ...     losses.append(float(loss))
+    ...     losses.append(loss.item())
     >>> losses[-1] < 0.8 * losses[0]
     True
 
