@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from fastfisher.optim import EKFAC, KFAC  # noqa: E402
 from fastfisher.reference import fisher as fisher_reference  # noqa: E402
 from fastfisher.reference import ngd as reference  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+]
 
 N, RHO = 6, 0.05
 F = nn.functional
@@ -265,11 +269,11 @@ def test_intervals() -> None:
         stepped(model, optimizer, x + k)
         state = next(iter(optimizer.curvature.states.values()))
         factors.append(state.a.values()[0].copy())
-        inverses.append(state.inverses[0][0].copy())
-    assert [bool((a != b).any()) for a, b in zip(factors[:-1], factors[1:], strict=True)] == [
+        inverses.append(state.inverses[0][0].clone())
+    assert [bool((a != b).any()) for a, b in itertools.pairwise(factors)] == [
         False, True, False, True, False,
     ]  # fmt: skip
-    assert [bool((a != b).any()) for a, b in zip(inverses[:-1], inverses[1:], strict=True)] == [
+    assert [bool((a != b).any()) for a, b in itertools.pairwise(inverses)] == [
         False, False, True, False, False,
     ]  # fmt: skip
 
@@ -423,9 +427,10 @@ def test_damping_adapts() -> None:
     assert seen[4] == pytest.approx(10 * 0.95**5)
     assert seen[9] == pytest.approx(10 * 0.95**10)
     assert calls == 12
+    for _ in range(4):
+        optimizer.step()
     with pytest.raises(ValueError, match="closure: expected one"):
-        for _ in range(5):
-            optimizer.step()
+        optimizer.step()
     # Far too long steps raise the loss: it grows.
     optimizer = KFAC(model, lr=50.0, momentum=0.0, damping=1e-3, adaptive=True)
     for _ in range(5):
@@ -449,8 +454,8 @@ def test_preconditioner_of_another_optimiser() -> None:
 def test_training_is_faster_than_by_gradients() -> None:
     """A badly scaled regression: K-FAC with exact factors needs few steps."""
     torch.manual_seed(0)
-    x = torch.randn(200, 10).double() * torch.logspace(-2, 2, 10).double()
-    y = torch.tanh(x @ torch.randn(10, 2).double() / x.std(0).max())
+    z = torch.randn(200, 10).double()
+    x, y = z * torch.logspace(-2, 0, 10).double(), torch.tanh(z @ torch.randn(10, 2).double() / 3)
     losses = {}
     for name in ("kfac", "ekfac", "adam"):
         torch.manual_seed(1)
@@ -460,7 +465,7 @@ def test_training_is_faster_than_by_gradients() -> None:
         else:
             kind = KFAC if name == "kfac" else EKFAC
             optimizer = kind(
-                model, lr=0.5, momentum=0.5, damping=1e-4, kind="exact", likelihood="gaussian"
+                model, lr=0.3, momentum=0.9, damping=1e-3, kind="exact", likelihood="gaussian"
             )
         for _ in range(100):
             optimizer.zero_grad()

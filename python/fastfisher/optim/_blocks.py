@@ -82,8 +82,8 @@ class State:
 
     a: Mean = field(default_factory=Mean)
     g: Mean = field(default_factory=Mean)
-    inverses: list[tuple[Host, Host]] = field(default_factory=list)
-    bases: list[tuple[Host | None, Host]] = field(default_factory=list)
+    inverses: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    bases: list[tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=list)
     moments: Mean = field(default_factory=Mean)
 
 
@@ -179,7 +179,7 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
             other = next(results)
             wrong += [("A", why)] if why else []
             wrong += [("G", other.reason)] if other.status != "ok" else []
-            inverses.append((np.asarray(left), np.asarray(other.value)))
+            inverses.append((tensor(left), tensor(other.value)))
         if wrong:
             fallback = "last inverse" if state.inverses else "gradient"
             faults += [Fault(step, site.name, which, why, fallback) for which, why in wrong]
@@ -199,10 +199,8 @@ def times_inverses(state: State, matrices: list[torch.Tensor]) -> list[torch.Ten
     """``(G + rho)^-1 V (A + rho)^-1`` of each group."""
     result = []
     for v, (a, g) in zip(matrices, state.inverses, strict=True):
-        left = torch.from_numpy(g)
-        solved = left @ v.to(left.dtype)
-        right = torch.from_numpy(a)
-        solved = solved @ right if a.ndim == 2 else solved * right
+        solved = g @ v.to(g.dtype)
+        solved = solved @ a if a.ndim == 2 else solved * a
         result.append(solved.to(v.dtype))
     return result
 
@@ -221,37 +219,35 @@ def quadratic(state: State, matrices: list[torch.Tensor]) -> float:
 def saved(state: State) -> dict[str, Any]:
     """State as tensors."""
     return {
-        "a": _saved_mean(state.a),
-        "g": _saved_mean(state.g),
-        "moments": _saved_mean(state.moments),
-        "inverses": [[_tensor(x) for x in pair] for pair in state.inverses],
-        "bases": [[_tensor(x) for x in pair] for pair in state.bases],
+        "a": saved_mean(state.a),
+        "g": saved_mean(state.g),
+        "moments": saved_mean(state.moments),
+        "inverses": [[x.clone() for x in pair] for pair in state.inverses],
+        "bases": [[None if x is None else x.clone() for x in pair] for pair in state.bases],
     }
 
 
 def restored(given: dict[str, Any]) -> State:
     """State of what `saved` made."""
     return State(
-        _restored_mean(given["a"]),
-        _restored_mean(given["g"]),
-        [(_array(a), _array(g)) for a, g in given["inverses"]],
-        [(None if a is None else _array(a), _array(g)) for a, g in given["bases"]],
-        _restored_mean(given["moments"]),
+        restored_mean(given["a"]),
+        restored_mean(given["g"]),
+        [(a.clone(), g.clone()) for a, g in given["inverses"]],
+        [(None if a is None else a.clone(), g.clone()) for a, g in given["bases"]],
+        restored_mean(given["moments"]),
     )
 
 
-def _saved_mean(mean: Mean) -> dict[str, Any]:
-    return {"sums": [_tensor(x) for x in mean.sums], "weight": mean.weight}
+def tensor(x: Host) -> torch.Tensor:
+    """Copy of an array in memory of torch: products round alike only if it is aligned alike."""
+    return torch.from_numpy(np.ascontiguousarray(x)).clone()
 
 
-def _restored_mean(given: dict[str, Any]) -> Mean:
-    return Mean([_array(x) for x in given["sums"]], float(given["weight"]))
+def saved_mean(mean: Mean) -> dict[str, Any]:
+    """Give a mean as tensors."""
+    return {"sums": [tensor(x) for x in mean.sums], "weight": mean.weight}
 
 
-def _tensor(x: Host | None) -> torch.Tensor | None:
-    # In the order of the original: products of another order round otherwise.
-    return None if x is None else torch.from_numpy(np.array(x, order="K"))
-
-
-def _array(x: torch.Tensor) -> Host:
-    return np.array(x.numpy(), order="K")
+def restored_mean(given: dict[str, Any]) -> Mean:
+    """Mean of what `saved_mean` made."""
+    return Mean([x.clone().numpy() for x in given["sums"]], float(given["weight"]))

@@ -6,10 +6,11 @@ from __future__ import annotations
 import weakref
 
 import numpy as np
+import torch
 
 from fastfisher._layer import Layer
 from fastfisher.errors import NonFiniteError
-from fastfisher.optim._blocks import State, combined, estimate
+from fastfisher.optim._blocks import Mean, State, combined, estimate
 from fastfisher.optim._factors import Collector, Pass, check_passes
 from fastfisher.optim._sites import Site
 from fastfisher.structures.kfac import Block
@@ -34,6 +35,7 @@ class Curvature:
         self.decay, self.sharing, self.mean = decay, sharing, mean
         self.joined = keep_records or sharing == "reduce"
         self.states: dict[Site, State] = {}
+        self.seconds: dict[torch.Tensor, Mean] = {}
         self.samples = 1
         self._folded: tuple[dict[Site, list[Block]], int] | None = None
         self._error: Exception | None = None

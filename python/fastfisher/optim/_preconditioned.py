@@ -166,18 +166,14 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         assert p.grad is not None
         if self.others == "gradient":
             return p.grad.detach()
-        state = self.state[p]
-        if self._due() or "second" not in state:
+        second = self.curvature.seconds.setdefault(p, Mean())
+        if self._due() or not second.sums:
             # In the terms of the factors: N times the square of the mean gradient.
             square = p.grad.detach().double().square()
             square *= self.curvature.samples if self.curvature.mean else 1
-            mean = Mean([state["second"].numpy()] if "second" in state else [], 0.0)
-            mean.weight = state.get("second_weight", 0.0)
-            mean.add([np.asarray(square.numpy())], self.curvature.decay)
-            state["second"] = torch.from_numpy(mean.sums[0])
-            state["second_weight"] = mean.weight
-        second = state["second"].double() / state["second_weight"]
-        return (p.grad.detach().double() / (second + self.damping)).to(p.dtype)
+            second.add([np.asarray(square.numpy())], self.curvature.decay)
+        curved = torch.from_numpy(second.values()[0]) + self.damping
+        return (p.grad.detach().double() / curved).to(p.dtype)
 
     def _clip(self: KFAC, found: Directions) -> float:
         if self.kl_clip is None:

@@ -10,7 +10,7 @@ import torch
 
 from fastfisher import psd
 from fastfisher._jacobian import Jacobian
-from fastfisher.optim._blocks import Fault, State
+from fastfisher.optim._blocks import Fault, State, tensor
 from fastfisher.optim._sites import Site
 from fastfisher.optim.kfac import KFAC
 from fastfisher.structures._weights import weights
@@ -82,12 +82,11 @@ class EKFAC(KFAC):
     def _solved(self, site: Site, state: State, v: list[torch.Tensor]) -> list[torch.Tensor]:
         result = []
         for one, (q_a, q_g), s in zip(v, state.bases, state.moments.values(), strict=True):
-            left, right = torch.from_numpy(q_g), None if q_a is None else torch.from_numpy(q_a)
-            inside = left.T @ one.to(left.dtype)
-            inside = inside if right is None else inside @ right
-            inside = (inside.double() / (torch.from_numpy(s) + self.damping)).to(left.dtype)
-            inside = left @ inside
-            result.append((inside if right is None else inside @ right.T).to(one.dtype))
+            inside = q_g.T @ one.to(q_g.dtype)
+            inside = inside if q_a is None else inside @ q_a
+            inside = (inside.double() / (torch.from_numpy(s) + self.damping)).to(q_g.dtype)
+            inside = q_g @ inside
+            result.append((inside if q_a is None else inside @ q_a.T).to(one.dtype))
         return result
 
 
@@ -96,7 +95,8 @@ def _squares(layers: list[Any], state: State, scale: float) -> list[Host]:
     totals: list[Host] = []
     for layer in layers:
         for k, weight in enumerate(weights(Jacobian((layer,)))):
-            q_a, q_g = state.bases[k]
+            q_a, q_g = (None if q is None else q.numpy() for q in state.bases[k])
+            assert q_g is not None
             block: Any = weight  # only its place is asked for
             found = scale * _moments(weight, block, q_a, q_g)
             if k < len(totals):
@@ -116,17 +116,17 @@ def _new_bases(states: dict[Site, State], step: int) -> list[Fault]:
     found = iter(results)
     faults = []
     for site, state in states.items():
-        bases: list[tuple[Host | None, Host]] = []
+        bases: list[tuple[torch.Tensor | None, torch.Tensor]] = []
         wrong = []
         for a in state.a.values():
-            left: Host | None = None
+            left: torch.Tensor | None = None
             if a.ndim == 2:
                 one = next(found)
-                left = np.asarray(one.vectors)
+                left = tensor(one.vectors)
                 wrong += [("A", one.reason)] if one.status == "failed" else []
             other = next(found)
             wrong += [("G", other.reason)] if other.status == "failed" else []
-            bases.append((left, np.asarray(other.vectors)))
+            bases.append((left, tensor(other.vectors)))
         if wrong:
             fallback = "last inverse" if state.bases else "gradient"
             faults += [Fault(step, site.name, which, why, fallback) for which, why in wrong]
@@ -140,10 +140,13 @@ def _new_bases(states: dict[Site, State], step: int) -> list[Fault]:
     return faults
 
 
-def _moved(s: Host, old: tuple[Host | None, Host], new: tuple[Host | None, Host]) -> Host:
+def _moved(
+    s: Host,
+    old: tuple[torch.Tensor | None, torch.Tensor],
+    new: tuple[torch.Tensor | None, torch.Tensor],
+) -> Host:
     """Diagonal in the new basis of the matrix with the diagonal `s` in the old one."""
-    turn = np.square(new[1].T.astype(np.float64) @ old[1])
-    s = turn @ s
-    if old[0] is None or new[0] is None:
-        return np.asarray(s)
-    return np.asarray(s @ np.square(old[0].T.astype(np.float64) @ new[0]))
+    moved = (new[1].T.double() @ old[1].double()).square() @ torch.from_numpy(s)
+    if old[0] is not None and new[0] is not None:
+        moved = moved @ (old[0].T.double() @ new[0].double()).square()
+    return np.asarray(moved.numpy())

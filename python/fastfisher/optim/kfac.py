@@ -11,7 +11,16 @@ import torch
 
 from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.optim._adapt import DampingRule
-from fastfisher.optim._blocks import Fault, State, invert, restored, saved, times_inverses
+from fastfisher.optim._blocks import (
+    Fault,
+    State,
+    invert,
+    restored,
+    restored_mean,
+    saved,
+    saved_mean,
+    times_inverses,
+)
 from fastfisher.optim._curvature import Curvature
 from fastfisher.optim._factors import Collector
 from fastfisher.optim._options import Groups, count, groups_of, member, module_of, names_of, number
@@ -226,6 +235,7 @@ class KFAC(Preconditioned):
 
     def state_dict(self) -> dict[str, Any]:
         """State of torch's optimisers, and factors, inverses, damping and counts of this one."""
+        names = {p: name for name, p in self.model.named_parameters()}
         own = {
             "type": type(self).__name__,
             "steps": self.steps,
@@ -234,6 +244,7 @@ class KFAC(Preconditioned):
             "estimates": self.curvature.collector.estimates,
             "samples": self.curvature.samples,
             "sites": {site.names[0]: saved(one) for site, one in self.curvature.states.items()},
+            "seconds": {names[p]: saved_mean(one) for p, one in self.curvature.seconds.items()},
         }
         return {**super().state_dict(), "kfac": own}
 
@@ -252,6 +263,10 @@ class KFAC(Preconditioned):
         self.rule.damping = float(own["damping"])
         self.curvature.collector.estimates = int(own["estimates"])
         self.curvature.samples = int(own["samples"])
+        named = dict(self.model.named_parameters())
+        self.curvature.seconds = {
+            named[name]: restored_mean(one) for name, one in own["seconds"].items()
+        }
         self.curvature.states = {sites[name]: restored(one) for name, one in own["sites"].items()}
         self.curvature.drop(self._due())
 
