@@ -17,11 +17,11 @@ import torch
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import memory_bytes
 from fastfisher._parameters import Parameters
-from fastfisher._sample_map import SampleMap
 from fastfisher.capture import Capture, check_inputs, kernel
 from fastfisher.capture.model import all_finite, samples_of, take
 from fastfisher.errors import NonFiniteError
 from fastfisher.factors import Explicit
+from fastfisher.ngd._update import centred_rows
 
 Named = Mapping[str, torch.Tensor]
 Term = tuple[Callable[..., Any], torch.Tensor]
@@ -46,8 +46,7 @@ class Rows:
     def centred(self) -> Rows:
         """Rows with their mean over the samples removed."""
         assert self.jacobian is not None
-        map_ = SampleMap.mean(self.values.to(self.jacobian.layers[0].g.dtype))
-        j = Jacobian(self.jacobian.layers, self.jacobian.outputs, map_, self.jacobian.parameters)
+        j = centred_rows(self.jacobian)
         return Rows(j, self.values, factored=self.factored)
 
     def gram(self, memory_limit: int | str | None) -> np.ndarray[Any, Any]:
