@@ -18,6 +18,7 @@ from fastfisher.likelihoods import likelihood_of  # noqa: E402
 from fastfisher.optim import NGD, SPRING  # noqa: E402
 from fastfisher.reference import fisher as fisher_reference  # noqa: E402
 from fastfisher.reference import ngd as reference  # noqa: E402
+from test_theory_6_training import predictor  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -566,7 +567,7 @@ def test_mistakes_of_a_step() -> None:
         NGD(torch.nn.Sequential(model, torch.nn.Dropout(0.5))).step(x=x, y=y)
 
 
-def test_training_follows_theory() -> None:
+def test_T6_6_training_follows_theory() -> None:
     """T6.6, reduced: the loss of a wide network falls by (1 - c)^2 a step, for every structure."""
     for structure, tolerance in (("full", 0.1), ("layer", 0.1), ("tridiagonal", 0.15)):
         torch.manual_seed(3)
@@ -583,3 +584,46 @@ def test_training_follows_theory() -> None:
         losses = [float(optimizer.step(x=x, y=y)) for _ in range(5)]
         assert losses[4] / losses[0] == pytest.approx(0.5**8, rel=4 * tolerance)
         assert losses[1] / losses[0] == pytest.approx(0.25, rel=tolerance)
+
+
+class Wide(torch.nn.Module):
+    """ReLU network of depth 3 in NTK parameterisation, sigma_w2 = 2, without biases."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = (50, width, width, 1)
+        generator = torch.Generator().manual_seed(4)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(i, o, bias=False, dtype=torch.float64)
+            for i, o in itertools.pairwise(widths)
+        )
+        for layer in self.layers:
+            torch.nn.init.normal_(layer.weight, generator=generator)
+
+    def forward(self, x: Any) -> Any:
+        for k, layer in enumerate(self.layers):
+            x = layer((x if k == 0 else x.relu()) * (2 / layer.in_features) ** 0.5)
+        return x
+
+
+@pytest.mark.parametrize("structure", ["full", "layer"])
+def test_T6_7_wider_networks_are_closer(structure: str) -> None:
+    """Reduced: the change at other samples tends to kernel regression with the analytic kernel."""
+    rng = np.random.default_rng(1000)
+    x, z = rng.standard_normal((40, 50)), rng.standard_normal((100, 50))
+    y = np.tanh(x @ rng.standard_normal(50) / 50**0.5)[:, None]
+    alpha, r = predictor(x, z, structure)
+    errors = []
+    for width in (256, 2048):
+        model = Wide(width)
+        inputs, others = torch.from_numpy(x), torch.from_numpy(z)
+        with torch.no_grad():
+            e, f = model(inputs).numpy() - y, model(others).numpy()
+        optimizer = NGD(model, c=0.5, structure=structure, relative_damping=1e-9)
+        for _ in range(4):
+            optimizer.step(x=inputs, y=torch.from_numpy(y))
+        assert optimizer.last["alpha"] == alpha
+        expected = -(1 - 0.5**4) / alpha * r @ e
+        got = model(others).detach().numpy() - f
+        errors.append(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+    assert errors[1] < 0.7 * errors[0]
