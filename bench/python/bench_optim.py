@@ -36,11 +36,13 @@ F = torch.nn.functional
 
 
 def say(**line: Any) -> None:
+    """Print one JSON line."""
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Load images (1797, 64) and labels."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -49,6 +51,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def network(kind: str) -> torch.nn.Module:
+    """Build a classifier, always from the same seed."""
     torch.manual_seed(0)
     nn = torch.nn
     if kind == "mlp":
@@ -88,10 +91,12 @@ def trained(
 
 
 def reached(curve: list[tuple[int, float, float]], target: float) -> tuple[int, float] | None:
+    """Find step and seconds of the first loss at the target."""
     return next(((s, t) for s, t, loss in curve if loss <= target), None)
 
 
 def bench_digits() -> None:
+    """Compare K-FAC with tuned Adam."""
     for kind in ("mlp", "cnn"):
         adams = {
             lr: trained(kind, lambda m, lr=lr: torch.optim.Adam(m.parameters(), lr=lr), decay=True)
@@ -132,11 +137,13 @@ class Ansatz(torch.nn.Module):
         ).double()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute u (n, 1)."""
         edge = x[:, :1] * (1 - x[:, :1]) * x[:, 1:] * (1 - x[:, 1:])
         return edge * self.net(x)
 
 
 def source(x: torch.Tensor) -> torch.Tensor:
+    """Evaluate minus the right-hand side at points (..., 2)."""
     return 2 * math.pi**2 * (math.pi * x).sin().prod(-1)
 
 
@@ -156,6 +163,7 @@ def batched(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def error(model: torch.nn.Module) -> float:
+    """Measure the relative L2 error."""
     t = torch.linspace(0, 1, 50).double()
     grid = torch.cartesian_prod(t, t)
     truth = (math.pi * grid).sin().prod(-1)
@@ -199,6 +207,7 @@ def runs(x: torch.Tensor) -> Iterator[tuple[str, torch.nn.Module, Callable[[], A
 
 
 def bench_poisson(budget: float) -> None:
+    """Give each optimiser the same seconds."""
     x = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)).double()
     for name, model, step in runs(x):
         start, steps, passed, best = time.perf_counter(), 0, None, math.inf
@@ -216,6 +225,7 @@ def bench_poisson(budget: float) -> None:
 
 
 def main() -> None:
+    """Run the parts that are asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=["digits", "poisson"])
     parser.add_argument("--seconds", type=float, default=20.0)
