@@ -150,6 +150,21 @@ def test_nan_never_enters_the_means(cls: Any, kind: str, where: str) -> None:
         assert np.isfinite(flat(model)).all()
 
 
+def test_factors_beyond_float32_do_not_enter_the_means() -> None:
+    """Inputs so large that their squares overflow: they are finite, their factor is not."""
+    model, (x, y) = nn.Linear(4, 3), batch(dtype=torch.float32)
+    optimizer = KFAC(model, on_nonfinite="skip", momentum=0.0)
+    train(model, optimizer, x, y)
+    kept = means(optimizer)
+    before = flat(model)
+    train(model, optimizer, x * 1e25, y)
+    assert optimizer.skipped == 1
+    assert same(means(optimizer), kept)
+    assert np.array_equal(flat(model), before)
+    with pytest.raises(ff.errors.NonFiniteError, match="infinity in its activation factor"):
+        train(model, KFAC(model), x * 1e25, y)
+
+
 def test_nan_and_preconditioning() -> None:
     model, (x, y) = network(), batch()
     kfac = KFAC(model, on_nonfinite="skip")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fastfisher.optim._factors import Collector, Pass, check_passes
 from fastfisher.optim._sites import Site
 from fastfisher.structures.kfac import Block
 
+Host = np.ndarray[Any, Any]
 Estimate = tuple[dict[Site, list[Block]], dict[Site, list[Layer]], int]
 
 
@@ -90,17 +92,18 @@ class Curvature:
         scale = self.scale(samples) * gain
         factors = {
             site: (
-                [block.a for block in own],
-                [block.g * block.g.dtype.type(scale) for block in own],
+                [_as(one.a, site) for one in own],
+                [_as(one.g * one.g.dtype.type(scale), site) for one in own],
             )
             for site, own in blocks.items()
         }
-        for site, (_, g) in factors.items():
-            if not all(np.isfinite(x).all() for x in g):
-                raise NonFiniteError(
-                    f"layer {site.name!r}: expected finite numbers, got infinity in its gradient "
-                    "factor"
-                )
+        for site, pair in factors.items():
+            for which, arrays in zip(("activation", "gradient"), pair, strict=True):
+                if not all(np.isfinite(x).all() for x in arrays):
+                    raise NonFiniteError(
+                        f"layer {site.name!r}: expected finite numbers, got infinity in its "
+                        f"{which} factor"
+                    )
         self.samples = max(1, samples)
         for site, (a, g) in factors.items():
             state = self.states.setdefault(site, State())
@@ -132,3 +135,10 @@ class Curvature:
             blocks = combined(self._folded[0], blocks, self.sharing)
             samples += self._folded[1]
         return blocks, layers, samples
+
+
+def _as(x: Host, site: Site) -> Host:
+    """Factor in the dtype of the running means; what is beyond its range becomes infinite."""
+    kind = np.float64 if site.weight.dtype == torch.float64 else np.float32
+    with np.errstate(over="ignore"):
+        return np.asarray(x, kind)
