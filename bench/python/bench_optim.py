@@ -30,7 +30,7 @@ import torch
 import fastfisher as ff
 import fastfisher.optim
 
-ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
+ADAM = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 KFAC = (0.1, 0.3, 1.0)
 EPOCHS, BATCH = 20, 256
 F = torch.nn.functional
