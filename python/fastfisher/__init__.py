@@ -21,6 +21,7 @@ from fastfisher import (
     models,
     ngd,
     psd,
+    regression,
     theory,
 )
 from fastfisher._conv import Conv
@@ -59,6 +60,7 @@ __all__ = [
     "ngd",
     "ntk",
     "psd",
+    "regression",
     "theory",
 ]
 
