@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastfisher.theory._checks import Floats
 from fastfisher.theory.gaussian import pair_overlap, same_overlaps
 
-__all__ = ["Layer", "pair_layers", "single_layers"]
+__all__ = ["Layer", "pair_layers", "recursion", "single_layers", "single_recursion"]
 
 _NEAR = 1e-4  # 1 - |cos| below which a rounded cosine costs more than 1e-14 of the angle
 _AT_ONCE = 1 << 21  # components of differences held at a time, 16 MiB
@@ -54,23 +55,10 @@ def pair_layers(
     if y is None:  # symmetric bit for bit, and the diagonal that of one sample
         covariance = (covariance + covariance.T) / 2
         np.fill_diagonal(covariance, variances[0])
-    if activation == "relu":
-        angle = _angles(x, other, w, b)
-        yield from _relu(overlap, covariance, angle, variances, depth, w, b)
-        return
-    for layer in range(depth):
-        if layer + 1 == depth:
-            yield Layer(overlap, covariance, None)
-            return
-        own = [same_overlaps(activation, a) for a in variances]
-        value, slope = pair_overlap(activation, variances[0][:, None], variances[1], covariance)
-        if y is None:
-            np.fill_diagonal(value, own[0][0])
-            np.fill_diagonal(slope, own[0][1])
-        yield Layer(overlap, covariance, slope)
-        overlap = value
-        covariance = w * value + b
-        variances = [w * h + b for h, _ in own]
+    angle = _angles(x, other, w, b) if activation == "relu" else None
+    sides = (variances[0][:, None], variances[1])
+    start = (overlap, covariance, angle)
+    yield from recursion(start, sides, depth=depth, activation=activation, w=w, b=b, same=y is None)
 
 
 def single_layers(x: Floats, *, depth: int, activation: str, w: float, b: float) -> Iterator[Layer]:
@@ -79,6 +67,14 @@ def single_layers(x: Floats, *, depth: int, activation: str, w: float, b: float)
     if not np.isfinite(overlap).all():
         index = int(np.argmin(np.isfinite(overlap)))
         raise ValueError(f"x: sample {index} is too large, its square overflows")
+    return single_recursion(overlap, depth=depth, activation=activation, w=w, b=b)
+
+
+def single_recursion(
+    overlap: Floats, *, depth: int, activation: str, w: ArrayLike, b: ArrayLike
+) -> Iterator[Layer]:
+    """Layers from mean squares of samples, entry by entry."""
+    w, b = np.asarray(w, np.float64), np.asarray(b, np.float64)
     for layer in range(depth):
         variance = w * overlap + b
         if layer + 1 == depth:
@@ -89,33 +85,60 @@ def single_layers(x: Floats, *, depth: int, activation: str, w: float, b: float)
         overlap = value
 
 
-def _relu(
-    overlap: Floats,
-    covariance: Floats,
-    angle: Floats,
-    variances: list[Floats],
+def recursion(
+    start: tuple[Floats, Floats, Floats | None],
+    variances: tuple[Floats, Floats],
+    *,
     depth: int,
-    w: float,
-    b: float,
+    activation: str,
+    w: ArrayLike,
+    b: ArrayLike,
+    same: bool = False,
 ) -> Iterator[Layer]:
+    """Layers from the overlap, covariance and (for relu) angle of the first; entry by entry.
+
+    Variances of both sides broadcast to the covariance, and so do w and b. With `same` the
+    diagonal pairs equal samples.
+    """
+    overlap, covariance, angle = start
+    w, b = np.asarray(w, np.float64), np.asarray(b, np.float64)
     for layer in range(depth):
         if layer + 1 == depth:
             yield Layer(overlap, covariance, None)
             return
-        yield Layer(overlap, covariance, (np.pi - angle) / (2 * np.pi))
-        halves = [a / 2 for a in variances]  # E[phi^2]
-        roots = [np.sqrt(h) for h in halves]
-        scale = roots[0][:, None] * roots[1]
-        overlap = scale / np.pi * (np.sin(angle) + (np.pi - angle) * np.cos(angle))
+        left, right = variances
+        own = [same_overlaps(activation, left)]
+        own.append(own[0] if right is left else same_overlaps(activation, right))
+        if angle is not None:
+            yield Layer(overlap, covariance, (np.pi - angle) / (2 * np.pi))
+            halves = (own[0][0], own[1][0])
+            overlap, angle = _relu(angle, halves, w, b)
+        else:
+            value, slope = pair_overlap(activation, *variances, covariance)
+            if same:
+                np.fill_diagonal(value, own[0][0])
+                np.fill_diagonal(slope, own[0][1])
+            yield Layer(overlap, covariance, slope)
+            overlap = value
         covariance = w * overlap + b
-        variances = [w * h + b for h in halves]
-        largest = np.sqrt(variances[0])[:, None] * np.sqrt(variances[1])
-        # largest - covariance, without the cancellation between them
-        gap = w * b * np.square(roots[0][:, None] - roots[1])
-        gap /= np.maximum(largest + w * scale + b, np.finfo(np.float64).tiny)
-        gap += w * scale * _deficit(angle)
-        half = np.divide(gap, 2 * largest, out=np.sin(angle / 2) ** 2, where=largest > 0)
-        angle = 2 * np.arcsin(np.sqrt(half.clip(0, 1)))
+        following = w * own[0][0] + b
+        variances = (following, following if right is left else w * own[1][0] + b)
+
+
+def _relu(
+    angle: Floats, halves: tuple[Floats, Floats], w: Floats, b: Floats
+) -> tuple[Floats, Floats]:
+    """E[phi phi] of samples at that angle with E[phi^2] = halves, and the next layer's angle."""
+    roots = [np.sqrt(h) for h in halves]
+    scale = roots[0] * roots[1]
+    overlap = scale / np.pi * (np.sin(angle) + (np.pi - angle) * np.cos(angle))
+    largest = np.sqrt(w * halves[0] + b) * np.sqrt(w * halves[1] + b)
+    # largest - covariance, without the cancellation between them
+    gap = w * b * np.square(roots[0] - roots[1])
+    tiny = np.finfo(np.float64).tiny
+    gap = gap / np.maximum(largest + w * scale + b, tiny) + w * scale * _deficit(angle)
+    half = np.where(largest > 0, gap / np.maximum(2 * largest, tiny), np.sin(angle / 2) ** 2)
+    return overlap, 2 * np.arcsin(np.sqrt(half.clip(0, 1)))
 
 
 def _deficit(angle: Floats) -> Floats:

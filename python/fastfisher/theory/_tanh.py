@@ -32,9 +32,6 @@ _ROUNDING = 5e-15  # of what is left out: less is not known to be left
 _BLOCK = 16  # terms at a time
 _RANGE = 12.0  # e^{-z^2 / 4} is 2e-16 there
 
-_NODES = np.linspace(-10.0, 10.0, 401)
-_WEIGHTS = np.exp(-_NODES * _NODES / 2)
-_WEIGHTS /= _WEIGHTS.sum()
 _STEEP = 5.0  # standard deviation from which nodes go with u, not with z = u / s
 _ARGUMENTS = np.arange(0.0, 20.0, 0.1)
 
@@ -44,15 +41,20 @@ def one(a: Floats) -> tuple[Floats, Floats, Floats]:
     flat = np.sqrt(a).ravel()
     results = np.empty((3, flat.size))
     steep = flat > _STEEP
-    t = np.tanh(flat[~steep, None] * _NODES)
+    gentle = flat[~steep]
+    step = 0.2 / max(1.0, float(gentle.max(initial=0.0)))
+    z = np.arange(0.0, 10.0, step)
+    weights = np.exp(-z * z / 2) * (2 * step / math.sqrt(2 * math.pi))
+    weights[0] /= 2
+    t = np.tanh(gentle[:, None] * z)
     slope = 1 - t * t
-    results[:, ~steep] = (t * t) @ _WEIGHTS, slope**2 @ _WEIGHTS, slope**4 @ _WEIGHTS
+    results[:, ~steep] = (t * t) @ weights, slope**2 @ weights, slope**4 @ weights
     # tanh' lives on |u| < 20 however wide u is.
     s = flat[steep, None]
-    weights = np.exp(-np.square(_ARGUMENTS / s) / 2) * (0.2 / math.sqrt(2 * math.pi)) / s
-    weights[:, 0] /= 2
+    narrow = np.exp(-np.square(_ARGUMENTS / s) / 2) * (0.2 / math.sqrt(2 * math.pi)) / s
+    narrow[:, 0] /= 2
     slope = 1 / np.cosh(_ARGUMENTS) ** 2
-    results[:, steep] = 1 - weights @ slope, weights @ slope**2, weights @ slope**4
+    results[:, steep] = 1 - narrow @ slope, narrow @ slope**2, narrow @ slope**4
     value, second, fourth = (r.reshape(a.shape) for r in results)
     return value, second, fourth
 
@@ -65,21 +67,23 @@ def two(a1: Floats, a2: Floats, c: Floats) -> tuple[Floats, Floats]:
     widest = max(float(sides[0].max()), float(sides[1].max()), 1.0)
     step = 0.2 / widest
     z = np.arange(step, _RANGE, step)
+    if a1 is a2:
+        sides = sides[:1]
     values = [np.tanh(s.reshape(-1, 1) * z) / s.reshape(-1, 1) for s in sides]
-    left_out = [one(a)[1] for a in (a1, a2)]
+    left_out = [one(a)[1] for a in (a1, a2)[: len(sides)]]
     total, slope = np.zeros(c.shape), np.zeros(c.shape)
     square, power = np.square(c), np.ones(c.shape)  # power = c^{k-1}
     for first, functions in _blocks(z, step):
         r = [(functions @ v.T).reshape(-1, *s.shape) for v, s in zip(values, sides, strict=True)]
         for index in range(_BLOCK):
             k = first + 2 * index
-            term = r[0][index] * r[1][index] * power
+            term = r[0][index] * r[-1][index] * power
             total += term
             slope += k * term
             power *= square
             left_out = [rest - k * p[index] ** 2 for rest, p in zip(left_out, r, strict=True)]
         # The sum of k r_k^2 over later k, and |c|^{k-1} at most what it is now.
-        bound = np.sqrt(left_out[0].clip(_ROUNDING) * left_out[1].clip(_ROUNDING)) * power
+        bound = np.sqrt(left_out[0].clip(_ROUNDING) * left_out[-1].clip(_ROUNDING)) * power
         if float(bound.max()) < _ERROR:
             break
     return total * c * np.sqrt(a1) * np.sqrt(a2), slope
