@@ -25,6 +25,7 @@ from fastfisher.theory.gaussian import pair_overlap, same_overlaps
 __all__ = ["Layer", "pair_layers", "recursion", "single_layers", "single_recursion"]
 
 _NEAR = 1e-4  # 1 - |cos| below which a rounded cosine costs more than 1e-14 of the angle
+_STILL = 16 * float(np.finfo(np.float64).eps)
 _AT_ONCE = 1 << 21  # components of differences held at a time, 16 MiB
 
 
@@ -102,6 +103,7 @@ def recursion(
     """
     overlap, covariance, angle = start
     w, b = np.asarray(w, np.float64), np.asarray(b, np.float64)
+    series = _Series()
     for layer in range(depth):
         if layer + 1 == depth:
             yield Layer(overlap, covariance, None)
@@ -114,7 +116,10 @@ def recursion(
             halves = (own[0][0], own[1][0])
             overlap, angle = _relu(angle, halves, w, b)
         else:
-            value, slope = pair_overlap(activation, *variances, covariance)
+            if activation == "tanh" and right is left:
+                value, slope = series(left, covariance)
+            else:
+                value, slope = pair_overlap(activation, left, right, covariance)
             if same:
                 np.fill_diagonal(value, own[0][0])
                 np.fill_diagonal(slope, own[0][1])
@@ -123,6 +128,31 @@ def recursion(
         covariance = w * overlap + b
         following = w * own[0][0] + b
         variances = (following, following if right is left else w * own[1][0] + b)
+
+
+class _Series:
+    """Averages of tanh in deep networks: only where a layer's input still differs from before.
+
+    Most networks of a sweep reach their fixed point in some ten layers, to rounding.
+    """
+
+    def __init__(self) -> None:
+        self.kept: tuple[Floats, Floats, Floats, Floats] | None = None
+
+    def __call__(self, variance: Floats, covariance: Floats) -> tuple[Floats, Floats]:
+        if self.kept is None:
+            found = pair_overlap("tanh", variance, variance, covariance)
+            # Arrays of their own, also of single numbers: they are written to below.
+            value, slope = (np.array(values) for values in found)
+            self.kept = (np.array(variance), np.array(covariance), value, slope)
+            return found
+        tolerance = _STILL * variance
+        moved = np.abs(variance - self.kept[0]) > tolerance
+        moved |= np.abs(covariance - self.kept[1]) > tolerance
+        a, b = np.asarray(variance)[moved], np.asarray(covariance)[moved]
+        for kept, new in zip(self.kept, (a, b, *pair_overlap("tanh", a, a, b)), strict=True):
+            kept[moved] = new
+        return self.kept[2].copy(), self.kept[3].copy()
 
 
 def _relu(
