@@ -7,11 +7,12 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fastfisher import cli
 from fastfisher.cli import _bench, _console, _report
-from fastfisher.report import _render
+from fastfisher.report import SECTIONS, _render, _section
 
 ROW = {
     "op": "gram",
@@ -75,6 +76,9 @@ def test_help(command, capsys):
         ["report", "--activation", "gelu"],
         ["report", "--seed", "-1"],
         ["report", "--samples", "many"],
+        ["report", "--only", "isotropy,fig99"],
+        ["report", "--only", ""],
+        ["report", "--quick", "--full"],
     ],
     ids=" ".join,
 )
@@ -173,12 +177,13 @@ def test_plain_table_aligns(monkeypatch, capsys):
     [
         ([], (1024, 1024)),
         (["--quick"], (256, 256)),
+        (["--full"], (2048, 2048)),
         (["--widths", "32,16"], (32, 16)),
         (["--widths", "64,32,16,10"], (32, 16)),
         (["--widths", "64,10"], ()),
         (["--data", "mnist", "--widths", "784,20,10"], (20,)),
     ],
-    ids=["default", "quick", "hidden", "all", "no hidden", "mnist"],
+    ids=["default", "quick", "full", "hidden", "all", "no hidden", "mnist"],
 )
 def test_widths_are_hidden_ones_or_all(words, hidden):
     settings = _report._settings(cli._parser().parse_args(["report", *words]))
@@ -194,6 +199,54 @@ def test_the_printed_command_repeats_the_settings(activation):
     assert _report._settings(cli._parser().parse_args(again[1:])) == settings
 
 
+@pytest.mark.parametrize("grid", [[], ["--quick"], ["--full"]], ids=["default", "quick", "full"])
+def test_the_printed_command_repeats_grid_and_sections(grid):
+    words = ["report", *grid, "--only", "isotropy,ntk-spectrum,isotropy"]
+    arguments = cli._parser().parse_args(words)
+    assert arguments.only == ("isotropy", "ntk-spectrum")
+    command = _report._command(_report._settings(arguments), arguments.out, arguments.only)
+    again = cli._parser().parse_args(shlex.split(command)[1:])
+    assert again.only == arguments.only
+    assert _report._settings(again) == _report._settings(arguments)
+
+
+def test_report_lists_its_sections(capsys):
+    assert cli.main(["report", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [section.id for section in SECTIONS]
+    assert cli.main(["report", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == SECTIONS[0].id
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--only", "fig99"])
+    error = capsys.readouterr().err
+    assert "got 'fig99'" in error
+    assert all(section.id in error for section in SECTIONS)
+
+
+def test_report_of_one_section_goes_on_after_an_interruption(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("rich")
+
+    def build(context):
+        point = context.point("a", lambda: {"x": np.ones(2)})
+        if broken:
+            raise KeyboardInterrupt
+        return _section.SectionResult("s", (), (), {}, {"x": point["x"].tolist()}, headline="done")
+
+    section = _section.Section("mine", "Mine", build)
+    monkeypatch.setattr(_report, "chosen", lambda only: (section,) if only else SECTIONS)
+    out = tmp_path / "out"
+    words = ["report", "--full", "--samples", "20", "--only", "isotropy", "--out", str(out)]
+    broken = True
+    assert cli.main(words) == 130
+    assert "the same command goes on from" in capsys.readouterr().err
+    broken = False
+    assert cli.main(words) == 0
+    assert "done" in capsys.readouterr().out
+    assert "--full --only isotropy" in json.loads((out / "results.json").read_text())["command"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_report_end_to_end(tmp_path, capsys, monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("rich")
@@ -201,6 +254,7 @@ def test_report_end_to_end(tmp_path, capsys, monkeypatch):
     # test_report draws the real pictures
     monkeypatch.setattr(_render, "picture", lambda plot, *, dark=False: b"PNG")
     words = ["report", "--quick", "--samples", "20", "--widths", "64", "--out", "new report"]
+    words += ["--only", "ntk-spectrum"]
     assert cli.main([*words, "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["data"]["samples"] == 20

@@ -24,7 +24,7 @@ from fastfisher.report._machine import check_memory
 from fastfisher.report.data import _balanced, load
 from fastfisher.report.sections import ntk_spectrum
 
-SMALL = Settings(hidden=(256, 256), samples=40, steps=4, quick=True)
+SMALL = Settings(hidden=(256, 256), samples=40, steps=4, grid="quick")
 ACTIVATIONS = ["relu", "tanh", "erf", "linear", "hard-tanh"]
 
 

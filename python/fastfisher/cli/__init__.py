@@ -44,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
+        kept = _report.kept(arguments) if arguments.command == "report" else None
         _complain(
-            "interrupted; nothing was left behind"
+            f"interrupted; the same command goes on from {kept}"
+            if kept is not None
+            else "interrupted; nothing was left behind"
             if arguments.command == "report"
             else "interrupted"
         )

@@ -6,11 +6,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from fastfisher._extras import require
+from fastfisher.report._section import Tick
 
 __all__ = ["Bars", "print_json", "print_line", "print_table"]
 
@@ -96,6 +97,8 @@ class Bars:
             progress.BarColumn(bar_width=28),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=console.Console(stderr=True),
         )
 
@@ -109,9 +112,13 @@ class Bars:
         self._bars.stop()
 
     @contextmanager
-    def task(self, description: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    def task(self, description: str, total: int | None = None) -> Iterator[Tick]:
         """Show one task; the block is given a function to call after each step."""
         task = self._bars.add_task(description, total=total)
-        yield lambda: self._bars.advance(task)
+
+        def tick(steps: int = 1) -> None:
+            self._bars.advance(task, steps)
+
+        yield tick
         steps = total or 1
         self._bars.update(task, total=steps, completed=steps)

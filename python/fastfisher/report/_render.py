@@ -14,7 +14,9 @@ from fastfisher.report._section import Plot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["page", "picture", "picture_data"]
+__all__ = ["page", "picture", "picture_bytes", "picture_data"]
+
+_URI = "data:image/png;base64,"
 
 _COMMON = {
     "font.size": 11.0,
@@ -58,7 +60,12 @@ def picture(plot: Plot, *, dark: bool = False) -> bytes:
 
 def picture_data(png: bytes) -> str:
     """Turn a PNG into a data URI, so that the page is one file."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return _URI + base64.b64encode(png).decode("ascii")
+
+
+def picture_bytes(data: str) -> bytes:
+    """Turn what `picture_data` returned back into a PNG."""
+    return base64.b64decode(data.removeprefix(_URI))
 
 
 def page(**values: Any) -> str:
