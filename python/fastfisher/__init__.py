@@ -11,7 +11,18 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
-from fastfisher import diagnostics, errors, layouts, likelihoods, linalg, models, ngd, psd, theory
+from fastfisher import (
+    augment,
+    diagnostics,
+    errors,
+    layouts,
+    likelihoods,
+    linalg,
+    models,
+    ngd,
+    psd,
+    theory,
+)
 from fastfisher._conv import Conv
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._gram import gram
@@ -35,6 +46,7 @@ __all__ = [
     "Separable",
     "Shared",
     "__version__",
+    "augment",
     "diagnostics",
     "errors",
     "fisher",
