@@ -85,12 +85,12 @@ def test_select_refuses(losses, options, error, match):
 
 def test_mix_changes_the_chosen_samples_only(xp):
     x = xp.array(np.arange(24.0).reshape(4, 3, 2))
-    before = np.array(x)
+    before = np.asarray(x).copy()
     mixed = augment.mix(x, np.array([True, False, True, False]), lambda part: -part)
     assert isinstance(mixed, xp.kind())
-    np.testing.assert_array_equal(np.array(mixed)[[0, 2]], -before[[0, 2]])
-    np.testing.assert_array_equal(np.array(mixed)[[1, 3]], before[[1, 3]])
-    np.testing.assert_array_equal(np.array(x), before)
+    np.testing.assert_array_equal(np.asarray(mixed)[[0, 2]], -before[[0, 2]])
+    np.testing.assert_array_equal(np.asarray(mixed)[[1, 3]], before[[1, 3]])
+    np.testing.assert_array_equal(np.asarray(x), before)
 
 
 def test_mix_of_none_and_of_all():
@@ -334,7 +334,9 @@ def test_averaged_kernel_refuses():
 
 def descent_setting():
     rng = np.random.default_rng(3)
-    z = rng.standard_normal((5 * 4 + 6, 8))  # 5 samples, 3 copies, 6 other points
+    x = rng.standard_normal((5, 8))
+    copies = np.tile(x, (3, 1)) + 0.1 * rng.standard_normal((15, 8))
+    z = np.vstack([x, copies, rng.standard_normal((6, 8))])
     theta = ff.kernels.ntk(z, depth=3, sigma_b2=0.1)
     return theta, rng.standard_normal((26, 2)), rng.standard_normal((5, 2))
 

@@ -344,7 +344,7 @@ def test_noise_adds_its_loss_to_random_networks(activation):
         added.append((after - mlp(x) ** 2).sum(1).mean() / 2)
     error = np.std(added) / np.sqrt(len(added))
     assert abs(np.mean(added) - expected.total) < 4 * error
-    assert error < 0.05 * expected.gradient
+    assert error < 0.1 * expected.gradient
     # The two parts: the trace of the input metric, and what second derivatives take back.
     trace = theory.metric_spectrum(order, samples=50).trace
     assert expected.gradient == pytest.approx(sigma**2 / 2 * trace, rel=1e-12)
