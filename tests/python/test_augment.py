@@ -335,7 +335,7 @@ def test_averaged_kernel_refuses():
 def descent_setting():
     rng = np.random.default_rng(3)
     x = rng.standard_normal((5, 8))
-    copies = np.tile(x, (3, 1)) + 0.1 * rng.standard_normal((15, 8))
+    copies = np.tile(x, (3, 1)) + 0.03 * rng.standard_normal((15, 8))
     z = np.vstack([x, copies, rng.standard_normal((6, 8))])
     theta = ff.kernels.ntk(z, depth=3, sigma_b2=0.1)
     return theta, rng.standard_normal((26, 2)), rng.standard_normal((5, 2))
