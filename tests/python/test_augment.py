@@ -338,23 +338,25 @@ def descent_setting():
     copies = np.tile(x, (3, 1)) + 0.03 * rng.standard_normal((15, 8))
     z = np.vstack([x, copies, rng.standard_normal((6, 8))])
     theta = ff.kernels.ntk(z, depth=3, sigma_b2=0.1)
-    return theta, rng.standard_normal((26, 2)), rng.standard_normal((5, 2))
+    w, v = np.linalg.eigh(ff.kernels.nngp(z, depth=3, sigma_b2=0.1))
+    f0 = v * np.sqrt(w.clip(0)) @ rng.standard_normal((26, 2))
+    return theta, f0, rng.standard_normal((5, 2))
 
 
 def test_descent_at_its_ends_is_plain_descent():
     theta, f0, y = descent_setting()
-    none = augment.self_paced_descent(theta[:, :20], f0, y, lr=1.0, steps=9, threshold=INF)
+    none = augment.self_paced_descent(theta[:, :20], f0, y, lr=0.3, steps=9, threshold=INF)
     copies = np.tile([[2], [0], [1]], (3, 5))
     every = augment.self_paced_descent(
-        theta[:, :20], f0, y, lr=1.0, steps=9, threshold=0, copies=copies
+        theta[:, :20], f0, y, lr=0.3, steps=9, threshold=0, copies=copies
     )
     plain = augmented = f0
     for step in range(9):
         used = 5 * (1 + copies[step]) + np.arange(5)
         np.testing.assert_array_equal(none.outputs[step], plain)
         np.testing.assert_array_equal(every.outputs[step], augmented)
-        plain = plain - 1.0 / 5 * (theta[:, :5] @ (plain[:5] - y))
-        augmented = augmented - 1.0 / 5 * (theta[:, used] @ (augmented[used] - y))
+        plain = plain - 0.3 / 5 * (theta[:, :5] @ (plain[:5] - y))
+        augmented = augmented - 0.3 / 5 * (theta[:, used] @ (augmented[used] - y))
     assert none.counts.tolist() == [0] * 9
     assert every.fractions.tolist() == [1.0] * 9
     np.testing.assert_array_equal(every.copies, copies)
@@ -364,19 +366,19 @@ def test_descent_at_its_ends_is_plain_descent():
 
 def test_descent_is_that_without_augmentation_once_no_loss_is_above():
     theta, f0, y = descent_setting()
-    run = augment.self_paced_descent(theta[:, :20], f0, y, lr=1.0, steps=300, threshold=0.05)
+    run = augment.self_paced_descent(theta[:, :20], f0, y, lr=0.3, steps=300, threshold=0.05)
     end = int(np.flatnonzero(run.counts)[-1]) + 1
     assert run.counts[0] > 0
     assert 0 < end < 300
     rest = augment.self_paced_descent(
-        theta[:, :20], run.outputs[end], y, lr=1.0, steps=300 - end, threshold=INF
+        theta[:, :20], run.outputs[end], y, lr=0.3, steps=300 - end, threshold=INF
     )
     np.testing.assert_array_equal(rest.outputs, run.outputs[end:])
 
 
 def test_descent_draws_copies_by_seed_and_takes_one_output():
     theta, f0, y = descent_setting()
-    options = {"lr": 1.0, "steps": 4, "quantile": 0.5}
+    options = {"lr": 0.3, "steps": 4, "quantile": 0.5}
     one, two, other = (
         augment.self_paced_descent(theta[:, :20], f0[:, 0], y[:, 0], **options, seed=seed)
         for seed in (1, 1, 2)
@@ -386,7 +388,7 @@ def test_descent_draws_copies_by_seed_and_takes_one_output():
     assert set(np.unique(one.copies)) <= {0, 1, 2}
     assert one.outputs.shape == (5, 26, 1)
     assert one.counts.tolist() == [3] * 4
-    still = augment.self_paced_descent(theta[:, :20], f0, y, lr=1.0, steps=0, threshold=1)
+    still = augment.self_paced_descent(theta[:, :20], f0, y, lr=0.3, steps=0, threshold=1)
     assert still.outputs.shape == (1, 26, 2)
     assert still.chosen.shape == (0, 5)
 
@@ -411,7 +413,7 @@ def test_descent_draws_copies_by_seed_and_takes_one_output():
 )
 def test_descent_refuses(change, error, match):
     theta, f0, y = descent_setting()
-    given = {"kernel": theta[:, :20], "f0": f0, "y": y, "lr": 1.0, "steps": 3, "threshold": 1.0}
+    given = {"kernel": theta[:, :20], "f0": f0, "y": y, "lr": 0.3, "steps": 3, "threshold": 1.0}
     given.update(change)
     arrays = (given.pop("kernel"), given.pop("f0"), given.pop("y"))
     with pytest.raises(error, match=match):
