@@ -4,7 +4,13 @@
 from __future__ import annotations
 
 from fastfisher.report._section import Section
-from fastfisher.report.sections import fisher_theory, isotropy, normalization, ntk_spectrum
+from fastfisher.report.sections import (
+    augmentation,
+    fisher_theory,
+    isotropy,
+    normalization,
+    ntk_spectrum,
+)
 
 __all__ = ["SECTIONS"]
 
@@ -28,5 +34,10 @@ SECTIONS: tuple[Section, ...] = (
         "isotropy",
         "Natural gradient: which approximation is as fast as the exact one",
         isotropy.build,
+    ),
+    Section(
+        "augmentation",
+        "Data augmentation: spectrum, and self-paced on few digits",
+        augmentation.build,
     ),
 )
