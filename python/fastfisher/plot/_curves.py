@@ -36,7 +36,7 @@ def plot_curves(
     x : array, shape (n,)
         Places, for instance steps.
     measured : mapping of str to array, shape (n,)
-        Curves by name.
+        Curves by name; NaN where nothing was measured.
     predicted : mapping of str to array, shape (n,), optional
         Lines by name, in the colours of the marks.
     xlabel, label : str
@@ -79,9 +79,11 @@ def plot_curves(
     ax = axes_or_new(ax)
     colours = palette()
     cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.faint)
-    shown = np.unique(np.linspace(0, places.size - 1, min(marks, places.size)).round().astype(int))
     for index, (name, curve) in enumerate(points.items()):
         colour = cycle[index % len(cycle)]
+        known = np.flatnonzero(np.isfinite(curve))
+        at = np.linspace(0, known.size - 1, min(marks, known.size)).round().astype(int)
+        shown = known[np.unique(at)]
         if name in lines:
             ax.plot(places, lines[name], "--", color=colour, linewidth=1.3, zorder=1)
         ax.plot(

@@ -77,8 +77,8 @@ def plot_posterior(
         raise ValueError(f"deviation: expected numbers >= 0, got {spread.min():g}")
     ax = axes_or_new(ax)
     colours = palette()
-    band = {"color": colours.main, "linewidth": 0}
-    ax.fill_between(places, centre - 2 * spread, centre + 2 * spread, alpha=0.22, **band)
+    low, high = centre - 2 * spread, centre + 2 * spread
+    ax.fill_between(places, low, high, alpha=0.22, color=colours.main, linewidth=0)
     ax.plot(places, centre, "-", color=colours.main, linewidth=1.5, label=f"{name}, mean ± 2 std")
     if measured is not None:
         runs = finite_array(measured, "measured", 2)

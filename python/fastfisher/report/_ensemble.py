@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -44,8 +45,9 @@ class Ensemble:
         self.bias_scale = float(np.sqrt(sigma_b2))
         self.scales = [float(np.sqrt(sigma_w2 / width)) for width in widths[:-1]]
         self.dtype = dtype
-        self.weights = [np.empty((len(seeds), o, i), dtype) for i, o in _pairs(widths)]
-        self.biases = [np.empty((len(seeds), 1, o), dtype) for _, o in _pairs(widths)]
+        sizes = list(itertools.pairwise(widths))
+        self.weights = [np.empty((len(seeds), o, i), dtype) for i, o in sizes]
+        self.biases = [np.empty((len(seeds), 1, o), dtype) for _, o in sizes]
         for k, seed in enumerate(seeds):
             one = MLP(
                 widths,
@@ -60,11 +62,11 @@ class Ensemble:
                 self.biases[layer][k] = one.parameters[f"{layer}.bias"]
 
     def __call__(self, x: Floats) -> Floats:
-        """Outputs (k, n, c), float64, for inputs (n, d) of all, or (k, n, d)."""
+        """Compute outputs (k, n, c), float64, for inputs (n, d) of all, or (k, n, d)."""
         return self._forward(x)[1].astype(np.float64)
 
     def features(self, x: Floats) -> Floats:
-        """What enters the last layer, with its scales and the bias: (k, n, M + 1), float64."""
+        """Return what enters the last layer, scales and bias included: (k, n, M + 1), float64."""
         last = self._forward(x)[0][-1].astype(np.float64) * self.scales[-1]
         bias = np.full((*last.shape[:2], 1), self.bias_scale)
         return np.concatenate([last, bias], axis=2)
@@ -94,7 +96,3 @@ class Ensemble:
                 slopes.append(self.activation.slope(u, value))
                 inputs.append(value)
         return inputs, u, slopes
-
-
-def _pairs(widths: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(widths[:-1], widths[1:], strict=True))

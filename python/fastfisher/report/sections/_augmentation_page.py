@@ -44,7 +44,7 @@ def level_values(spectrum: Mapping[str, Floats]) -> dict[str, Any]:
 
 def _worst(values: dict[str, Any]) -> float:
     levels = values["levels"].values()
-    return max(abs(one["measured"] / one["predicted"] - 1) for one in levels)
+    return float(max(abs(one["measured"] / one["predicted"] - 1) for one in levels))
 
 
 def _last(values: dict[str, Any], name: str) -> float:
@@ -57,7 +57,7 @@ def _far(values: dict[str, Any]) -> float:
         (values["training"][f"{m} loss"], values["training"][f"{m} loss predicted"])
         for m in METHODS
     )
-    return float(max(np.abs(np.array(a) / np.array(b) - 1).max() for a, b in pairs))
+    return float(max(np.nanmax(np.abs(np.array(a) / np.array(b) - 1)) for a, b in pairs))
 
 
 def summary(values: dict[str, Any]) -> str:

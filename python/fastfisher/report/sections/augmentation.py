@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ PER_CLASS, TEST, VARIANTS = 5, 500, 16
 DEGREES, SHIFT = 15.0, 0.09  # largest rotation, and shift as a share of the image's side
 THRESHOLD = 0.03
 KIND: dict[str, Any] = {"activation": "relu", **VARIANCES["relu"]}
+LOOKS = 21  # steps at which the networks see the test images
 METHODS = {"none": float("inf"), "all": 0.0, "self-paced": THRESHOLD}
 
 
@@ -120,7 +121,7 @@ def _network(widths: tuple[int, ...], seed: int, k: int) -> dict[str, Floats]:
     x = rng.standard_normal((SAMPLES, widths[0]))
     noise = rng.standard_normal((COPIES, *x.shape))
     copies = ((x + NOISE * noise) / np.sqrt(1 + NOISE**2)).reshape(-1, widths[0])
-    mlp = MLP(widths, activation=ACTIVATION, seed=seed + k, **VARIANCES[ACTIVATION])
+    mlp = MLP(widths, activation=cast(Any, ACTIVATION), seed=seed + k, **VARIANCES[ACTIVATION])
     return {
         "plain": eigenvalues(dual(mlp.jacobian(x))),
         "augmented": eigenvalues(dual(mlp.jacobian(copies))),
@@ -209,11 +210,14 @@ def _training(
     # at zero as in the kernel.
     nets = Ensemble([seed] * len(METHODS), (x.shape[1], width, width, c), **KIND)
     start = nets(points)[0]
-    loss, accuracy, counts = [], [], []
+    loss, accuracy = np.full((2, steps + 1, len(METHODS)), np.nan)
+    looks = set(np.linspace(0, steps, LOOKS).round().astype(int).tolist())
+    counts = []
     for step in range(steps + 1):
-        f = nets(z) - start[known:]
-        loss.append(_losses(f, targets).mean(1))
-        accuracy.append((f.argmax(2) == labels).mean(1))
+        if step in looks:
+            f = nets(z) - start[known:]
+            loss[step] = _losses(f, targets).mean(1)
+            accuracy[step] = (f.argmax(2) == labels).mean(1)
         if step == steps:
             break
         own = _losses(nets(x) - start[:n], y)
@@ -225,8 +229,8 @@ def _training(
         nets.step(points[used], y + start[used], lr)
         tick()
     for k, name in enumerate(METHODS):
-        found[f"{name} loss"] = np.array(loss)[:, k]
-        found[f"{name} accuracy"] = np.array(accuracy)[:, k]
+        found[f"{name} loss"] = loss[:, k]
+        found[f"{name} accuracy"] = accuracy[:, k]
         found[f"{name} count"] = np.array(counts)[:, k]
     return found
 
