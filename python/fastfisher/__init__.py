@@ -22,6 +22,7 @@ from fastfisher import (
     models,
     ngd,
     psd,
+    regression,
     theory,
 )
 from fastfisher._conv import Conv
@@ -61,6 +62,7 @@ __all__ = [
     "ngd",
     "ntk",
     "psd",
+    "regression",
     "theory",
 ]
 
