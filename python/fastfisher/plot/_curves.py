@@ -26,7 +26,7 @@ def plot_curves(
     xlabel: str = "step",
     label: str = "loss",
     scale: Literal["linear", "log"] = "linear",
-    marks: int = 20,
+    marks: int = 25,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw marks for measured curves, at some of their points, and dashed lines for theory.

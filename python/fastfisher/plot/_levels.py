@@ -72,7 +72,16 @@ def plot_levels(
         colour = cycle[index % len(cycle)]
         rank = np.arange(1, values.size + 1)
         if name in lines:
-            ax.plot(rank, lines[name], "-", color=colour, linewidth=1.2, zorder=1)
+            # Steps, so that no slanted line joins two levels.
+            ax.plot(
+                rank,
+                lines[name],
+                "-",
+                drawstyle="steps-mid",
+                color=colour,
+                linewidth=1.2,
+                zorder=1,
+            )
         shown = np.unique(np.geomspace(1, values.size, min(marks, values.size)).round().astype(int))
         ax.plot(
             rank[shown - 1],

@@ -40,4 +40,9 @@ SECTIONS: tuple[Section, ...] = (
         "Data augmentation: spectrum, and self-paced on few digits",
         augmentation.build,
     ),
+    Section(
+        "gp",
+        "Gaussian processes of wide networks: predictions and their spread",
+        gp.build,
+    ),
 )

@@ -131,7 +131,6 @@ def blocks(
             {method: runs[f"{method} loss"] for method in METHODS},
             predicted={method: runs[f"{method} loss predicted"] for method in METHODS},
             label="test loss  (output²)",
-            scale="log",
             ax=ax,
         )
 
