@@ -7,6 +7,7 @@ from fastfisher.report._section import Section
 from fastfisher.report.sections import (
     augmentation,
     fisher_theory,
+    gp,
     isotropy,
     normalization,
     ntk_spectrum,

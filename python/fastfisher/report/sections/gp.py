@@ -117,7 +117,7 @@ def _theory(
     )
     descent = regression.gradient_descent(train.ntk, cross.ntk)
     lr = 1 / float(np.max(descent.values))
-    nngp = {"kernel": train.nngp, "cross": cross.nngp, "prior": prior.nngp}
+    nngp: dict[str, Any] = {"kernel": train.nngp, "cross": cross.nngp, "prior": prior.nngp}
     return lr, {
         "nngp": regression.posterior(train.nngp, cross.nngp, prior.nngp, y),
         "early": regression.ensemble(descent, y, lr=lr, steps=early, **nngp),
@@ -137,7 +137,7 @@ def _networks(
     late: int,
     tick: Tick,
 ) -> Mapping[str, Floats]:
-    """Outputs (k, m) of networks at the places z, for each law."""
+    """Compute outputs (k, m) of networks at the places z, for each law."""
     widths, n = (1, width, width, 1), len(x)
     points = np.vstack([x, z])
     nets = Ensemble(seeds, widths, **KIND)
@@ -165,7 +165,7 @@ def _interpolated(f: Floats, kernel: Floats, y: Floats) -> Floats:
 
 
 def _tangent_draw(widths: tuple[int, ...], seed: int, points: Floats) -> tuple[Floats, Floats]:
-    """A random function with the network's own tangent kernel as covariance, and that kernel."""
+    """Draw a function with the network's own tangent kernel as covariance; and that kernel."""
     mlp = MLP(widths, parameterization="ntk", seed=seed, **cast(Any, KIND))
     jacobian = mlp.jacobian(points)
     theta = np.asarray(jacobian.gram()).reshape(len(points), -1)
@@ -224,7 +224,7 @@ def _blocks(
                 ax=ax,
             )
             # One scale for all four, with room for the legend.
-            ax.set_ylim(*limits)
+            ax.set_ylim(lowest - 0.6, highest + 2.0)
             ax.legend(frameon=False, loc="upper center", fontsize="small")
 
         return drawn
@@ -237,8 +237,8 @@ def _blocks(
         Text(
             "Two kernels decide. The NNGP kernel K is the covariance of the outputs at random "
             "parameters; the tangent kernel &Theta; says how training moves them. If only the last "
-            "layer learns, an ensemble of networks has the law of Bayesian inference with the prior "
-            "K. If all layers learn by gradient descent for t steps, f = f<sub>0</sub> &minus; "
+            "layer learns, an ensemble of networks has the law of Bayesian inference with the "
+            "prior K. If all layers learn by gradient descent for t steps, f = f<sub>0</sub> &minus; "
             "R<sub>t</sub> (f<sub>0</sub> &minus; y), R<sub>t</sub> = &Theta;<sub>*</sub> "
             "&Theta;<sup>&minus;1</sup> [I &minus; (I &minus; &eta;&Theta;/N)<sup>t</sup>], from a "
             "start of covariance K. &Theta; as the covariance of a prior is a third law, not that "
