@@ -204,10 +204,8 @@ def _blocks(
     times: dict[str, int],
     networks: int,
 ) -> tuple[Text | Figure | Table, ...]:
-    every = [
-        np.concatenate([law.mean - 2 * law.std, law.mean + 2 * law.std]) for law in theory.values()
-    ]
-    limits = (min(map(np.min, every)) - 0.6, max(map(np.max, every)) + 2.0)
+    lowest = min(float((law.mean - 2 * law.std).min()) for law in theory.values())
+    highest = max(float((law.mean + 2 * law.std).max()) for law in theory.values())
 
     def draw(name: str, measured: str) -> Callable[[Axes], None]:
         def drawn(ax: Axes) -> None:
@@ -238,8 +236,8 @@ def _blocks(
             "Two kernels decide. The NNGP kernel K is the covariance of the outputs at random "
             "parameters; the tangent kernel &Theta; says how training moves them. If only the last "
             "layer learns, an ensemble of networks has the law of Bayesian inference with the "
-            "prior K. If all layers learn by gradient descent for t steps, f = f<sub>0</sub> &minus; "
-            "R<sub>t</sub> (f<sub>0</sub> &minus; y), R<sub>t</sub> = &Theta;<sub>*</sub> "
+            "prior K. If all layers learn by gradient descent for t steps, "
+            "f = f<sub>0</sub> &minus; R<sub>t</sub> (f<sub>0</sub> &minus; y), R<sub>t</sub> = &Theta;<sub>*</sub> "
             "&Theta;<sup>&minus;1</sup> [I &minus; (I &minus; &eta;&Theta;/N)<sup>t</sup>], from a "
             "start of covariance K. &Theta; as the covariance of a prior is a third law, not that "
             "of an ensemble."
