@@ -78,7 +78,9 @@ def plot_curves(
         raise ValueError(f"marks: expected an integer of at least 1, got {marks}")
     ax = axes_or_new(ax)
     colours = palette()
-    cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.faint)
+    # Third the colour of the text: black on a light page, white on a dark one.
+    text = ax.xaxis.label.get_color()
+    cycle = (colours.main, colours.accent, text, colours.warm[0], colours.faint)
     for index, (name, curve) in enumerate(points.items()):
         colour = cycle[index % len(cycle)]
         known = np.flatnonzero(np.isfinite(curve))

@@ -67,7 +67,9 @@ def plot_levels(
             raise ValueError(f"{name}: expected {points[name].size} values, got {line.size}")
     ax = axes_or_new(ax)
     colours = palette()
-    cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.faint)
+    # Third the colour of the text: black on a light page, white on a dark one.
+    text = ax.xaxis.label.get_color()
+    cycle = (colours.main, colours.accent, text, colours.warm[0], colours.faint)
     for index, (name, values) in enumerate(points.items()):
         colour = cycle[index % len(cycle)]
         rank = np.arange(1, values.size + 1)

@@ -238,8 +238,9 @@ def _blocks(
             "layer learns, an ensemble of networks has the law of Bayesian inference with the "
             "prior K. If all layers learn by gradient descent for t steps, "
             "f = f<sub>0</sub> &minus; R<sub>t</sub> (f<sub>0</sub> &minus; y), R<sub>t</sub> = "
-            "&Theta;<sub>*</sub> &Theta;<sup>&minus;1</sup> [I &minus; (I &minus; &eta;&Theta;/N)<sup>t</sup>], from a "
-            "start of covariance K. &Theta; as the covariance of a prior is a third law, not that "
+            "&Theta;<sub>*</sub> &Theta;<sup>&minus;1</sup> "
+            "[I &minus; (I &minus; &eta;&Theta;/N)<sup>t</sup>], from a start of covariance K. "
+            "&Theta; as the covariance of a prior is a third law, not that "
             "of an ensemble."
         ),
         Figure(
