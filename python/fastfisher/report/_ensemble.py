@@ -61,9 +61,9 @@ class Ensemble:
                 self.weights[layer][k] = one.parameters[f"{layer}.weight"]
                 self.biases[layer][k] = one.parameters[f"{layer}.bias"]
 
-    def __call__(self, x: Floats) -> Floats:
-        """Compute outputs (k, n, c), float64, for inputs (n, d) of all, or (k, n, d)."""
-        return self._forward(x)[1].astype(np.float64)
+    def __call__(self, x: Floats, which: slice = slice(None)) -> Floats:
+        """Compute outputs (k, n, c), float64, for inputs (n, d), or (k, n, d), of some networks."""
+        return self._forward(x, which)[1].astype(np.float64)
 
     def features(self, x: Floats) -> Floats:
         """Return what enters the last layer, scales and bias included: (k, n, M + 1), float64."""
@@ -84,13 +84,15 @@ class Ensemble:
             if below is not None:
                 signal = below * slopes[layer - 1]
 
-    def _forward(self, x: Floats) -> tuple[list[Floats], Floats, list[Floats]]:
+    def _forward(
+        self, x: Floats, which: slice = slice(None)
+    ) -> tuple[list[Floats], Floats, list[Floats]]:
         inputs, slopes = [np.asarray(x, self.dtype)], []
         for layer in range(self.layers):
-            weight = self.weights[layer].swapaxes(1, 2)
+            weight = self.weights[layer][which].swapaxes(1, 2)
             u = inputs[-1] @ weight
             u *= self.scales[layer]
-            u += self.bias_scale * self.biases[layer]
+            u += self.bias_scale * self.biases[layer][which]
             if layer < self.layers - 1:
                 value = self.activation.value(u)
                 slopes.append(self.activation.slope(u, value))
