@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +70,8 @@ def fisher(
     reduction : "mean" | "sum"
         With or without the 1 / N.
     weight_sharing : "expand" | "reduce"
-        How "kfac" and "ekfac" treat weights used at several positions.
+        How "kfac" and "ekfac" treat weights used at several positions; tables of embeddings have
+        one input a position and are the same either way.
     samples, seed : int
         Labels drawn for each sample, and the seed, for ``kind="mc"``.
     select, params, verify
@@ -111,7 +113,9 @@ def fisher(
         raise ValueError(f"kind: expected 'exact', 'mc' or 'empirical', got {kind!r}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-    if kind == "mc" and (isinstance(samples, bool) or int(samples) != samples or samples < 1):
+    if kind == "mc" and (
+        isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1
+    ):
         raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
 
     recipe = Recipe(chosen, kind, samples, seed, select, params, verify)

@@ -162,7 +162,7 @@ class Fisher:
         A full matrix is decomposed through the Gram matrix of its rows where that is smaller and
         cheaper than products, ``lambda`` the same and the vectors pulled back by ``J^T``.
         """
-        start = None if v0 is None else self._columns(v0)[0]
+        start = None if v0 is None else self._columns(v0, "v0")[0]
         if isinstance(self.structure, Coupled) and self.structure.title == "full":
             from fastfisher._fisher_eigsh import full_eigsh
 
@@ -260,20 +260,24 @@ class Fisher:
         assert self.rows is not None
         return self.rows.parameter_shapes
 
-    def _columns(self, v: Array) -> tuple[Host, bool]:
+    def _columns(self, v: Array, name: str = "v") -> tuple[Host, bool]:
         """Vectors of the caller as columns (P, k), and whether it is one vector."""
         # scipy's iterations hand over numpy's arrays whatever the model is made of.
-        if library(v, "v") not in ("numpy", library(self.like)):
-            raise TypeError(f"v: expected library {library(self.like)}, got {library(v)}")
+        if library(v, name) not in ("numpy", library(self.like)):
+            raise TypeError(f"{name}: expected library {library(self.like)}, got {library(v)}")
         if dtype_name(v) != str(self.dtype):
-            raise TypeError(f"v: expected dtype {self.dtype}, got dtype {dtype_name(v)}")
+            raise TypeError(f"{name}: expected dtype {self.dtype}, got dtype {dtype_name(v)}")
         size = self.shape[0]
         if len(v.shape) not in (1, 2) or v.shape[0] != size:
-            raise ValueError(f"v: expected shape ({size},) or ({size}, k), got {tuple(v.shape)}")
+            raise ValueError(
+                f"{name}: expected shape ({size},) or ({size}, k), got {tuple(v.shape)}"
+            )
         host = to_numpy(v)
         if not np.isfinite(host).all():
             where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
-            raise NonFiniteError(f"v: expected finite numbers, got {host[where]} at index {where}")
+            raise NonFiniteError(
+                f"{name}: expected finite numbers, got {host[where]} at index {where}"
+            )
         return (host[:, None], True) if host.ndim == 1 else (host, False)
 
     def _out(self, host: Host, one: bool, v: Array | None = None) -> Array:

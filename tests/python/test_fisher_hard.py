@@ -160,6 +160,8 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
         "labels from 0 to 1",
     ),
     ({"kind": "mc", "samples": 0}, ValueError, "samples: expected"),
+    ({"kind": "mc", "samples": 2.0}, ValueError, "samples: expected"),
+    ({"structure": ("block", "2")}, ValueError, "with an integer b >= 1"),
     ({"structure": "kfac", "weight_sharing": "none"}, ValueError, "weight_sharing: expected"),
     ({"x": np.zeros((5, 4))}, ValueError, "x: expected None with a Jacobian"),
 ]
@@ -176,6 +178,8 @@ def test_mistakes_of_methods() -> None:
     v = np.ones(F.shape[0])
     with pytest.raises(ValueError, match="v: expected shape"):
         F @ v[1:]
+    with pytest.raises(ValueError, match="v0: expected shape"):
+        F.eigsh(2, v0=v[1:])
     with pytest.raises(TypeError, match="dtype float64"):
         F @ v.astype(np.float32)
     with pytest.raises(ff.errors.NonFiniteError, match=r"v: expected finite .* index \(3,\)"):

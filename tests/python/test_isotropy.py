@@ -115,8 +115,15 @@ def test_mistakes() -> None:
         ({"threshold": -1.0}, "threshold"),
         ({"relative_damping": -1.0}, "relative_damping"),
         ({"structures": ("ekfac2",)}, "structure"),
+        ({"structures": ("ekfac",)}, "structures: expected names among"),
+        ({"structures": (("block", "2"),)}, r"\('block', b\) with an integer b >= 1"),
+        ({"threshold": None}, "threshold: expected a number"),
     ):
         with pytest.raises(ValueError, match=match):
             ff.diagnostics.isotropy(mlp, x, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="x: expected None"):
         ff.diagnostics.isotropy(mlp.jacobian(x), x)
+    with pytest.raises(TypeError, match="unexpected with a Jacobian: verify"):
+        ff.diagnostics.isotropy(mlp.jacobian(x), verify=True)
+    with pytest.raises(KeyError, match="expected one of"):
+        ff.diagnostics.isotropy(mlp, x, structures=("full",))["layer"]

@@ -162,3 +162,82 @@ def test_training_curves_have_marks_and_lines(ax):
         plot.plot_training_curves(curves, predicted={"other": [1.0]}, ax=ax)
     with pytest.raises(ValueError, match="exact: expected 1 axes"):
         plot.plot_training_curves({"exact": 1.0}, ax=ax)
+
+
+def rates_map(ax, loss, **options):
+    named = {"x": [10, 20, 40], "rates": [0.1, 1.0], **options}
+    return plot.plot_learning_rate_map(loss, ax=ax, **named)
+
+
+def test_learning_rate_map_draws_lines_marks_and_what_diverged(ax):
+    loss = [[0.5, 1e-9, 3.0], [0.1, np.inf, np.nan]]
+    got = rates_map(ax, loss, theory={"t": [0.8, 0.4, 0.2]}, measured={"m": [0.7, 0.5, 0.2]})
+    assert drawn(got) is ax
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert "parameter" in ax.get_ylabel()
+    cells = ax.collections[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(cells), ~np.isfinite(loss))
+    line, mark = (next(one for one in ax.lines if one.get_label() == name) for name in "tm")
+    assert (line.get_marker(), mark.get_linestyle()) == ("None", "None")
+    # the line goes on to the edges of the cells, on its power law
+    x, y = line.get_xdata(), line.get_ydata()
+    np.testing.assert_allclose(x[[0, -1]], ax.get_xlim())
+    np.testing.assert_allclose(x * y, 8.0)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["t", "m"]
+    assert "grey" in ax.figure.axes[1].get_ylabel()
+
+
+def test_learning_rate_map_of_one_cell_and_of_nothing_but_failures(ax):
+    drawn(plot.plot_learning_rate_map([[0.5]], x=[3], rates=[0.1], theory={"t": [1.0]}, ax=ax))
+    other = Figure(layout="constrained").subplots()
+    drawn(rates_map(other, np.full((2, 3), np.nan)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "match"),
+    [
+        (np.ones((3, 2)), {}, r"loss: expected shape \(2, 3\), got \(3, 2\)"),
+        (np.ones((2, 3)), {"x": [10, 40, 20]}, "x: expected numbers > 0 in ascending order"),
+        (np.ones((2, 3)), {"rates": [0.0, 1.0]}, "rates: expected numbers > 0"),
+        (np.ones((2, 3)), {"x": [10, 20, np.inf]}, "x: expected numbers > 0"),
+        (np.ones((2, 3)), {"theory": {"t": [1.0]}}, r"theory\['t'\]: expected 3 values"),
+        (np.ones((2, 3)), {"measured": {"m": 1.0}}, r"measured\['m'\]: expected 1 axes"),
+        (np.ones((2, 3)), {"floor": 1.0}, "floor: expected"),
+    ],
+    ids=["shape", "order", "zero", "infinite", "theory", "measured", "floor"],
+)
+def test_learning_rate_map_mistakes(loss, options, match, ax):
+    with pytest.raises(ValueError, match=match):
+        rates_map(ax, loss, **options)
+
+
+def test_density_is_normalised_and_has_theory_and_marks(ax):
+    values = np.concatenate([np.linspace(0, 1, 50), np.full(50, 2.0)])
+    curve = (np.linspace(0, 2, 9), np.full(9, 0.5))
+    plot.plot_density(values, theory={"t": curve}, marks={"top": 2.0}, bins=10, ax=ax)
+    drawn(ax)
+    heights, edges, _ = ax.patches[0].get_data()
+    assert (heights * np.diff(edges)).sum() == pytest.approx(1)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(labels) == ["networks", "t", "top: 2"]
+    assert ax.get_yscale() == "log"
+
+
+def test_density_of_nothing_and_of_one_draws(ax):
+    drawn(plot.plot_density([], theory={"t": ([0, 1], [1, 1])}, ax=ax))
+    drawn(plot.plot_density([3.0], log=False, ax=Figure().subplots()))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "match"),
+    [
+        ([[1.0]], {}, "eigenvalues: expected 1 axes"),
+        ([np.nan], {}, "eigenvalues: expected finite"),
+        ([1.0], {"bins": 0}, "bins: expected"),
+        ([1.0], {"theory": {"t": ([1, 2], [1])}}, r"theory\['t'\]: expected two arrays"),
+    ],
+    ids=["rank", "nan", "bins", "theory"],
+)
+def test_density_mistakes(values, options, match, ax):
+    with pytest.raises(ValueError, match=match):
+        plot.plot_density(values, ax=ax, **options)

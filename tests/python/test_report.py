@@ -43,7 +43,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
     assert json.loads((folder / RESULTS).read_text(encoding="utf-8")) == results
     assert results["schema"] == SCHEMA
     pictures = [name for name in results["files"] if name.endswith(".png")]
-    assert len(pictures) == 21
+    assert len(pictures) == 31
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert list(folder.parent.glob("*.partial")) == []
@@ -52,7 +52,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
 def test_page_stands_alone(report):
     page = (report[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|srcset)=\"(?!data:)", page)
-    assert page.count("<img ") == page.count('alt="') == 21
+    assert page.count("<img ") == page.count('alt="') == 31
     assert "prefers-color-scheme: dark" in page
 
 
@@ -143,6 +143,61 @@ def test_ensembles_have_the_predicted_laws(report):
         assert law["mean_error"] < 2.5 * law["mean_error_expected"]
         assert law["spread_ratio"] == pytest.approx(1, abs=0.2)
         assert law["covariance_error"] < 2 * law["covariance_error_expected"]
+
+
+def test_fig1_has_theory_beside_measurement(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    values = by_id["fig1"]
+    plain, mean = (values["maps"][name] for name in ("no normalisation", "mean subtracted"))
+    rates = np.array(values["rates"])
+    for one in values["maps"].values():
+        assert np.shape(one["loss"]) == (len(one["widths"]), rates.size)
+    # the theory line of the plain map has the slope of the inverse width, the other none
+    widths = np.log(plain["widths"])
+    for one, slope in ((plain, 1.0), (mean, 0.0)):
+        assert np.polyfit(widths, np.log(one["predicted"]), 1)[0] == pytest.approx(slope, abs=0.1)
+    np.testing.assert_allclose(plain["lambda_max"], plain["predicted"], rtol=0.5)
+    for bound, top in zip(mean["bound"], mean["lambda_max"], strict=True):
+        assert bound < top < 6 * bound
+    # T1.7, with more outputs
+    off = np.log10(np.array(plain["unstable"]) * np.array(plain["lambda_max"]) / 2)
+    assert (off >= -0.15).all()
+    assert (off <= 0.45).all()
+    assert values["gain"] > 10
+    assert values["least_loss"]["mean subtracted"] < 0.1 * values["least_loss"]["no normalisation"]
+    for phi, one in values["scaling"].items():
+        tops = {name: np.mean(rows, axis=1) for name, rows in one["lambda_max"].items()}
+        np.testing.assert_allclose(
+            tops["no normalisation"], one["predicted"]["no normalisation"], rtol=0.3
+        )
+        for name in ("mean subtracted", "batch normalised"):
+            ratio = tops[name] / one["predicted"][name]
+            assert (ratio > 1).all()
+            assert (ratio < 2.5).all()
+            assert (tops[name] > one["lower_bound"][name]).all()
+        hidden = "hidden layers only (batch)"
+        if phi == "relu":
+            np.testing.assert_allclose(tops[hidden], one["predicted"][hidden], rtol=0.15)
+        else:
+            assert one["predicted"][hidden] == [None] * len(one["widths"])
+
+
+def test_fig2_has_theory_beside_measurement(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    values = by_id["fig2"]
+    np.testing.assert_allclose(values["lambda_max"], values["predicted"], rtol=0.08)
+    assert values["slope"] == pytest.approx(-1, abs=0.1)
+    # T5.6
+    assert all(0.3 <= best <= 0.9 for best in values["best_over_critical"])
+    assert all(beyond is None or beyond > 2 for beyond in values["loss_beyond_over_best"])
+    for one in values["spectra"]:
+        assert one["lambda_max"] == pytest.approx(one["lambda_max_predicted"], rel=0.03)
+        assert one["atom_mass"] == pytest.approx(one["atom_mass_predicted"], abs=0.05)
+        grid, density = np.array(one["grid"]), np.array(one["density_predicted"])
+        mass = (density[1:] + density[:-1]) @ np.diff(grid) / 2
+        assert 0.9 < mass < 1.01
+        mean = (grid * density)[1:] @ np.diff(grid)
+        assert mean == pytest.approx(one["mean"], rel=0.06)
 
 
 def test_same_settings_give_the_same_numbers(report):

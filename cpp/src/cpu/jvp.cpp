@@ -79,6 +79,20 @@ class Jvp {
     return d;
   }
 
+  // How z of a block of units lies: rows of positions (inside: of units), columns of V `plane`
+  // apart. Where panels of V hold whole columns, each column's z is one long row: `planar`.
+  struct ZLayout {
+    bool planar;
+    std::int64_t pitch, plane;
+  };
+
+  static ZLayout layout_of(const Work& work, std::int64_t units, const Panels& inputs,
+                           const Panels& vector) {
+    if (work.piece.positions_inside()) return {false, inputs.rows, units * inputs.rows};
+    if (units % vector.width == 0) return {true, units, inputs.rows * units};
+    return {false, vector.rows, units};
+  }
+
   static std::int64_t units_of(const Work& work, std::int64_t block) {
     const std::int64_t all = work.piece.explicit_form() ? work.piece.features : work.piece.units;
     return std::min(work.plan.units, all - block * work.plan.units);
@@ -168,10 +182,10 @@ class Jvp {
       const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
       const T* packed_vector = scratch_ + b * work.plan.vector.size();
-      const std::int64_t pitch = inside ? inputs.rows : vector.rows;
+      const ZLayout layout = layout_of(work, units, inputs, vector);
       if (inside) {
         multiply(kernels_, vector, packed_vector, 0, rows, inputs, d.inputs, 0, samples * count,
-                 d.z, pitch);
+                 d.z, layout.pitch);
       } else {
         const std::int64_t panels = vector.rows / vector.width;
         const std::int64_t part = cotangents.bytes / std::max<std::int64_t>(1, panels - 1) + 1;
@@ -181,22 +195,23 @@ class Jvp {
           const std::int64_t share = early ? next.bytes : part;
           const std::int64_t at = early ? 0 : (j - (panels > 1 ? 1 : 0)) * part;
           const std::int64_t row = j * vector.width;
+          T* const z = d.z + (layout.planar ? row / units * layout.plane + row % units : row);
           if (packed) {
             multiply_ahead(kernels_, inputs, d.inputs, samples * count, vector, packed_vector, row,
-                           d.z + row, pitch, ahead, at, share, false);
+                           z, layout.pitch, ahead, at, share, false);
           } else {
-            in_place(work, rows_in_place, samples * count, vector, packed_vector, row, d.z + row,
-                     pitch, ahead, at, share);
+            in_place(work, rows_in_place, samples * count, vector, packed_vector, row, z,
+                     layout.pitch, ahead, at, share);
           }
         }
       }
       const std::int64_t first = (block + b) * work.plan.units;
       for (std::int64_t j = 0; j < samples; ++j) {
-        const T* z = d.z + j * count * (inside ? 1 : pitch);
+        const T* z = d.z + j * count * (inside ? 1 : layout.pitch);
         if (work.piece.layer->separable()) {
-          contract_separable(work, n + j, first, units, s, count, z, pitch, d);
+          contract_separable(work, n + j, first, units, s, count, z, layout, d);
         } else {
-          contract(work, n + j, first, units, s, count, z, pitch, d);
+          contract(work, n + j, first, units, s, count, z, layout, d);
         }
       }
     }
@@ -257,25 +272,28 @@ class Jvp {
 
   // out[n] += g[n] z for one block of units and positions of one sample.
   void contract(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-                std::int64_t s, std::int64_t count, const T* z, std::int64_t pitch, const Desk& d) {
+                std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout,
+                const Desk& d) {
     const bool inside = work.piece.positions_inside();
+    const std::int64_t pitch = layout.pitch;
     const std::int64_t outers = inside ? units : count, inner = inside ? count : units;
     const std::int64_t outer_from = inside ? first : s, inner_from = inside ? s : first;
-    const std::int64_t plane = inside ? units * pitch : units;  // from one column of z to the next
-    // Rows that follow each other in memory on both sides are one long row.
+    // Rows that follow each other in memory on both sides are one long row; where several columns
+    // meet it, short enough for the first cache level.
+    const std::int64_t columns = work.plan.columns;
+    const std::int64_t long_row = columns > 1 ? kJvpCachedRow : kJvpLongRow;
     const std::int64_t together = pitch == inner && work.cotangents.packed(inner)
-                                      ? std::max<std::int64_t>(1, kJvpLongRow / inner)
+                                      ? std::max<std::int64_t>(1, long_row / inner)
                                       : 1;
     std::array<const T*, kJvpOutputs> x;
     std::array<const T*, kProductColumns> y;
-    const std::int64_t columns = work.plan.columns;
     for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
       const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
       std::fill_n(d.sums, outputs * columns, T{0});
       for (std::int64_t outer = 0; outer < outers; outer += together) {
         const std::int64_t entries = std::min(together, outers - outer) * inner;
         for (std::int64_t k = 0; k < columns; ++k)
-          y[static_cast<std::size_t>(k)] = z + k * plane + outer * pitch;
+          y[static_cast<std::size_t>(k)] = z + k * layout.plane + outer * pitch;
         for (std::int64_t q = 0; q < outputs; ++q) {
           x[static_cast<std::size_t>(q)] = work.cotangents.row(
               n, c + q, outer_from + outer, inner_from, inner, d.rows + q * work.plan.rows);
@@ -288,7 +306,7 @@ class Jvp {
 
   // The same for g = m w: positions first, then units.
   void contract_separable(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-                          std::int64_t s, std::int64_t count, const T* z, std::int64_t pitch,
+                          std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout,
                           const Desk& d) {
     const bool inside = work.piece.positions_inside();
     const std::int64_t columns = work.plan.columns;
@@ -299,10 +317,10 @@ class Jvp {
                                        inside ? count : units, d.rows);
       for (std::int64_t k = 0; k < columns; ++k) {
         if (inside) {
-          const T* line = z + (k * units + outer) * pitch;
+          const T* line = z + k * layout.plane + outer * layout.pitch;
           contract_.dots(&m, 1, &line, 1, count, sums + k * units + outer);
         } else {
-          const T* line = z + outer * pitch + k * units;
+          const T* line = z + k * layout.plane + outer * layout.pitch;
           for (std::int64_t o = 0; o < units; ++o) sums[k * units + o] += m[o] * line[o];
         }
       }

@@ -14,12 +14,16 @@ namespace fastfisher::cpu {
 constexpr std::int64_t kJvpOutputs = 4;
 // Entries that one sum takes without a break.
 constexpr std::int64_t kJvpLongRow = 4096;
+// The same where several columns pass by: rows of cotangents stay in the first cache level.
+constexpr std::int64_t kJvpCachedRow = 1024;
 // Positions of a block that are multiplied where they lie.
 constexpr std::int64_t kJvpRows = 192;
 // Rows of V, all columns counted, up to which that is worth it.
 constexpr std::int64_t kJvpInPlace = 128;
-// Rows of V in one block, all columns counted.
-constexpr std::int64_t kJvpBlockRows = 512;
+// Rows of V in one block, all columns counted; more where a sample has positions enough, so that
+// more of its cotangents follow each other in memory.
+constexpr std::int64_t kJvpBlockRows = 512, kJvpManyBlockRows = 1024;
+constexpr std::int64_t kJvpManyPositions = 48;
 // Parameters of an explicit Jacobian that one stretch takes: it stays in cache for all samples.
 constexpr std::int64_t kJvpStretch = 2048;
 constexpr std::int64_t kJvpChunkBytes = std::int64_t{16} << 20;
@@ -54,11 +58,12 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     plan.vector.rows = columns;
     plan.positions = 0;
   } else {
-    plan.units = std::min(
-        piece.units, columns == 1 ? kJvpBlockRows
-                                  : std::max<std::int64_t>(16, kJvpBlockRows / columns / 16 * 16));
-    plan.blocks = product_blocks(piece.units, plan.units);
     const bool inside = piece.positions_inside();
+    const bool many = !inside && piece.positions >= kJvpManyPositions;
+    const std::int64_t block = many ? kJvpManyBlockRows : kJvpBlockRows;
+    plan.units = std::min(
+        piece.units, columns == 1 ? block : std::max<std::int64_t>(16, block / columns / 16 * 16));
+    plan.blocks = product_blocks(piece.units, plan.units);
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =
         std::clamp<std::int64_t>((inside ? 4 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
@@ -72,7 +77,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
                               inside ? std::max<std::int64_t>(1, piece.samples / 16) : share);
       // Cotangents of a group come in during its product, if a cache holds them.
       const std::int64_t sample = piece.outputs * piece.positions * piece.units * item;
-      if (!inside && columns <= 2 && piece.positions >= 48)
+      if (many)
         plan.samples = std::clamp<std::int64_t>(kProductAhead / std::max<std::int64_t>(1, sample),
                                                 1, plan.samples);
     } else {

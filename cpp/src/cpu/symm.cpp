@@ -14,7 +14,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -146,36 +145,29 @@ void symm_typed(const Context& ctx, const View<const T, 3>& a, const View<const 
   });
 }
 
+// Largest magnitude and asymmetry of rows first ... and the columns up to them. Strides that the
+// kernel does not take are copied to tiles.
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-
-// Bits of |x| are ordered as the numbers are, with infinity and NaN above all.
-template <class T>
-Bits<T> magnitude(T x) {
-  return std::bit_cast<Bits<T>>(x) & ~(Bits<T>{1} << (8 * sizeof(T) - 1));
-}
-
-// Largest magnitude and asymmetry of rows first ... and what is left of them.
-template <class T, bool Unit>
-void check_strip(const T* data, std::int64_t by_row, std::int64_t stride, std::int64_t n,
-                 std::int64_t first, Bits<T>& largest, Bits<T>& apart) {
-  const std::int64_t by_col = Unit ? 1 : stride;  // a constant, where the loops are to be vectors
+void check_strip(const T* data, std::int64_t by_row, std::int64_t by_col, std::int64_t n,
+                 std::int64_t first, Magnitude<T>& largest, Magnitude<T>& apart) {
+  const SymmKernels<T>& kernels = symm_kernels<T>();
   const std::int64_t rows = std::min(kSquare, n - first);
   for (std::int64_t col = 0; col <= first; col += kSquare) {
     const std::int64_t cols = std::min(kSquare, n - col);
-    T mirror[kSquare][kSquare] = {};
-    for (std::int64_t j = 0; j < cols; ++j) {
-      const T* from = data + (col + j) * by_row + first * by_col;
-      for (std::int64_t i = 0; i < rows; ++i) mirror[i][j] = from[i * by_col];
+    const T* const here = data + first * by_row + col * by_col;
+    const T* const there = data + col * by_row + first * by_col;
+    if (by_col == 1) {
+      kernels.check(here, there, by_row, rows, cols, largest, apart);
+      continue;
     }
+    T tile[kSquare][kSquare], mirror[kSquare][kSquare];
     for (std::int64_t i = 0; i < rows; ++i) {
-      const T* row = data + (first + i) * by_row + col * by_col;
       for (std::int64_t j = 0; j < cols; ++j) {
-        const T here = row[j * by_col], there = mirror[i][j];
-        largest = std::max(largest, std::max(magnitude(here), magnitude(there)));
-        apart = std::max(apart, magnitude(here - there));
+        tile[i][j] = here[i * by_row + j * by_col];
+        mirror[j][i] = there[j * by_row + i * by_col];
       }
     }
+    kernels.check(&tile[0][0], &mirror[0][0], kSquare, rows, cols, largest, apart);
   }
 }
 
@@ -186,21 +178,18 @@ void symmetry_typed(const Context& ctx, const View<const T, 3>& a, const View<do
   const std::int64_t by_row = a.stride(turn ? 2 : 1), by_col = a.stride(turn ? 1 : 2);
   const double work = static_cast<double>(networks * n) * static_cast<double>(n);
   const int threads = work < kSerialWork ? 1 : thread_count(ctx);
-  std::vector<Bits<T>> found(static_cast<std::size_t>(2 * networks * blocks), 0);
+  std::vector<Magnitude<T>> found(static_cast<std::size_t>(2 * networks * blocks), 0);
   parallel_for(ctx, threads, networks * blocks, [&](std::int64_t task, int) {
     const std::int64_t e = task / blocks, first = (blocks - 1 - task % blocks) * kSquare;
     const T* const data = &a(e, 0, 0);
-    Bits<T> largest = 0, apart = 0;
-    if (by_col == 1)
-      check_strip<T, true>(data, by_row, by_col, n, first, largest, apart);
-    else
-      check_strip<T, false>(data, by_row, by_col, n, first, largest, apart);
+    Magnitude<T> largest = 0, apart = 0;
+    check_strip<T>(data, by_row, by_col, n, first, largest, apart);
     found[static_cast<std::size_t>(2 * task)] = largest;
     found[static_cast<std::size_t>(2 * task + 1)] = apart;
   });
   for (std::int64_t e = 0; e < networks; ++e) {
     for (std::int64_t which = 0; which < 2; ++which) {
-      Bits<T> most = 0;
+      Magnitude<T> most = 0;
       for (std::int64_t block = 0; block < blocks; ++block)
         most = std::max(most, found[static_cast<std::size_t>(2 * (e * blocks + block) + which)]);
       out(e, which) = static_cast<double>(std::bit_cast<T>(most));

@@ -6,7 +6,7 @@ namespace fastfisher::cpu {
 
 template <class T>
 const SymmKernels<T>& symm_kernels_avx2() {
-  static const SymmKernels<T> kernels = {tile<T>};
+  static const SymmKernels<T> kernels = {tile<T>, check<T>};
   return kernels;
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,13 @@ class Isotropy:
     cheapest: Any
 
     def __getitem__(self, structure: Any) -> IsotropyRow:
-        """Row of a structure."""
-        return next(row for row in self.rows if row.structure == structure)
+        """Row of a structure; KeyError where it was not asked for."""
+        for row in self.rows:
+            if row.structure == structure:
+                return row
+        raise KeyError(
+            f"structure: expected one of {[row.structure for row in self.rows]}, got {structure!r}"
+        )
 
     def __str__(self) -> str:
         """Show a table."""
@@ -121,6 +127,8 @@ def isotropy(
     ------
     ValueError
         Unknown structures, a negative damping or threshold.
+    TypeError
+        Options beside a Jacobian.
     CaptureError
         A model that cannot be captured.
 
@@ -141,11 +149,18 @@ def isotropy(
     >>> round(found["layer"].alpha, 3), found.cheapest
     (3.0, 'full')
     """
-    if not (math.isfinite(threshold) and threshold >= 0):
+    if not (isinstance(threshold, Real) and math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"threshold: expected a number >= 0, got {threshold!r}")
+    for one in structures:
+        if isinstance(one, str) and one not in STRUCTURES:
+            raise ValueError(
+                f"structures: expected names among {list(STRUCTURES)} or ('block', b), got {one!r}"
+            )
     if isinstance(model, Jacobian):
         if x is not None:
             raise ValueError("x: expected None with a Jacobian, got one")
+        if options:
+            raise TypeError(f"isotropy: unexpected with a Jacobian: {', '.join(options)}")
         j = model
     else:
         j = jacobian(model, x, **options)

@@ -19,6 +19,7 @@ class Palette(NamedTuple):
 
     main: str
     accent: str
+    third: str
     cool: tuple[str, ...]
     warm: tuple[str, ...]
     faint: str
@@ -27,6 +28,7 @@ class Palette(NamedTuple):
 _ON_LIGHT = Palette(
     "#0072B2",
     "#C04F00",
+    "#00805E",
     ("#2E9BDA", "#005F99", "#003A60"),
     ("#D98E00", "#B54700", "#7A2A00"),
     "#8a8a8a",
@@ -34,6 +36,7 @@ _ON_LIGHT = Palette(
 _ON_DARK = Palette(
     "#56B4E9",
     "#F08A3C",
+    "#35C79C",
     ("#9AD4F5", "#56B4E9", "#2F8FCB"),
     ("#F5C04D", "#F08A3C", "#E0602A"),
     "#8f959d",

@@ -67,7 +67,7 @@ def plot_scaling(
             raise ValueError(f"{name}: expected {places.size} values, got shape {array.shape}")
     ax = axes_or_new(ax)
     colours = palette()
-    cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.faint)
+    cycle = (colours.main, colours.accent, colours.third, colours.warm[0], colours.faint)
     names = list(dict.fromkeys((*points, *lines)))
     for index, name in enumerate(names):
         colour = cycle[index % len(cycle)]

@@ -108,10 +108,10 @@ class Silent:
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Tick]:
         """Do nothing, `total` times."""
-        yield _nothing
+        yield count_nothing
 
 
-def _nothing(steps: int = 1) -> None:
+def count_nothing(steps: int = 1) -> None:
     """Count nothing."""
 
 

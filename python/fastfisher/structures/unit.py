@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,9 @@ def _blocks_of(weight: Weight, units: slice, inputs: slice) -> Blocks:
 
 def unit(jacobian: Jacobian, scale: float, block: int | None = None) -> Unit:
     """Blocks of the units' incoming weights, or of `block` of these each, of ``scale J^T J``."""
-    if block is not None and (isinstance(block, bool) or block < 1 or int(block) != block):
+    if block is not None and (
+        isinstance(block, bool) or not isinstance(block, Integral) or block < 1
+    ):
         raise ValueError(f"structure: expected ('block', b) with an integer b >= 1, got {block!r}")
     return Unit(
         weights(jacobian), scale, jacobian.shape[1], np.dtype(jacobian.layers[0].g.dtype), block

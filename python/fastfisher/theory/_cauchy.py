@@ -167,6 +167,8 @@ def _solve_chi(
     elif chi is None:
         chi = y / mean
     for _ in range(100):
+        if not np.isfinite(chi):  # lost: the caller takes a smaller step
+            return None
         d = 1 / (1 - chi * t)
         pd = pt * d
         f, slope = chi * pd.sum() - y, (pd * d).sum()

@@ -6,6 +6,8 @@ from __future__ import annotations
 from fastfisher.report._section import Section
 from fastfisher.report.sections import (
     augmentation,
+    fig1,
+    fig2,
     fisher_theory,
     gp,
     isotropy,
@@ -35,6 +37,16 @@ SECTIONS: tuple[Section, ...] = (
         "isotropy",
         "Natural gradient: which approximation is as fast as the exact one",
         isotropy.build,
+    ),
+    Section(
+        "fig1",
+        "Fig. 1: learning rate and width, without and with normalisation",
+        fig1.build,
+    ),
+    Section(
+        "fig2",
+        "Fig. 2: online learning of very deep orthogonal networks",
+        fig2.build,
     ),
     Section(
         "augmentation",

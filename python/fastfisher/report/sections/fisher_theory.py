@@ -39,15 +39,15 @@ PHI = ("tanh", "relu", "linear")
 
 def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
-    seed, quick = context.settings.seed, context.settings.quick
-    networks, repeats = (2, 1) if quick else (6, 3)
-    sweep = SWEEP[:-1] if quick else SWEEP
+    seed, pick = context.settings.seed, context.settings.pick
+    networks, repeats = pick(quick=(2, 1), default=(6, 3), full=(100, 20))
+    sweep = pick(quick=SWEEP[:-1], default=SWEEP, full=(*SWEEP, 1600))
     order = theory.order_parameters(WIDTHS, activation="tanh", **VARIANCES["tanh"])
     regression = theory.fisher_spectrum(order, samples=SAMPLES)
     with context.progress.task("Fisher matrices of random networks", networks) as tick:
         plain, softmax, predicted = _spectra(order, networks, seed, tick)
     with context.progress.task("growth with the width", len(PHI) * len(sweep)) as tick:
-        tops, lines = _sweep(sweep, repeats, seed, tick)
+        tops, lines = _sweep(context, sweep, repeats, tick)
     c = WIDTHS[-1]
     values: dict[str, Any] = {
         "regression": {
@@ -121,8 +121,9 @@ def _weighted(matrix: Floats, g: Floats) -> Floats:
 
 
 def _sweep(
-    sweep: tuple[int, ...], repeats: int, seed: int, tick: Callable[[], None]
+    context: Context, sweep: tuple[int, ...], repeats: int, tick: Callable[[], None]
 ) -> tuple[dict[str, Floats], dict[str, list[float]]]:
+    seeds = range(context.settings.seed, context.settings.seed + repeats)
     tops: dict[str, Floats] = {}
     lines: dict[str, list[float]] = {}
     for activation in PHI:
@@ -131,12 +132,12 @@ def _sweep(
             widths = (width, width, width, 1)
             order = theory.order_parameters(widths, activation=activation, **VARIANCES[activation])
             line.append(theory.fisher_spectrum(order, samples=SWEEP_SAMPLES).lambda_max)
-            rows.append(
-                [
-                    eigenvalues(dual(network(activation, widths, SWEEP_SAMPLES, seed=seed + k)))[0]
-                    for k in range(repeats)
-                ]
-            )
+
+            def compute(phi: str = activation, widths: tuple[int, ...] = widths) -> dict[str, Any]:
+                networks = (network(phi, widths, SWEEP_SAMPLES, seed=seed) for seed in seeds)
+                return {"tops": [eigenvalues(dual(jacobian))[0] for jacobian in networks]}
+
+            rows.append(context.point(f"{activation} {width}", compute)["tops"])
             tick()
         tops[activation], lines[activation] = np.array(rows), line
     return tops, lines

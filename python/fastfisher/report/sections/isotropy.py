@@ -52,7 +52,8 @@ STEP, DAMPING = 0.5, 1e-6
 
 def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
-    seed, width = context.settings.seed, 256 if context.settings.quick else 1024
+    seed = context.settings.seed
+    width = context.settings.pick(quick=256, default=1024, full=2048)
     with context.progress.task("isotropic condition") as tick:
         mlp, x = _network(WIDTHS, SAMPLES, seed)
         found = diagnostics.isotropy(

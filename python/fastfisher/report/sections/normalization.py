@@ -38,10 +38,12 @@ HIDDEN_WIDTHS, HIDDEN_SAMPLES = (400, 400, 400, 1), 30
 
 def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
-    seed, quick = context.settings.seed, context.settings.quick
-    sweep, repeats = (SWEEP[:-1], 2) if quick else (SWEEP, 4)
+    seed = context.settings.seed
+    sweep, repeats = context.settings.pick(
+        quick=(SWEEP[:-1], 2), default=(SWEEP, 4), full=((*SWEEP, 800), 12)
+    )
     with context.progress.task("normalised outputs", len(PHI) * len(sweep)) as tick:
-        curves = {phi: _sweep(phi, sweep, repeats, seed, tick) for phi in PHI}
+        curves = {phi: _sweep(context, phi, sweep, repeats, tick) for phi in PHI}
     with context.progress.task("normalised hidden layers", 3) as tick:
         hidden = [_hidden(kind, repeats, seed, tick) for kind in (None, "mean", "batch")]
     values: dict[str, Any] = {
@@ -93,9 +95,10 @@ LOWER = "mean subtracted: lower bound"
 
 
 def _sweep(
-    phi: str, sweep: tuple[int, ...], repeats: int, seed: int, tick: Callable[[], None]
+    context: Context, phi: str, sweep: tuple[int, ...], repeats: int, tick: Callable[[], None]
 ) -> Curves:
-    measured: dict[str, list[list[float]]] = {AS_IT_IS: [], MEAN: [], BATCH: []}
+    seeds = range(context.settings.seed, context.settings.seed + repeats)
+    measured: dict[str, list[Floats]] = {AS_IT_IS: [], MEAN: [], BATCH: []}
     lines: dict[str, list[float]] = {AS_IT_IS: [], LOWER: []}
     for width in sweep:
         widths = (width, width, width, 1)
@@ -104,12 +107,14 @@ def _sweep(
         bound = theory.normalized_spectrum(order, samples=width, normalization="mean")
         lines[LOWER].append(bound.lower_bound)
         for name, kind in ((AS_IT_IS, None), (MEAN, "mean"), (BATCH, "batch")):
-            measured[name].append(
-                [
-                    eigenvalues(dual(network(phi, widths, width, seed=s, normalization=kind)))[0]
-                    for s in range(seed, seed + repeats)
-                ]
-            )
+
+            def compute(kind: Any = kind, widths: tuple[int, ...] = widths) -> dict[str, Any]:
+                networks = (
+                    network(phi, widths, widths[0], seed=seed, normalization=kind) for seed in seeds
+                )
+                return {"tops": [eigenvalues(dual(jacobian))[0] for jacobian in networks]}
+
+            measured[name].append(context.point(f"{phi} {name} {width}", compute)["tops"])
         tick()
     return {name: np.array(rows) for name, rows in measured.items()}, lines
 
