@@ -23,7 +23,6 @@ from fastfisher.report._section import (
     SectionResult,
     Table,
     Text,
-    Tick,
 )
 
 if TYPE_CHECKING:
@@ -57,13 +56,14 @@ def build(context: Context) -> SectionResult:
     lr, theory = _theory(x, z, y, early, late)
     groups = [range(k, min(k + GROUP, networks)) for k in range(0, networks, GROUP)]
     found: dict[str, list[Floats]] = {name: [] for name in LAWS}
-    with context.progress.task("ensemble of networks", len(groups) * late) as tick:
+    with context.progress.task("ensemble of networks", networks) as tick:
         for group in groups:
             seeds = [settings.seed * 10_000 + k for k in group]
-            train = partial(_networks, seeds, width, x, z, y, lr, early, late, tick)
+            train = partial(_networks, seeds, width, x, z, y, lr, early, late)
             point = context.point(f"width {width} networks {group} steps {late}", train)
             for name in LAWS:
                 found[name].append(point[name])
+            tick(len(group))
     outputs = {name: np.concatenate(parts) for name, parts in found.items()}
     values: dict[str, Any] = {name: _compared(outputs[name], theory[name]) for name in LAWS}
     values["places"] = PLACES.tolist()
@@ -135,7 +135,6 @@ def _networks(
     lr: float,
     early: int,
     late: int,
-    tick: Tick,
 ) -> Mapping[str, Floats]:
     """Compute outputs (k, m) of networks at the places z, for each law."""
     widths, n = (1, width, width, 1), len(x)
@@ -151,7 +150,6 @@ def _networks(
         nets.step(x, y[:, None], lr)
         if step in (early, late):
             found["early" if step == early else "late"] = nets(z)[..., 0]
-        tick()
     return found
 
 
