@@ -103,6 +103,7 @@ def plot_levels(
 
 def _sorted(name: str, values: Any) -> Any:
     array = np.sort(finite_array(values, name, 1))[::-1]
-    if array.size and not array[-1] > 0:
-        raise ValueError(f"{name}: expected positive eigenvalues, got {array[-1]:g}")
+    wrong = array[~(array > 0)]
+    if wrong.size:
+        raise ValueError(f"{name}: expected positive eigenvalues, got {wrong[0]:g}")
     return array
