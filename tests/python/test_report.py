@@ -43,7 +43,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
     assert json.loads((folder / RESULTS).read_text(encoding="utf-8")) == results
     assert results["schema"] == SCHEMA
     pictures = [name for name in results["files"] if name.endswith(".png")]
-    assert len(pictures) == 23
+    assert len(pictures) == 31
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert list(folder.parent.glob("*.partial")) == []
@@ -52,7 +52,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
 def test_page_stands_alone(report):
     page = (report[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|srcset)=\"(?!data:)", page)
-    assert page.count("<img ") == page.count('alt="') == 23
+    assert page.count("<img ") == page.count('alt="') == 31
     assert "prefers-color-scheme: dark" in page
 
 
@@ -113,6 +113,36 @@ def test_isotropic_structures_train_as_fast_as_the_exact_one(report):
         )
     for curve in (values["defect_of_blocks"][phi] for phi in ("relu", "tanh")):
         assert curve[0] > 3 * curve[-1]
+
+
+def test_networks_follow_their_kernels_under_augmentation(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    values = by_id["augmentation"]
+    for level in values["levels"].values():
+        assert level["measured"] == pytest.approx(level["predicted"], rel=0.15)
+    assert len(values["levels"]) == 5
+    digits = values["digits"]
+    for name in ("plain", "augmented"):
+        assert digits[name][0] == pytest.approx(digits[f"{name}_predicted"][0], rel=0.1)
+        assert sum(digits[name]) == pytest.approx(sum(digits[f"{name}_predicted"]), rel=0.1)
+    run = values["training"]
+    for method in ("none", "all", "self-paced"):
+        last, predicted = run[f"{method} loss"][-1], run[f"{method} loss predicted"][-1]
+        assert last == pytest.approx(predicted, rel=0.15)
+        assert last < 0.5 * run[f"{method} loss"][0]
+    assert set(run["none count"]) == {0}
+    assert set(run["all count"]) == {50}
+    assert run["self-paced count"][0] == 50
+    assert run["self-paced count"][-1] < 10
+
+
+def test_ensembles_have_the_predicted_laws(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    for name in ("nngp", "early", "late", "ntk"):
+        law = by_id["gp"][name]
+        assert law["mean_error"] < 2.5 * law["mean_error_expected"]
+        assert law["spread_ratio"] == pytest.approx(1, abs=0.2)
+        assert law["covariance_error"] < 2 * law["covariance_error_expected"]
 
 
 def test_fig1_has_theory_beside_measurement(report):

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from fastfisher.report._section import Section
 from fastfisher.report.sections import (
+    augmentation,
     fig1,
     fig2,
     fisher_theory,
+    gp,
     isotropy,
     normalization,
     ntk_spectrum,
@@ -45,5 +47,15 @@ SECTIONS: tuple[Section, ...] = (
         "fig2",
         "Fig. 2: online learning of very deep orthogonal networks",
         fig2.build,
+    ),
+    Section(
+        "augmentation",
+        "Data augmentation: spectrum, and self-paced on few digits",
+        augmentation.build,
+    ),
+    Section(
+        "gp",
+        "Gaussian processes of wide networks: predictions and their spread",
+        gp.build,
     ),
 )
