@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastfisher as ff
-from fastfisher.errors import MissingExtraError
+from fastfisher._extras import MissingExtraError
 from fastfisher.report.binary import load_binary
 
 

@@ -90,7 +90,7 @@ def predicted_losses(
     n, m = len(dynamics.values), 0 if dynamics.modes is None else len(dynamics.modes)
     target, test_target = targets_of("y", y, n), targets_of("test_y", test_y, m)
     if starts is not None:
-        start, test_start = (targets_of("starts", f, k) for f, k in zip(starts, (n, m)))
+        start, test_start = targets_of("starts", starts[0], n), targets_of("starts", starts[1], m)
         for f, like in ((start, target), (test_start, test_target)):
             if f.shape != like.shape:
                 raise ValueError(f"starts: expected shape {like.shape}, got {f.shape}")
