@@ -59,6 +59,7 @@ def check(name, train, test, width, tolerance):
     # The network's own start leaves the error of finite width only; after a step, what is left on
     # the training images is what that step was off by, there as elsewhere.
     assert (np.abs(test_losses - own.test) < tolerance * own.test + 3 * train_losses * left).all()
+    return train_losses, test_losses
 
 
 def test_exact_natural_gradient_on_small_digits():
