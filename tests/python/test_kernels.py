@@ -79,7 +79,7 @@ def test_relu_is_exact_for_samples_in_both_sets(sigma_b2):
 
 
 def test_relu_of_nearly_equal_samples():
-    # mpmath, 50 digits: 1 - cos is 5e-17, which no rounded cosine can tell from 0
+    # 1 - cos is 5e-17, which no rounded cosine can tell from 0; slopes are 1/2 - angle / (2 pi)
     angle = 1e-8
     x, y = np.array([[1.0, 0.0]]), np.array([[1.0, angle]])
 
