@@ -26,6 +26,8 @@ from fastfisher.structures._base import Structure
 from fastfisher.structures._kronecker import Block, along, blocks_of
 from fastfisher.structures._weights import weights
 
+__all__ = ["Block", "Kfac", "along", "kfac"]
+
 Host = np.ndarray[Any, Any]
 
 
