@@ -8,7 +8,7 @@ from fastfisher.capture.capture import Capture
 from fastfisher.capture.inputs import input_gradients
 from fastfisher.capture.model import gather, torch_model
 from fastfisher.capture.run import check_inputs
-from fastfisher.capture.weighted import captured_rows
+from fastfisher.capture.weighted import captured_rows, outputs_of
 
 __all__ = [
     "Capture",
@@ -17,5 +17,6 @@ __all__ = [
     "gather",
     "input_gradients",
     "kernel",
+    "outputs_of",
     "torch_model",
 ]

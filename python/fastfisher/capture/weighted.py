@@ -30,6 +30,12 @@ _NUMBER, _X = "fastfisher: number of the sample", "fastfisher: x"
 _AT_ONCE = 1 << 29  # bytes of a capture of all samples in one run
 
 
+def outputs_of(model: Model, x: Inputs) -> torch.Tensor:
+    """Compute outputs (n, C) in a run that leaves no trace."""
+    with untouched(model), recording(), torch.no_grad():
+        return model(x).detach()
+
+
 def captured_rows(
     model: Model,
     x: Inputs,
@@ -44,8 +50,7 @@ def captured_rows(
     inputs = {**(dict(x) if isinstance(x, Mapping) else {_X: x}), _NUMBER: numbers}
     capture = Capture(Model(root, model.parameters, model.module, None), inputs, verify=verify)
     if root.samples * capture.cost.capture > _AT_ONCE:
-        with untouched(model), recording(), torch.no_grad():
-            root.settle(model(x).detach())
+        root.settle(outputs_of(model, x))
         return capture.jacobian(inputs)
     root.waits = True
     return capture.jacobian(inputs, piece=max(1, root.samples))
