@@ -11,7 +11,19 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
-from fastfisher import diagnostics, errors, layouts, likelihoods, linalg, models, ngd, psd, theory
+from fastfisher import (
+    diagnostics,
+    errors,
+    kernels,
+    layouts,
+    likelihoods,
+    linalg,
+    models,
+    ngd,
+    psd,
+    regression,
+    theory,
+)
 from fastfisher._conv import Conv
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._gram import gram
@@ -40,6 +52,7 @@ __all__ = [
     "fisher",
     "gram",
     "jacobian",
+    "kernels",
     "layouts",
     "likelihoods",
     "linalg",
@@ -47,6 +60,7 @@ __all__ = [
     "ngd",
     "ntk",
     "psd",
+    "regression",
     "theory",
 ]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -103,15 +104,100 @@ def test_t0_2_one_sample_equals_monte_carlo(activation, a):
         assert abs(draws.mean() - expected) <= 5 * draws.std() / 1000 + 1e-15
 
 
-@pytest.mark.parametrize("a", [0.5, 3.6, 8.0])
-def test_tanh_pairs_in_bulk_equal_single_pairs(a):
-    b = a * np.array(CORRELATIONS[:-1])
+def trapezoid(a1, a2, c, *, slope, step=0.02):
+    """E[g(u) g(v)] of tanh by nodes in both directions: exact to rounding for a <= 40."""
+    g = PHI["tanh"][slope]
+    z = np.arange(-10, 10 + step / 2, step)
+    w = np.exp(-z * z / 2)
+    w /= w.sum()
+    v = math.sqrt(a2) * (c * z[:, None] + math.sqrt(1 - c * c) * z)
+    return w @ (g(math.sqrt(a1) * z) * (g(v) @ w))
 
-    bulk = theory.pair_overlap("tanh", a, a, b)
 
-    for index, covariance in enumerate(b):
-        for many, one in zip(bulk, theory.pair_overlap("tanh", a, a, covariance), strict=True):
-            assert many[index] == pytest.approx(float(one), abs=1e-10)
+@pytest.mark.parametrize("a", [(0.01, 0.02), (1.3, 0.4), (8, 8), (8, 0.1), (30, 40)], ids=str)
+def test_t0_2_tanh_pairs_equal_quadrature(a):
+    c = np.array([-1, *CORRELATIONS, 1 - 1e-7])
+
+    bulk = theory.pair_overlap("tanh", *a, c * math.sqrt(a[0] * a[1]))
+
+    for slope, values in enumerate(bulk):
+        for index, correlation in enumerate(c):
+            expected = trapezoid(*a, correlation, slope=slope)
+            assert values[index] == pytest.approx(expected, abs=1e-12)
+            pair = theory.pair_overlap("tanh", *a, correlation * math.sqrt(a[0] * a[1]))
+            assert float(pair[slope]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("a", [0, 1e-30, 0.3, 24.9, 25.1, 900, 1e8])
+def test_one_sample_of_tanh_at_all_variances(a):
+    value, slope = theory.same_overlap("tanh", a)
+
+    s = math.sqrt(a)
+    step = min(0.05, 0.2 / max(s, 1e-9))
+    z = np.arange(0, 10, step) if s < 1e3 else np.arange(0, 30 / s, step)
+    w = np.exp(-z * z / 2) * 2 * step / math.sqrt(2 * math.pi)
+    w[0] /= 2
+    t = 1 / np.cosh(s * z) ** 2
+    assert value == pytest.approx(1 - w @ t, rel=1e-12, abs=1e-15)
+    assert slope == pytest.approx(w @ t**2, rel=1e-12)
+
+
+def test_averages_of_erf_keep_their_digits_at_large_variances():
+    # E[phi'^2] = (4 / pi) / sqrt(1 + 4 a), where (1 + 2 a)^2 - 4 a^2 would cancel
+    for a in (1.0, 1e8, 1e15):
+        assert theory.same_overlap("erf", a)[1] == pytest.approx(
+            4 / math.pi / math.sqrt(1 + 4 * a), rel=1e-14
+        )
+
+
+def sweep_of(activation, **options):
+    w, b = np.meshgrid(np.linspace(0.5, 4, 40), np.linspace(0, 1, 25))
+    return theory.order_parameter_sweep(
+        (100,) * 100 + (1,), activation=activation, sigma_w2=w, sigma_b2=b, **options
+    )
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "erf", "linear"])
+def test_sweep_of_a_thousand_networks_takes_under_a_second(activation):
+    best = math.inf
+    for _ in range(2):
+        start = time.process_time()
+        sweep = sweep_of(activation)
+        best = min(best, time.process_time() - start)
+    print(f"{activation}: {best:.3f} s of one core")
+
+    assert sweep.K1.shape == (25, 40)
+    for index in ((0, 3), (12, 20), (24, 39)):
+        order = theory.order_parameters(
+            sweep.widths,
+            activation=activation,
+            sigma_w2=sweep.sigma_w2[index],
+            sigma_b2=sweep.sigma_b2[index],
+        )
+        for name in ("qh1", "qh2", "q1", "q2", "qt1", "qt2"):
+            got, expected = getattr(sweep, name)[index], getattr(order, name)
+            np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-300, err_msg=name)
+        assert sweep.K1[index] == pytest.approx(order.K1, rel=1e-11)
+        expected = ((49) * order.K2 + order.K1) / 50
+        assert sweep.lambda_max(samples=50)[index] == pytest.approx(expected, rel=1e-11)
+    assert best < 1
+
+
+def test_hard_sweeps():
+    widths = (4, 4, 1)
+    assert theory.order_parameter_sweep(widths, sigma_w2=np.ones((0, 3))).K1.shape == (0, 3)
+    assert theory.order_parameter_sweep(widths, sigma_w2=2, activation="tanh").K1.shape == ()
+    for options, message in (
+        ({"sigma_w2": [1.0, 0.0]}, "sigma_w2: expected numbers > 0"),
+        ({"sigma_w2": [1.0, math.nan]}, "sigma_w2: expected finite"),
+        ({"sigma_w2": 1.0, "sigma_b2": [-1.0]}, "sigma_b2"),
+        ({"sigma_w2": [1.0, 2.0], "sigma_b2": [0.0] * 3}, "broadcast"),
+        ({"sigma_w2": 1.0, "activation": "hard-tanh"}, "activation"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            theory.order_parameter_sweep(widths, **options)
+    with pytest.raises(ValueError, match="overflow"):
+        theory.order_parameter_sweep((4,) * 2000 + (1,), sigma_w2=[8.0], activation="relu")
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "erf", "erf-sqrt2", "linear"])

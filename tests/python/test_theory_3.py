@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -93,27 +95,50 @@ def test_t3_3_one_outlier_less_than_outputs(c):
     assert clear > 0
 
 
-def test_t3_5_bounds_hold_during_training():
+LOGGED = (0, 5, 20, 50, 100)
+
+
+@cache
+def trained():
+    """Losses of 100 steps, start, labels, rate, and (softmax, dual, dual of softmax) at some."""
     widths, n, options = (1000, 1000, 1000, 2), 50, kind("relu")
-    order = theory.order_parameters(widths, **options)
     x = gaussian(n, 1000, 8000, "float32")
     teacher = ff.models.MLP(widths, seed=99, dtype="float32", **options)(x)
     labels = np.eye(2)[(teacher - teacher.mean(0)).argmax(1)]
     mlp = ff.models.MLP(widths, seed=1, dtype="float32", **options)
-    losses, fisher, rate = [], [], None
+    losses, logged, rate = [], [], None
     for step in range(101):
         jacobian = mlp.jacobian(x)
         g = softmax(np.asarray(jacobian.outputs, np.float64))
-        if step in (0, 5, 20, 50, 100):
-            top = eigenvalues(dual_softmax(jacobian, g))[0]
-            spectrum = theory.softmax_spectrum(order, g)
-            assert 0.95 * spectrum.lower_bound <= top <= 1.05 * spectrum.upper_bound
-            fisher.append(eigenvalues(dual(jacobian))[0])
-            rate = 1 / top if rate is None else rate
-            losses.append(-np.log((g * labels).sum(1)).mean())
+        if step in LOGGED:
+            logged.append((g, eigenvalues(dual(jacobian))[0], dual_softmax(jacobian, g)))
+        if rate is None:
+            rate = 1 / eigenvalues(logged[0][2])[0]
+            start = np.asarray(jacobian.outputs, np.float64)
+        losses.append(-np.log((g * labels).sum(1)).mean())
         step_size = np.asarray(rate * (g - labels).ravel() / n, np.float32)
         update = jacobian.T @ step_size
         mlp = mlp.with_parameters(jacobian.flatten(mlp.parameters) - update)
+    return widths, x, labels, start, rate, losses, logged
+
+
+def test_t3_4_training_follows_the_tangent_kernel():
+    widths, x, labels, start, rate, losses, _ = trained()
+    kernel = theory.mean_field_kernel(x, widths, **kind("relu"))
+
+    curve = ff.regression.cross_entropy_curve(kernel, labels, start, lr=rate, steps=100)
+
+    np.testing.assert_allclose(losses, curve.losses, rtol=0.05)
+
+
+def test_t3_5_bounds_hold_during_training():
+    widths, _, _, _, _, losses, logged = trained()
+    order = theory.order_parameters(widths, **kind("relu"))
+    for g, _, matrix in logged:
+        top = eigenvalues(matrix)[0]
+        spectrum = theory.softmax_spectrum(order, g)
+        assert 0.95 * spectrum.lower_bound <= top <= 1.05 * spectrum.upper_bound
+    fisher = [top for _, top, _ in logged]
 
     assert losses[-1] < 0.1 * losses[0]
     assert max(fisher) / min(fisher) < 1.03

@@ -65,12 +65,14 @@ from fastfisher.theory.softmax import (
     softmax_spectrum,
     softmax_statistics,
 )
+from fastfisher.theory.sweep import OrderParameterSweep, order_parameter_sweep
 
 __all__ = [
     "ConditionalLaw",
     "ConditionalTop",
     "HiddenNormalizedSpectrum",
     "NormalizedSpectrum",
+    "OrderParameterSweep",
     "OrderParameters",
     "PaperForm",
     "SoftmaxSpectrum",
@@ -97,6 +99,7 @@ __all__ = [
     "normalized_spectrum",
     "ntk_spectrum",
     "online_learning_rate",
+    "order_parameter_sweep",
     "order_parameters",
     "pair_overlap",
     "paper_form",

@@ -64,6 +64,8 @@ def array(
     name: str, value: ArrayLike, *, rank: int, shape: tuple[int, ...] | None = None
 ) -> Floats:
     """Require a finite real array of `rank` axes, and of `shape` where given."""
+    if np.iscomplexobj(value):
+        raise TypeError(f"{name}: expected real numbers, got dtype {np.asarray(value).dtype}")
     try:
         checked: NDArray[Any] = np.asarray(value, np.float64)
     except (TypeError, ValueError):

@@ -9,8 +9,9 @@ For (u, v) Gaussian with mean zero, variances a1, a2 and covariance b, s = sqrt(
                r^2 = (1 + 2 a1) (1 + 2 a2)
     erf-sqrt2  (2 / pi) arcsin(b / r),                             (2 / pi) / sqrt(r^2 - b^2),
                r^2 = (1 + a1) (1 + a2)
-    tanh       trapezoid rule: its error falls exponentially, while Gauss-Hermite nodes are only
-               good to 4e-5 at a = 3.6 since the poles of tanh come close to the real axis
+    tanh       trapezoid rule for one sample: its error falls exponentially, while Gauss-Hermite
+               nodes are only good to 4e-5 at a = 3.6 since the poles of tanh come close to the
+               real axis; for two, a Hermite series with a certified error
     hard-tanh  one sample only
 """
 
@@ -21,6 +22,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastfisher.theory import _tanh
 from fastfisher.theory._checks import Floats, array, member, number
 
 __all__ = [
@@ -29,16 +31,12 @@ __all__ = [
     "mean_activation",
     "pair_overlap",
     "same_overlap",
+    "same_overlaps",
     "slope_fourth_moment",
 ]
 
 ACTIVATIONS = ("tanh", "relu", "erf", "erf-sqrt2", "linear", "hard-tanh")
 """Names; ``erf`` is erf(u) as in `fastfisher.models.MLP`, ``erf-sqrt2`` is erf(u / sqrt(2))."""
-
-_NODES = np.linspace(-10.0, 10.0, 401)
-_WEIGHTS = np.exp(-_NODES * _NODES / 2)
-_WEIGHTS /= _WEIGHTS.sum()
-_PAIRS_AT_ONCE = 1 << 21  # values of tanh held at a time, 16 MiB
 
 
 def same_overlap(activation: str, a: float) -> tuple[float, float]:
@@ -62,22 +60,24 @@ def same_overlap(activation: str, a: float) -> tuple[float, float]:
     """
     member("activation", activation, ACTIVATIONS)
     a = number("a", a, least=0)
-    if activation == "linear":
-        return a, 1.0
-    if activation == "relu":
-        return a / 2, 0.5
-    if activation == "tanh":
-        h = np.tanh(math.sqrt(a) * _NODES)
-        return float(_WEIGHTS @ h**2), float(_WEIGHTS @ (1 - h * h) ** 2)
-    if activation == "hard-tanh":
-        inside = active_fraction(activation, a)
-        if a == 0:
-            return 0.0, 1.0
-        edge = 1 / math.sqrt(a)
-        density = math.exp(-edge * edge / 2) / math.sqrt(2 * math.pi)
-        return a * (inside - 2 * edge * density) + 1 - inside, inside
-    value, slope = _erf(2.0 if activation == "erf" else 1.0, np.array(a), np.array(a), a)
+    value, slope = same_overlaps(activation, np.array(a))
     return float(value), float(slope)
+
+
+def same_overlaps(activation: str, a: Floats) -> tuple[Floats, Floats]:
+    """`same_overlap` of each of many variances."""
+    if activation == "linear":
+        return a.copy(), np.ones_like(a)
+    if activation == "relu":
+        return a / 2, np.full_like(a, 0.5)
+    if activation == "tanh":
+        return _tanh.one(a)[:2]
+    if activation == "hard-tanh":
+        edge = 1 / np.sqrt(np.maximum(a, 1e-300))
+        inside = np.vectorize(math.erf, otypes=[float])(edge / math.sqrt(2))
+        density = np.exp(-(np.minimum(edge, 1e3) ** 2) / 2) / math.sqrt(2 * math.pi)
+        return a * (inside - 2 * edge * density) + 1 - inside, inside
+    return _erf(2.0 if activation == "erf" else 1.0, a, a, a)
 
 
 def pair_overlap(
@@ -105,22 +105,28 @@ def pair_overlap(
     (0.159155, 0.25)
     """
     member("activation", activation, [a for a in ACTIVATIONS if a != "hard-tanh"])
-    arrays = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (a1, a2, b)))
+    arrays = [np.asarray(value, np.float64) for value in (a1, a2, b)]
     for name, value in zip(("a1", "a2", "b"), arrays, strict=True):
         array(name, value.ravel(), rank=1)
         if name != "b" and value.size and value.min() < 0:
             raise ValueError(f"{name}: expected variances >= 0, got {value.min()}")
     a, a_other, covariance = arrays
+    scale = np.sqrt(a) * np.sqrt(a_other) * np.ones_like(covariance)
     if activation == "linear":
-        return covariance.copy(), np.ones_like(covariance)
+        return covariance * np.ones_like(scale), np.ones_like(scale)
     if activation in ("erf", "erf-sqrt2"):
         return _erf(2.0 if activation == "erf" else 1.0, a, a_other, covariance)
-    scale = np.sqrt(a) * np.sqrt(a_other)
-    c = np.clip(np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0), -1, 1)
+    c = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0).clip(-1, 1)
     if activation == "relu":
         angle = np.pi - np.arccos(c)
         return scale * (np.sqrt(1 - c * c) + c * angle) / (2 * np.pi), angle / (2 * np.pi)
-    return _tanh(np.sqrt(a), np.sqrt(a_other), c)
+    for name, value in (("a1", a), ("a2", a_other)):
+        if value.size and value.max() > _tanh.LARGEST:
+            raise ValueError(
+                f"{name}: 'tanh' takes pairs of variances up to {_tanh.LARGEST:g}, "
+                f"got {value.max():g}"
+            )
+    return _tanh.two(a, a_other, c)
 
 
 def mean_activation(activation: str, a: float) -> float:
@@ -146,7 +152,7 @@ def slope_fourth_moment(activation: str, a: float) -> float:
     member("activation", activation, ACTIVATIONS)
     a = number("a", a, least=0)
     if activation == "tanh":
-        return float(_WEIGHTS @ (1 - np.tanh(math.sqrt(a) * _NODES) ** 2) ** 4)
+        return float(_tanh.one(np.array(a))[2])
     if activation == "erf":
         return 16 / math.pi**2 / math.sqrt(1 + 8 * a)
     if activation == "erf-sqrt2":
@@ -171,35 +177,8 @@ def active_fraction(activation: str, a: float) -> float:
 
 def _erf(k: float, a1: Floats, a2: Floats, b: ArrayLike) -> tuple[Floats, Floats]:
     """erf(sqrt(k / 2) u): k = 2 is erf(u), k = 1 is erf(u / sqrt(2))."""
-    cross = k * np.asarray(b, np.float64)
-    square = (1 + k * a1) * (1 + k * a2)
-    ratio = np.clip(cross / np.sqrt(square), -1, 1)
-    return 2 / np.pi * np.arcsin(ratio), 2 * k / np.pi / np.sqrt(square - cross * cross)
-
-
-def _tanh(s1: Floats, s2: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """Trapezoid rule in both directions, pairs in chunks.
-
-    One pair takes the nodes that `same_overlap` takes; of many pairs each takes as many as the
-    poles of tanh, at distance pi / (2 s) of the real axis, ask for.
-    """
-    z, weights = _NODES, _WEIGHTS
-    if c.size > 1:
-        widest = float(max(s1.max(), s2.max(), 1.0))
-        step = 0.3 / widest  # error below 1e-10
-        nodes = math.ceil(8.5 / step)
-        z = step * np.arange(-nodes, nodes + 1, dtype=np.float64)
-        weights = np.exp(-z * z / 2)
-        weights /= weights.sum()
-    left, right, correlation = s1.ravel(), s2.ravel(), c.ravel()
-    value, slope = np.empty(c.size), np.empty(c.size)
-    chunk = max(1, _PAIRS_AT_ONCE // z.size**2)
-    for start in range(0, c.size, chunk):
-        part = slice(start, start + chunk)
-        t = correlation[part, None, None]
-        u = np.tanh(left[part, None] * z)
-        v = np.tanh(right[part, None, None] * (t * z[:, None] + np.sqrt(1 - t * t) * z))
-        value[part] = ((u * (v @ weights)) @ weights[:, None])[:, 0]
-        np.multiply(v, v, out=v)
-        slope[part] = (((1 - u * u) * (1 - v @ weights)) @ weights[:, None])[:, 0]
-    return value.reshape(c.shape), slope.reshape(c.shape)
+    b = np.asarray(b, np.float64)
+    # (1 + k a1)(1 + k a2) - (k b)^2, without cancellation; arcsin(x / r) as an arctan likewise.
+    rest = 1 + k * (a1 + a2) + k * k * np.maximum(a1 * a2 - b * b, 0)
+    root = np.sqrt(rest)
+    return 2 / np.pi * np.arctan2(k * b, root), 2 * k / np.pi / root

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 
 from fastfisher.theory._checks import Floats, array, member, number
 from fastfisher.theory._checks import widths as checked_widths
+from fastfisher.theory._pairs import pair_layers
 from fastfisher.theory.fisher import PARAMETERIZATIONS
-from fastfisher.theory.gaussian import ACTIVATIONS, pair_overlap, same_overlap
+from fastfisher.theory.gaussian import ACTIVATIONS
 
 __all__ = ["mean_field_kernel"]
 
@@ -59,8 +60,9 @@ def mean_field_kernel(
 
     Notes
     -----
-    Memory and time O(N^2) for each layer, for ``tanh`` times some 10^4 nodes of the trapezoid rule.
-    The diagonal comes from the recursion of one sample: exact, where closed forms lose digits.
+    Memory and time O(N^2) for each layer; see `fastfisher.kernels.layer_kernels`, whose recursion
+    this is. The diagonal comes from the recursion of one sample: exact, where closed forms lose
+    digits.
 
     Examples
     --------
@@ -79,39 +81,16 @@ def mean_field_kernel(
     samples = array("x", x, rank=2)
     if samples.shape[1] != sizes[0]:
         raise ValueError(f"x: expected shape (N, {sizes[0]}), got {samples.shape}")
-    overlap = samples @ samples.T / sizes[0]
-    overlap = (overlap + overlap.T) / 2
-    overlaps, variances, slopes = [overlap], [], []
-    for _ in sizes[1:-1]:
-        q = w * overlaps[-1] + b
-        value, slope = _layer(activation, q)
-        variances.append(q)
-        overlaps.append(value)
-        slopes.append(slope)
-    variances.append(w * overlaps[-1] + b)
-    gradient = np.ones_like(overlap)
-    result = np.zeros_like(overlap)
-    for layer in reversed(range(len(sizes) - 1)):
+    depth = len(sizes) - 1
+    steps = list(pair_layers(samples, None, depth=depth, activation=activation, w=w, b=b))
+    gradient = np.ones_like(steps[0].overlap)
+    result = np.zeros_like(gradient)
+    for layer in reversed(range(depth)):
+        step = steps[layer]
+        if step.slope is not None:
+            gradient = w * gradient * step.slope
         if parameterization == "ntk":
-            result += variances[layer] * gradient
+            result += step.covariance * gradient
         else:
-            result += (sizes[layer] * overlaps[layer] + 1) * gradient
-        if layer:
-            gradient = w * gradient * slopes[layer - 1]
+            result += (sizes[layer] * step.overlap + 1) * gradient
     return result
-
-
-def _layer(activation: str, q: Floats) -> tuple[Floats, Floats]:
-    """E[phi phi] and E[phi' phi'] for all pairs of samples of covariance q (n, n)."""
-    n = q.shape[0]
-    diagonal = np.diagonal(q)
-    rows, columns = np.triu_indices(n, 1)
-    upper = pair_overlap(activation, diagonal[rows], diagonal[columns], q[rows, columns])
-    results = []
-    same = np.array([same_overlap(activation, float(a)) for a in diagonal]).reshape(n, 2)
-    for pairs, own in zip(upper, same.T, strict=True):
-        matrix = np.empty_like(q)
-        matrix[rows, columns] = matrix[columns, rows] = pairs
-        np.fill_diagonal(matrix, own)
-        results.append(matrix)
-    return results[0], results[1]

@@ -29,14 +29,10 @@ import numpy as np
 
 from fastfisher.theory._checks import Floats, member, number
 from fastfisher.theory._checks import widths as checked_widths
-from fastfisher.theory.gaussian import (
-    ACTIVATIONS,
-    mean_activation,
-    pair_overlap,
-    same_overlap,
-)
+from fastfisher.theory._pairs import recursion, single_recursion
+from fastfisher.theory.gaussian import ACTIVATIONS, mean_activation, same_overlap
 
-__all__ = ["HiddenNormalization", "OrderParameters", "order_parameters"]
+__all__ = ["HiddenNormalization", "OrderParameters", "order_parameters", "plain_arrays"]
 
 HiddenNormalization = Literal["mean", "batch"]
 
@@ -236,22 +232,36 @@ def _plain(
     *,
     biases: bool,
 ) -> OrderParameters:
-    depth = len(sizes) - 1
-    qh, q, qt, slopes = (np.ones((2, depth)) for _ in range(4))
-    qh[:, 0] = inputs
-    for layer in range(depth):
-        q[:, layer] = w * qh[:, layer] + b
-        if layer + 1 < depth:
-            qh[0, layer + 1], slopes[0, layer] = same_overlap(activation, q[0, layer])
-            variance, covariance = q[:, layer]
-            if covariance == variance:  # one and the same sample
-                qh[1, layer + 1], slopes[1, layer] = qh[0, layer + 1], slopes[0, layer]
-            else:
-                value, slope = pair_overlap(activation, variance, variance, covariance)
-                qh[1, layer + 1], slopes[1, layer] = float(value), float(slope)
-    for layer in reversed(range(depth - 1)):
-        qt[:, layer] = w * qt[:, layer + 1] * slopes[:, layer]
-    return OrderParameters(sizes, activation, w, b, None, biases, *qh, *q, *qt)
+    arrays = plain_arrays(len(sizes) - 1, activation, np.array(w), np.array(b), inputs)
+    return OrderParameters(sizes, activation, w, b, None, biases, *arrays)
+
+
+def plain_arrays(
+    depth: int, activation: str, w: Floats, b: Floats, inputs: tuple[float, float]
+) -> tuple[Floats, ...]:
+    """qh1, qh2, q1, q2, qt1, qt2 (..., L) of variances w, b (...)."""
+    ones = np.ones_like(w)
+    one = list(single_recursion(inputs[0] * ones, depth=depth, activation=activation, w=w, b=b))
+    first, second = one[0].covariance, w * inputs[1] + b
+    angle = None
+    if activation == "relu":
+        half = w * (inputs[0] - inputs[1]) / (2 * first)  # sin^2(angle / 2)
+        angle = 2 * np.arcsin(np.sqrt(half.clip(0, 1)))
+    start, sides = (inputs[1] * ones, second, angle), (first, first)
+    two = list(recursion(start, sides, depth=depth, activation=activation, w=w, b=b))
+    if inputs[0] == inputs[1]:  # one and the same sample
+        two = one
+    results = []
+    for name in ("overlap", "covariance"):
+        results += [np.stack([getattr(layer, name) for layer in k], -1) for k in (one, two)]
+    for steps in (one, two):
+        qt = np.ones((*w.shape, depth))
+        for layer in reversed(range(depth - 1)):
+            slope = steps[layer].slope
+            assert slope is not None
+            qt[..., layer] = w * qt[..., layer + 1] * slope
+        results.append(qt)
+    return tuple(results)
 
 
 def _normalized(
