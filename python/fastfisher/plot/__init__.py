@@ -6,6 +6,7 @@ Needs matplotlib (``pip install 'fastfisher[report]'``), which is imported by th
 
 from __future__ import annotations
 
+from fastfisher.plot._bounds import plot_bounds
 from fastfisher.plot._density import plot_density
 from fastfisher.plot._descent import plot_gd_curves
 from fastfisher.plot._heatmap import plot_ntk_heatmap
@@ -13,9 +14,11 @@ from fastfisher.plot._histogram import plot_eigenvalue_histogram
 from fastfisher.plot._rates import plot_learning_rate_map
 from fastfisher.plot._scaling import plot_scaling
 from fastfisher.plot._spectrum import plot_spectrum
+from fastfisher.plot._survival import plot_survival
 from fastfisher.plot._training import plot_training_curves
 
 __all__ = [
+    "plot_bounds",
     "plot_density",
     "plot_eigenvalue_histogram",
     "plot_gd_curves",
@@ -23,5 +26,6 @@ __all__ = [
     "plot_ntk_heatmap",
     "plot_scaling",
     "plot_spectrum",
+    "plot_survival",
     "plot_training_curves",
 ]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Palette(NamedTuple):
-    """Colours after Okabe and Ito; they differ in lightness too, for a grey printout."""
+    """Colours after Okabe and Ito; they differ in lightness too, for a grey printout.
+
+    `series` tells curves apart that have no order, in pictures that also tell them by their marks.
+    """
 
     main: str
     accent: str
@@ -23,6 +26,7 @@ class Palette(NamedTuple):
     cool: tuple[str, ...]
     warm: tuple[str, ...]
     faint: str
+    series: tuple[str, ...]
 
 
 _ON_LIGHT = Palette(
@@ -32,6 +36,7 @@ _ON_LIGHT = Palette(
     ("#2E9BDA", "#005F99", "#003A60"),
     ("#D98E00", "#B54700", "#7A2A00"),
     "#8a8a8a",
+    ("#0072B2", "#C04F00", "#009E73", "#AF5A93", "#D98E00", "#2E9BDA", "#4A4A4A"),
 )
 _ON_DARK = Palette(
     "#56B4E9",
@@ -40,6 +45,7 @@ _ON_DARK = Palette(
     ("#9AD4F5", "#56B4E9", "#2F8FCB"),
     ("#F5C04D", "#F08A3C", "#E0602A"),
     "#8f959d",
+    ("#56B4E9", "#F08A3C", "#3CC79C", "#DE9BC4", "#F5C04D", "#9AD4F5", "#C8CDD2"),
 )
 
 
