@@ -72,3 +72,12 @@ def finite_array(value: Any, name: str, rank: int) -> NDArray[np.float64]:
     if array.ndim != rank:
         raise ValueError(f"{name}: expected {rank} axes, got shape {array.shape}")
     return array
+
+
+def label_short_axis(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten where less than two powers would be labelled."""
+    low, high = ax.get_ylim()
+    if 0 < low < high < 100 * low:
+        ticker: Any = require("matplotlib.ticker", purpose="plotting")
+        ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

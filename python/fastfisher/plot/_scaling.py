@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher._extras import require
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +74,9 @@ def plot_scaling(
         raise ValueError(f"xscale: expected 'log' or 'linear', got {xscale!r}")
     for name, area in areas.items():
         if area.shape != (2, places.size):
-            raise ValueError(f"{name}: expected bands of shape (2, {places.size}), got {area.shape}")
+            raise ValueError(
+                f"{name}: expected bands of shape (2, {places.size}), got {area.shape}"
+            )
     for name, array in (*points.items(), *lines.items()):
         if array.ndim not in (1, 2) or array.shape[0] != places.size:
             raise ValueError(f"{name}: expected {places.size} values, got shape {array.shape}")
@@ -108,7 +109,7 @@ def plot_scaling(
     ax.set(xscale=xscale, yscale="log", xlabel=xlabel, ylabel=label)
     ax.set_xticks(places, [f"{place:g}" for place in places])
     ax.minorticks_off()
-    _label_short_axis(ax)
+    label_short_axis(ax)
     ax.grid(which="major", alpha=0.25)
     ax.legend(frameon=False)
     return ax
@@ -116,12 +117,3 @@ def plot_scaling(
 
 def _items(value: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     return [] if value is None else list(value.items())
-
-
-def _label_short_axis(ax: Axes) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten where less than two powers would be labelled."""
-    low, high = ax.get_ylim()
-    if 0 < low < high < 100 * low:
-        ticker: Any = require("matplotlib.ticker", purpose="plotting")
-        ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

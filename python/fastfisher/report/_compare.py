@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from fastfisher.report._section import Table
 
-__all__ = ["Comparison", "comparison_table", "compared"]
+__all__ = ["Comparison", "compared", "comparison_table"]
 
 
 class Comparison(NamedTuple):

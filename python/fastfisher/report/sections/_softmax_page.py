@@ -154,9 +154,9 @@ def _loss(training: Training) -> Callable[[Axes], None]:
             predicted={"network": training.predicted_loss},
             predicted_steps=np.arange(training.predicted_loss.size),
             label="cross-entropy  (nat)",
+            xscale="log",
             ax=ax,
         )
-        ax.set_xscale("symlog", linthresh=1)
 
     return draw
 
@@ -173,8 +173,8 @@ def _sharpness(training: Training) -> Callable[[Axes], None]:
                 "classification": training.predicted_top,
             },
             predicted_steps=np.arange(every),
+            xscale="log",
             ax=ax,
         )
-        ax.set_xscale("symlog", linthresh=1)
 
     return draw

@@ -204,5 +204,3 @@ def _rows(found: dict[str, dict[str, Floats]]) -> list[Comparison]:
 def _percent(row: Comparison) -> str:
     off = 100 * (row.ratio - 1)
     return f"{abs(off):.1f}&nbsp;% {'above' if off > 0 else 'below'}"
-
-
