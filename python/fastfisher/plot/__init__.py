@@ -11,6 +11,7 @@ from fastfisher.plot._density import plot_density
 from fastfisher.plot._descent import plot_gd_curves
 from fastfisher.plot._heatmap import plot_ntk_heatmap
 from fastfisher.plot._histogram import plot_eigenvalue_histogram
+from fastfisher.plot._methods import plot_methods
 from fastfisher.plot._rates import plot_learning_rate_map
 from fastfisher.plot._scaling import plot_scaling
 from fastfisher.plot._spectrum import plot_spectrum
@@ -23,6 +24,7 @@ __all__ = [
     "plot_eigenvalue_histogram",
     "plot_gd_curves",
     "plot_learning_rate_map",
+    "plot_methods",
     "plot_ntk_heatmap",
     "plot_scaling",
     "plot_spectrum",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -74,10 +74,16 @@ def finite_array(value: Any, name: str, rank: int) -> NDArray[np.float64]:
     return array
 
 
-def label_short_axis(ax: Axes) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten where less than two powers would be labelled."""
-    low, high = ax.get_ylim()
-    if 0 < low < high < 100 * low:
-        ticker: Any = require("matplotlib.ticker", purpose="plotting")
-        ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+def label_short_axis(ax: Axes, name: Literal["x", "y"] = "y") -> None:
+    """Label an axis of less than two powers of ten by plain numbers, however short it is."""
+    axis: Any = ax.yaxis if name == "y" else ax.xaxis
+    low, high = axis.get_view_interval()
+    if not 0 < low < high < 100 * low:
+        return
+    ticker: Any = require("matplotlib.ticker", purpose="plotting")
+    short = high < 6 * low
+    axis.set_major_locator(ticker.MaxNLocator(6) if short else ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    if short:
+        axis.set_minor_locator(ticker.NullLocator())

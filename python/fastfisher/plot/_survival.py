@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +87,7 @@ def plot_survival(
     for (name, value), style in zip(lines.items(), _STYLES * 8, strict=False):
         ax.axvline(value, color=colours.faint, linestyle=style, linewidth=1.2, label=name)
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="share of eigenvalues ≥ λ")
+    label_short_axis(ax, "x")
     ax.grid(which="major", alpha=0.25)
     if sorted_ or lines:
         ax.legend(frameon=False)

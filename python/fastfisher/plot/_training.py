@@ -28,6 +28,8 @@ def plot_training_curves(
 ) -> Axes:
     """Draw marks for what was measured at each step and dashed lines for theory.
 
+    Marks are open and of several sizes: methods that agree are seen through each other.
+
     Parameters
     ----------
     measured : mapping of str to array, shape (t,)
@@ -62,9 +64,8 @@ def plot_training_curves(
         raise ValueError(f"predicted: expected names of {list(curves)}, got {strangers[0]!r}")
     ax = axes_or_new(ax)
     colours = palette()
-    cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.warm[2])
     for index, (name, curve) in enumerate(curves.items()):
-        colour = (*cycle, colours.cool[0], colours.faint)[index % 7]
+        colour = colours.series[index % len(colours.series)]
         if name in lines:
             steps = np.arange(lines[name].size)
             ax.plot(steps, lines[name], "--", color=colour, linewidth=1.2, zorder=1)
@@ -74,7 +75,9 @@ def plot_training_curves(
             _MARKERS[index % len(_MARKERS)],
             linestyle="none" if name in lines else "-",
             color=colour,
-            markersize=5,
+            markerfacecolor="none",
+            markeredgewidth=1.3,
+            markersize=max(11.0 - 1.4 * index, 4.0),
             label=name,
         )
     if lines:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfisher import linalg, theory
+from fastfisher import linalg, regression, theory
 from fastfisher.models import MLP
 from fastfisher.report._random import VARIANCES, dual, gaussian, probabilities, softmax_dual
 from fastfisher.report._section import Tick
@@ -92,7 +92,7 @@ def train(width: int, *, steps: int, seed: int, tick: Tick) -> Training:
     labels = np.eye(OUTPUTS)[(teacher - teacher.mean(0)).argmax(1)]
     mlp = MLP(widths, seed=seed, dtype="float32", **options)
     looks = _looks(steps)
-    losses, tops, bounds, regression = [], [], [], []
+    losses, tops, bounds, plain = [], [], [], []
     rate, start = 0.0, np.empty(0)
     for step in range(steps + 1):
         jacobian = mlp.jacobian(x32)
@@ -101,7 +101,7 @@ def train(width: int, *, steps: int, seed: int, tick: Tick) -> Training:
             matrix = dual(jacobian)
             spectrum = theory.softmax_spectrum(order, g)
             tops.append(_top(softmax_dual(matrix, g)))
-            regression.append(_top(matrix))
+            plain.append(_top(matrix))
             bounds.append((spectrum.lower_bound, spectrum.upper_bound))
             losses.append(_cross_entropy(g, labels))
         if step == 0:
@@ -111,15 +111,15 @@ def train(width: int, *, steps: int, seed: int, tick: Tick) -> Training:
             mlp = mlp.with_parameters(jacobian.flatten(mlp.parameters) - jacobian.T @ pull)
             tick()
     kernel = theory.mean_field_kernel(x, widths, **options)
-    predicted = _recursion(kernel, start, labels, rate, steps)
+    curve = regression.cross_entropy_curve(kernel, labels, start, lr=rate, steps=steps)
     return Training(
         steps=looks,
         loss=np.array(losses),
-        predicted_loss=np.array([_cross_entropy(g, labels) for g in predicted]),
+        predicted_loss=curve.losses,
         top=np.array(tops),
         bounds=np.array(bounds).T,
-        predicted_top=np.array([theory.softmax_spectrum(order, g).outliers[0] for g in predicted]),
-        regression=np.array(regression),
+        predicted_top=np.array([_first(order, f) for f in curve.outputs]),
+        regression=np.array(plain),
         predicted_regression=theory.fisher_spectrum(order, samples=SAMPLES).lambda_max,
         rate=rate,
         samples=SAMPLES,
@@ -131,13 +131,9 @@ def _looks(steps: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([[0], spaced]))
 
 
-def _recursion(kernel: Floats, f: Floats, labels: Floats, rate: float, steps: int) -> list[Floats]:
-    """Softmax outputs of ``f <- f - (eta / N) Theta (softmax(f) - Y)``, from step 0 on."""
-    found = [probabilities(f)]
-    for _ in range(steps):
-        f = f - rate / len(f) * (kernel @ (found[-1] - labels))
-        found.append(probabilities(f))
-    return found
+def _first(order: theory.OrderParameters, outputs: Floats) -> float:
+    """Predict the largest eigenvalue from outputs."""
+    return float(theory.softmax_spectrum(order, probabilities(outputs)).outliers[0])
 
 
 def _top(matrix: Floats) -> float:
