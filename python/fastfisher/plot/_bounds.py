@@ -93,7 +93,7 @@ def plot_bounds(
     for index, (name, values) in enumerate(points.items()):
         colour = colours.series[index % len(colours.series)]
         if name in areas:
-            shade = {"color": colour, "alpha": 0.2, "linewidth": 0}
+            shade: dict[str, Any] = {"color": colour, "alpha": 0.2, "linewidth": 0}
             ax.fill_between(at, areas[name][0], areas[name][1], **shade)
         if name in lines:
             ax.plot(lines_at, lines[name], "-", color=colour, linewidth=1.3, zorder=1)

@@ -62,7 +62,7 @@ def plot_methods(
         raise ValueError(f"predicted: expected names of {list(points)}, got {strangers[0]!r}")
     ax = axes_or_new(ax)
     colours = palette()
-    for index, (name, values) in enumerate(points.items()):
+    for index, values in enumerate(points.values()):
         shifts = np.linspace(-0.12, 0.12, values.size) if values.size > 1 else np.zeros(1)
         named = "networks" if index == 0 else None
         ax.plot(index + shifts, values, "o", color=colours.main, markersize=5, label=named)
@@ -75,5 +75,5 @@ def plot_methods(
     ax.set_xticks(range(len(points)), list(points), rotation=30, ha="right", rotation_mode="anchor")
     label_short_axis(ax)
     ax.grid(which="major", axis="y", alpha=0.25)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax

@@ -88,7 +88,7 @@ def plot_scaling(
         colour = cycle[index % len(cycle)]
         if name in areas:
             alone = None if name in points or name in lines else name
-            shade = {"color": colour, "alpha": 0.18, "linewidth": 0, "label": alone}
+            shade: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0, "label": alone}
             ax.fill_between(places, areas[name][0], areas[name][1], **shade)
         if name in lines:
             style = _STYLES[0 if name in points else 1 + index % 3]

@@ -43,7 +43,7 @@ def network(
 
 
 def gaussian(samples: int, inputs: int, *, seed: int) -> Floats:
-    """Samples of independent normal entries, of other random numbers than weights of that seed."""
+    """Draw samples of independent normal entries, apart from the weights of that seed."""
     return np.random.default_rng((seed, 1)).standard_normal((samples, inputs))
 
 
@@ -57,7 +57,8 @@ def probabilities(outputs: Any) -> Floats:
     """Softmax of the outputs (N, C)."""
     f = np.asarray(outputs, np.float64)
     g: Floats = np.exp(f - f.max(1, keepdims=True))
-    return g / g.sum(1, keepdims=True)
+    g /= g.sum(1, keepdims=True)
+    return g
 
 
 def softmax_dual(matrix: Floats, g: Floats) -> Floats:

@@ -66,7 +66,7 @@ def blocks(
             "Eigenvalues of the Fisher matrix of classification against the width M, over all "
             f"parameters: mean (falls as 1/M), second moment (constant), largest (grows as M). "
             f"Three layers of equal width, {outputs} outputs, 100 Gaussian samples; variances of "
-            "weights and biases as in the settings. Marks: "
+            "weights and biases are our defaults. Marks: "
             f"mean of {networks} networks, bars of one standard deviation. Lines: theory without "
             "any network, the mean of its ensemble; shades: from 10&nbsp;% to 90&nbsp;% of it.",
         ),

@@ -58,7 +58,8 @@ class Training:
     def inside(self, tolerance: float = 0.05) -> NDArray[np.bool_]:
         """Tell where `top` is between the bounds, within a tolerance for finite width."""
         low, high = self.bounds
-        return ((1 - tolerance) * low <= self.top) & (self.top <= (1 + tolerance) * high)
+        above = self.top >= (1 - tolerance) * low
+        return np.asarray(above & (self.top <= (1 + tolerance) * high))
 
     def drift(self) -> float:
         """Relative change of the regression's largest eigenvalue during training."""

@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher import diagnostics, theory
 from fastfisher.models import MLP
-from fastfisher.plot import plot_eigenvalue_histogram, plot_scaling
-from fastfisher.report._compare import Comparison, compared, comparison_table
+from fastfisher.report._compare import Comparison, compared
 from fastfisher.report._random import VARIANCES, gaussian, probabilities
-from fastfisher.report._section import Context, Fact, Figure, Plot, SectionResult, Table, Text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from fastfisher.report._section import Context, Fact, SectionResult
+from fastfisher.report.sections import _input_metric_page as page
 
 __all__ = ["build"]
 
@@ -29,8 +26,6 @@ SAMPLES, OUTPUTS = 100, 10
 PHI = ("tanh", "relu", "linear")
 # Of the histograms.
 SHOWN_WIDTH, SHOWN_SAMPLES, SHOWN_PHI = 500, 1000, "tanh"
-UNIT = "(loss / input²)"
-SIZE = (5.6, 4.2)
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Sizes:
     shown: int
 
 
-QUICK = Sizes((100, 250, 600), 2, 1)
+QUICK = Sizes((150, 300, 600), 2, 1)
 DEFAULT = Sizes((100, 200, 400, 1000), 10, 5)
 FULL = Sizes((100, 200, 400, 1000, 2000), 50, 50)
 
@@ -75,7 +70,8 @@ def build(context: Context) -> SectionResult:
     outliers = [row for row in rows if row.name.endswith("input, mean of the outliers")]
     worst = max(outliers, key=lambda row: abs(np.log(row.ratio)))
     growth = {
-        phi: one["outliers"].mean(1)[-1] / one["outliers"].mean(1)[0] for phi, one in found.items()
+        key: float(found["tanh"][key][-1].mean() / found["tanh"][key][0].mean())
+        for key in ("mean", "outliers")
     }
     lines = {phi: _lines(phi, sizes.widths) for phi in PHI}
     values: dict[str, Any] = {
@@ -100,8 +96,9 @@ def build(context: Context) -> SectionResult:
         summary=(
             f"Of the eigenvalues of the input metric {OUTPUTS}, one for each output, stay of order "
             f"one while the others fall as 1/M: from width {sizes.widths[0]} to {sizes.widths[-1]} "
-            f"the outliers change by a factor of {growth['tanh']:.2f} (tanh). At the largest width "
-            f"their mean is at worst {100 * abs(worst.ratio - 1):.1f}&nbsp;% off theory."
+            f"the mean eigenvalue changes by a factor of {growth['mean']:.2g}, the outliers by "
+            f"{growth['outliers']:.2g} (tanh). At the largest width their mean is at worst "
+            f"{100 * abs(worst.ratio - 1):.1f}&nbsp;% off theory."
         ),
         facts=tuple(
             Fact(
@@ -111,7 +108,19 @@ def build(context: Context) -> SectionResult:
             )
             for row in outliers
         ),
-        blocks=_blocks(sizes, found, lines, shown, rows),
+        blocks=page.blocks(
+            page.Results(
+                sizes.widths,
+                sizes.networks,
+                f"{SHOWN_PHI} networks of three layers of width {SHOWN_WIDTH} with {OUTPUTS} "
+                f"outputs on {SHOWN_SAMPLES} Gaussian samples",
+                found,
+                lines,
+                shown,
+                _marks(shown),
+                rows,
+            )
+        ),
         settings={
             "depth": 3,
             "widths": list(sizes.widths),
@@ -189,17 +198,18 @@ def _rows(found: dict[str, dict[str, Floats]], width: int) -> list[Comparison]:
     for phi, one in found.items():
         line = {key: value[0] for key, value in _lines(phi, [width]).items()}
         last = {key: value[-1] for key, value in one.items()}
+        softmax = "input with softmax"
         for name, measured, predicted in (
             ("input, mean eigenvalue", last["mean"], line["mean"]),
             ("input, mean of the outliers", last["outliers"], line["outliers"]),
             ("features, mean of the outliers", last["features"], line["features"]),
             (
-                "input with softmax, mean eigenvalue",
+                f"{softmax}, mean eigenvalue",
                 last["softmax_mean"],
                 last["softmax_mean_predicted"],
             ),
             (
-                "input with softmax, mean of the outliers",
+                f"{softmax}, mean of the outliers",
                 last["softmax"].mean(1),
                 last["softmax_predicted"].mean(1),
             ),
@@ -208,120 +218,15 @@ def _rows(found: dict[str, dict[str, Floats]], width: int) -> list[Comparison]:
     return rows
 
 
-def _blocks(
-    sizes: Sizes,
-    found: dict[str, dict[str, Floats]],
-    lines: dict[str, dict[str, list[float]]],
-    shown: list[dict[str, NDArray[Any]]],
-    rows: Sequence[Comparison],
-) -> tuple[Text | Figure | Table, ...]:
-    return (
-        Text(
-            "The metric of the input space, A = (1/N) &Sigma;<sub>t,k</sub> "
-            "&nabla;<sub>x</sub>f<sub>k</sub> &nabla;<sub>x</sub>f<sub>k</sub><sup>T</sup>, says "
-            "how far noise of the input moves the outputs: by &epsilon;<sup>2</sup> "
-            "v<sup>T</sup>Av for noise &epsilon;v. The gradients of one output at different "
-            "samples share a direction, which makes C outliers of order one; in all other "
-            "directions noise matters by 1/M. They exist for odd activations without biases too. "
-            "With softmax one is lost and the others spread, as for the Fisher matrix."
-        ),
-        Figure(
-            (
-                Plot(
-                    "regression",
-                    "Histogram of the input metric's eigenvalues for regression, with lines of theory.",
-                    _histogram(shown, "regression"),
-                    SIZE,
-                ),
-                Plot(
-                    "softmax",
-                    "Histogram of the input metric's eigenvalues for classification, with lines of theory.",
-                    _histogram(shown, "softmax"),
-                    SIZE,
-                ),
-            ),
-            f"Eigenvalues of the input metric of {SHOWN_PHI} networks of three layers of width "
-            f"{SHOWN_WIDTH} with {OUTPUTS} outputs on {SHOWN_SAMPLES} Gaussian samples, "
-            f"{sizes.shown} network{'s' if sizes.shown > 1 else ''}: regression and classification. "
-            "Lines: theory.",
-        ),
-        Figure(
-            (
-                Plot(
-                    "mean",
-                    "Mean eigenvalue of the input metric against the width.",
-                    _scaling(sizes.widths, found, lines, "mean", f"mean eigenvalue of A  {UNIT}"),
-                    SIZE,
-                ),
-                Plot(
-                    "outliers",
-                    "Mean of the input metric's outliers against the width.",
-                    _scaling(sizes.widths, found, lines, "outliers", f"mean outlier of A  {UNIT}"),
-                    SIZE,
-                ),
-                Plot(
-                    "softmax-outliers",
-                    "Outliers of the input metric with softmax by rank, with lines of theory.",
-                    _ranks(found),
-                    SIZE,
-                ),
-            ),
-            f"Three layers of equal width M, {OUTPUTS} outputs, {SAMPLES} Gaussian samples; mean of "
-            f"{sizes.networks} networks, bars of one standard deviation. Left: the mean eigenvalue "
-            f"falls as 1/M. Middle: the {OUTPUTS} outliers do not; lines: (N&minus;1)/N "
-            "T<sub>2</sub> + T<sub>1</sub>/N, times 1 + O(C/M) for finite width. Right: the "
-            f"{OUTPUTS - 1} outliers of classification at width {sizes.widths[-1]}; lines: theory "
-            "from the networks' outputs.",
-        ),
-        comparison_table(
-            f"At width {sizes.widths[-1]}: means over {sizes.networks} networks.", rows
-        ),
-    )
-
-
-def _histogram(shown: list[dict[str, NDArray[Any]]], kind: str) -> Callable[[Axes], None]:
+def _marks(shown: Sequence[dict[str, NDArray[Any]]]) -> dict[str, dict[str, float]]:
+    """What theory says of the histograms."""
     order = _order(SHOWN_PHI, SHOWN_WIDTH)
     spectrum = theory.metric_spectrum(order, samples=SHOWN_SAMPLES)
-    if kind == "regression":
-        top = spectrum.lambda_max * theory.metric_finite_size_factor(order)
-        marks = {"outliers": top, "mean of the bulk": spectrum.bulk_mean}
-    else:
-        outliers = np.mean([one["outliers"] for one in shown], axis=0)
-        marks = {"first outlier": outliers[0], "last outlier": outliers[-1]}
-
-    def draw(ax: Axes) -> None:
-        values = np.concatenate([one[kind] for one in shown])
-        label = f"eigenvalue of A  {UNIT}"
-        plot_eigenvalue_histogram(values, theory=marks, networks=len(shown), label=label, ax=ax)
-
-    return draw
-
-
-def _scaling(
-    widths: Sequence[int],
-    found: dict[str, dict[str, Floats]],
-    lines: dict[str, dict[str, list[float]]],
-    key: str,
-    label: str,
-) -> Callable[[Axes], None]:
-    def draw(ax: Axes) -> None:
-        measured = {phi: one[key] for phi, one in found.items()}
-        predicted = {phi: one[key] for phi, one in lines.items()}
-        plot_scaling(widths, measured, theory=predicted, label=label, ax=ax)
-
-    return draw
-
-
-def _ranks(found: dict[str, dict[str, Floats]]) -> Callable[[Axes], None]:
-    def draw(ax: Axes) -> None:
-        plot_scaling(
-            np.arange(1, OUTPUTS),
-            {phi: one["softmax"][-1].T for phi, one in found.items()},
-            theory={phi: one["softmax_predicted"][-1].mean(0) for phi, one in found.items()},
-            xlabel="rank of the outlier",
-            label=f"outlier of A  {UNIT}",
-            xscale="linear",
-            ax=ax,
-        )
-
-    return draw
+    outliers = np.mean([one["outliers"] for one in shown], axis=0)
+    return {
+        "regression": {
+            "outliers": spectrum.lambda_max * theory.metric_finite_size_factor(order),
+            "mean of the bulk": spectrum.bulk_mean,
+        },
+        "softmax": {"first outlier": outliers[0], "last outlier": outliers[-1]},
+    }

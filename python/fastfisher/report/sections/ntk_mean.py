@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher import theory
-from fastfisher.plot import plot_scaling, plot_survival
-from fastfisher.report._compare import Comparison, compared, comparison_table
+from fastfisher.report._compare import Comparison, compared
 from fastfisher.report._random import VARIANCES, dual, eigenvalues, gaussian, network
-from fastfisher.report._section import Context, Fact, Figure, Plot, SectionResult, Table, Text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from fastfisher.report._section import Context, Fact, SectionResult
+from fastfisher.report.sections import _ntk_mean_page as page
+from fastfisher.report.sections._ntk_mean_page import CENTRED, LOWER, PLAIN
 
 __all__ = ["build"]
 
@@ -27,10 +25,10 @@ Floats = NDArray[np.float64]
 # Of N = M: variances of weights and biases are the customary ones, of the growth with N alone those
 # of Karakida, Akaho and Amari (2021).
 PHI = ("tanh", "relu")
-GROWTH_PHI, GROWTH_VARIANCES, GROWTH_OUTPUTS = "relu", {"sigma_w2": 2.0, "sigma_b2": 0.0}, 2
-PLAIN, CENTRED = "as it is", "mean subtracted"
-UNIT = "(output² / parameter²)"
-SIZE = (5.6, 4.2)
+GROWTH_PHI, GROWTH_OUTPUTS = "relu", 2
+GROWTH_VARIANCES: dict[str, Any] = {"sigma_w2": 2.0, "sigma_b2": 0.0}
+# Networks at whose samples the kernel of infinite width is worked out: these hardly differ.
+ESTIMATES = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,9 @@ def build(context: Context) -> SectionResult:
                 points = []
                 for seed in range(settings.seed, settings.seed + sizes.networks):
                     name = f"{phi} width {width} seed {seed}"
-                    points.append(context.point(name, partial(_point, phi, width, seed)))
+                    estimate = seed < settings.seed + ESTIMATES
+                    make = partial(_point, phi, width, seed, estimate=estimate)
+                    points.append(context.point(name, make))
                     tick()
                 found[phi].append({k: np.array([p[k] for p in points]) for k in points[0]})
     growth: list[Floats] = []
@@ -88,7 +88,7 @@ def build(context: Context) -> SectionResult:
         "widths": list(sizes.widths),
         "lambda_max": {phi: {k: v.tolist() for k, v in one.items()} for phi, one in tops.items()},
         "estimate_from_samples": {
-            phi: [float(one["estimate"].mean()) for one in each] for phi, each in found.items()
+            phi: [float(np.nanmean(one["estimate"])) for one in each] for phi, each in found.items()
         },
         "predicted": {phi: _lines(phi, sizes.widths) for phi in PHI},
         "max_over_min_with_mean_subtracted": drift,
@@ -112,7 +112,19 @@ def build(context: Context) -> SectionResult:
             )
             for phi, one in tops.items()
         ),
-        blocks=_blocks(sizes, found, growth, rows),
+        blocks=page.blocks(
+            page.Results(
+                sizes.widths,
+                sizes.networks,
+                found,
+                {phi: _lines(phi, sizes.widths) for phi in PHI},
+                f"{GROWTH_PHI} networks of width {sizes.growth_width} with {GROWTH_OUTPUTS} outputs",
+                dict(zip(_growth_lines(sizes), growth, strict=True)),
+                _growth_lines(sizes),
+                sizes.growth_networks,
+                rows,
+            )
+        ),
         settings={
             "depth": 3,
             "widths": list(sizes.widths),
@@ -131,55 +143,52 @@ def build(context: Context) -> SectionResult:
         },
         values=values,
         headline=(
-            f"tangent kernel of N = M = {first} to {last}: largest eigenvalue grows {rise['tanh']:.2f} times, "
-            f"with the mean subtracted max / min {drift['tanh']:.3f}"
+            f"tangent kernel of N = M = {first} to {last}: largest eigenvalue grows "
+            f"{rise['tanh']:.2f} times, with the mean subtracted max / min {drift['tanh']:.3f}"
         ),
     )
 
 
-def _point(phi: str, width: int, seed: int) -> dict[str, Any]:
-    """Spectra of one network's kernel, and of what theory says of these very samples."""
+def _point(phi: str, width: int, seed: int, *, estimate: bool) -> dict[str, Any]:
+    """Spectra of one network's kernel; what theory says of these very samples, or NaN."""
     widths = (width, width, width, 1)
     kernel = width * dual(network(phi, widths, width, seed=seed, parameterization="ntk"))
-    limit = theory.mean_field_kernel(
-        gaussian(width, width, seed=seed),
-        widths,
-        activation=phi,
-        parameterization="ntk",
-        **VARIANCES[phi],
-    )
+    top = float("nan")
+    if estimate:
+        x = gaussian(width, width, seed=seed)
+        options: dict[str, Any] = {"activation": phi, **VARIANCES[phi]}
+        limit = theory.mean_field_kernel(x, widths, parameterization="ntk", **options)
+        top = float(eigenvalues(_centred(limit))[0])
     return {
         PLAIN: eigenvalues(kernel),
         CENTRED: eigenvalues(_centred(kernel)),
-        "estimate": eigenvalues(_centred(limit))[0],
+        "estimate": top,
     }
 
 
 def _centred(kernel: Floats) -> Floats:
     """P K P with P = I - 1 1^T / N."""
-    half = kernel - kernel.mean(0)
-    return half - half.mean(1, keepdims=True)
+    half: Floats = kernel - kernel.mean(0)
+    half -= half.mean(1, keepdims=True)
+    return half
 
 
 def _grown(width: int, samples: int, seed: int) -> dict[str, Any]:
     widths = (width, width, width, GROWTH_OUTPUTS)
-    options = {"parameterization": "ntk", **GROWTH_VARIANCES}
-    return {
-        "spectrum": eigenvalues(
-            samples * dual(network(GROWTH_PHI, widths, samples, seed=seed, **options))
-        )
-    }
+    options: dict[str, Any] = {"parameterization": "ntk", **GROWTH_VARIANCES}
+    kernel = samples * dual(network(GROWTH_PHI, widths, samples, seed=seed, **options))
+    return {"spectrum": eigenvalues(kernel)}
 
 
 def _lines(phi: str, widths: Sequence[int]) -> dict[str, list[float]]:
     """Theory with N = M: largest eigenvalue, lower bound of it with the mean subtracted."""
-    found: dict[str, list[float]] = {PLAIN: [], "lower bound": []}
+    found: dict[str, list[float]] = {PLAIN: [], LOWER: []}
     for width in widths:
         order = theory.order_parameters((width, width, width, 1), activation=phi, **VARIANCES[phi])
         spectrum = theory.ntk_spectrum(order, samples=width)
         found[PLAIN].append(spectrum.lambda_max)
         # trace / rank of P K P
-        found["lower bound"].append(spectrum.bulk_mean)
+        found[LOWER].append(spectrum.bulk_mean)
     return found
 
 
@@ -190,134 +199,25 @@ def _rows(
     for phi, each in found.items():
         line = _lines(phi, sizes.widths)
         for width, one, top, bound in zip(
-            sizes.widths, each, line[PLAIN], line["lower bound"], strict=True
+            sizes.widths, each, line[PLAIN], line[LOWER], strict=True
         ):
-            rows.append(compared(f"{phi}, N = M = {width}: largest", one[PLAIN][:, 0], top))
-            mean = one[CENTRED].sum(1) / (width - 1)
-            rows.append(
-                compared(f"{phi}, N = M = {width}: mean of the N-1, mean subtracted", mean, bound)
-            )
-            rows.append(
-                compared(
-                    f"{phi}, N = M = {width}: largest, mean subtracted",
-                    one[CENTRED][:, 0],
-                    one["estimate"],
-                )
-            )
-    for samples, spectra, (_, top) in zip(sizes.growth, growth, _growth_lines(sizes), strict=True):
+            title, centred = f"{phi}, N = M = {width}", one[CENTRED]
+            estimate = float(np.nanmean(one["estimate"]))
+            mean = centred.sum(1) / (width - 1)
+            rows += [
+                compared(f"{title}: largest", one[PLAIN][:, 0], top),
+                compared(f"{title}: mean of the N-1, mean subtracted", mean, bound),
+                compared(f"{title}: largest, mean subtracted", centred[:, 0], estimate),
+            ]
+    for (name, top), spectra in zip(_growth_lines(sizes).items(), growth, strict=True):
+        title = f"{GROWTH_PHI}, M = {sizes.growth_width}, {name}"
         measured = spectra[:, :GROWTH_OUTPUTS].mean(1)
-        rows.append(
-            compared(
-                f"{GROWTH_PHI}, M = {sizes.growth_width}, N = {samples}: mean of the {GROWTH_OUTPUTS} largest",
-                measured,
-                top,
-            )
-        )
+        rows.append(compared(f"{title}: mean of the {GROWTH_OUTPUTS} largest", measured, top))
     return rows
 
 
-def _growth_lines(sizes: Sizes) -> list[tuple[str, float]]:
+def _growth_lines(sizes: Sizes) -> dict[str, float]:
+    """Largest eigenvalue of theory by number of samples."""
     widths = (*[sizes.growth_width] * 3, GROWTH_OUTPUTS)
     order = theory.order_parameters(widths, activation=GROWTH_PHI, **GROWTH_VARIANCES)
-    return [(f"N = {n}", theory.ntk_spectrum(order, samples=n).lambda_max) for n in sizes.growth]
-
-
-def _blocks(
-    sizes: Sizes,
-    found: dict[str, list[dict[str, Floats]]],
-    growth: list[Floats],
-    rows: Sequence[Comparison],
-) -> tuple[Text | Figure | Table, ...]:
-    return (
-        Text(
-            "Training by gradient descent is slow in the directions of the tangent kernel's small "
-            "eigenvalues and unstable in those of the largest. The largest belongs to the same "
-            "change of the outputs at every sample and grows with the number of samples, (N&minus;1) "
-            "k<sub>2</sub> + k<sub>1</sub>, while the others stay around "
-            "k<sub>1</sub>&minus;k<sub>2</sub>. Subtracting the mean over the samples from the "
-            "outputs, P &Theta; P with P = I &minus; 11<sup>T</sup>/N, projects it out. If the "
-            "width grows with the samples the whole spectrum then converges."
-        ),
-        Figure(
-            tuple(
-                Plot(
-                    f"largest-{phi}",
-                    f"Largest eigenvalue of the kernel against N = M for {phi}, as it is and with the mean subtracted.",
-                    _tops(sizes, phi, found[phi]),
-                    SIZE,
-                )
-                for phi in PHI
-            ),
-            "Largest eigenvalue of the tangent kernel against the number of samples, as many as "
-            f"units. Three layers, one output, Gaussian samples; mean of {sizes.networks} networks, "
-            "bars of one standard deviation. Lines: (N&minus;1) k<sub>2</sub> + k<sub>1</sub>; the "
-            "largest eigenvalue of P &Theta; P with the kernel of infinite width at the networks' "
-            "samples, an estimate that finite width raises; the lower bound "
-            "k<sub>1</sub>&minus;k<sub>2</sub>.",
-        ),
-        Figure(
-            (
-                Plot(
-                    "growth",
-                    "Share of eigenvalues above a value for growing numbers of samples at fixed width.",
-                    _growth(sizes, growth),
-                    SIZE,
-                ),
-                Plot(
-                    "converging",
-                    "Share of eigenvalues above a value for N = M, mean subtracted.",
-                    _converging(sizes, found["tanh"]),
-                    SIZE,
-                ),
-            ),
-            f"Whole spectra. Left: {GROWTH_PHI} networks of width {sizes.growth_width} with "
-            f"{GROWTH_OUTPUTS} outputs, more and more samples, {sizes.growth_networks} networks: the "
-            "largest eigenvalues grow, where theory says (dashed). Right: tanh, one output, N = M, "
-            f"mean subtracted, {sizes.networks} networks: the spectrum converges.",
-        ),
-        comparison_table(
-            "Eigenvalues of the kernel. Theory of the largest with the mean subtracted is the "
-            "estimate from the samples at infinite width.",
-            rows,
-        ),
-    )
-
-
-def _tops(sizes: Sizes, phi: str, each: list[dict[str, Floats]]) -> Callable[[Axes], None]:
-    line = _lines(phi, sizes.widths)
-
-    def draw(ax: Axes) -> None:
-        plot_scaling(
-            sizes.widths,
-            {k: np.array([one[k][:, 0] for one in each]) for k in (PLAIN, CENTRED)},
-            theory={
-                PLAIN: line[PLAIN],
-                CENTRED: [float(one["estimate"].mean()) for one in each],
-                "lower bound": line["lower bound"],
-            },
-            xlabel="samples N = width M",
-            label=f"largest eigenvalue of Θ  {UNIT}",
-            ax=ax,
-        )
-        ax.set_title(phi)
-
-    return draw
-
-
-def _growth(sizes: Sizes, growth: list[Floats]) -> Callable[[Axes], None]:
-    def draw(ax: Axes) -> None:
-        lines = _growth_lines(sizes)
-        spectra = {name: one.ravel() for (name, _), one in zip(lines, growth, strict=True)}
-        plot_survival(spectra, theory=dict(lines), label=f"eigenvalue λ of Θ  {UNIT}", ax=ax)
-
-    return draw
-
-
-def _converging(sizes: Sizes, each: list[dict[str, Floats]]) -> Callable[[Axes], None]:
-    def draw(ax: Axes) -> None:
-        spectra = {
-            f"N = M = {m}": one[CENTRED].ravel() for m, one in zip(sizes.widths, each, strict=True)
-        }
-        plot_survival(spectra, label=f"eigenvalue λ of PΘP  {UNIT}", ax=ax)
-
-    return draw
+    return {f"N = {n}": theory.ntk_spectrum(order, samples=n).lambda_max for n in sizes.growth}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ def _ensemble(phi: str, widths: tuple[int, ...], seed: int) -> dict[str, Floats]
     for width in widths:
         sizes = (width, width, width, OUTPUTS)
         order = theory.order_parameters(sizes, activation=phi, **VARIANCES[phi])
-        parameters = sum((i + 1) * o for i, o in zip(sizes, sizes[1:], strict=False))
+        parameters = sum((i + 1) * o for i, o in pairwise(sizes))
         drawn = theory.softmax_ensemble(order, samples=SAMPLES, networks=DRAWN, seed=seed)
         spectra = [theory.softmax_spectrum(order, g) for g in drawn]
         for key, each in (
