@@ -22,7 +22,6 @@ class Palette(NamedTuple):
 
     main: str
     accent: str
-    third: str
     cool: tuple[str, ...]
     warm: tuple[str, ...]
     faint: str
@@ -32,20 +31,18 @@ class Palette(NamedTuple):
 _ON_LIGHT = Palette(
     "#0072B2",
     "#C04F00",
-    "#00805E",
     ("#2E9BDA", "#005F99", "#003A60"),
     ("#D98E00", "#B54700", "#7A2A00"),
     "#8a8a8a",
-    ("#0072B2", "#C04F00", "#009E73", "#AF5A93", "#D98E00", "#2E9BDA", "#4A4A4A"),
+    ("#0072B2", "#C04F00", "#00805E", "#AF5A93", "#D98E00", "#2E9BDA", "#4A4A4A"),
 )
 _ON_DARK = Palette(
     "#56B4E9",
     "#F08A3C",
-    "#35C79C",
     ("#9AD4F5", "#56B4E9", "#2F8FCB"),
     ("#F5C04D", "#F08A3C", "#E0602A"),
     "#8f959d",
-    ("#56B4E9", "#F08A3C", "#3CC79C", "#DE9BC4", "#F5C04D", "#9AD4F5", "#C8CDD2"),
+    ("#56B4E9", "#F08A3C", "#35C79C", "#DE9BC4", "#F5C04D", "#9AD4F5", "#C8CDD2"),
 )
 
 

@@ -47,7 +47,13 @@ def compared(name: str, measured: ArrayLike, predicted: ArrayLike) -> Comparison
     """
     values = np.asarray(measured, dtype=np.float64).reshape(-1)
     spread = float(values.std(ddof=1)) if values.size > 1 else float("nan")
-    return Comparison(name, float(values.mean()), spread, values.size, float(np.mean(predicted)))
+    return Comparison(
+        name,
+        float(values.mean()),
+        spread,
+        values.size,
+        float(np.asarray(predicted, np.float64).mean()),
+    )
 
 
 def comparison_table(caption: str, rows: Sequence[Comparison]) -> Table:

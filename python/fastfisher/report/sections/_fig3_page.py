@@ -63,9 +63,9 @@ def blocks(results: Results) -> tuple[Text | Figure | Table, ...]:
             "&Theta;<sub>G</sub> = J G<sup>&minus;1</sup> J<sup>T</sup> / N = &alpha; I (see the "
             "section on the isotropic condition) fit the training samples in the same way, "
             "f<sub>t</sub> = y + (1 &minus; &alpha;&eta;)<sup>t</sup> (f<sub>0</sub> &minus; y), "
-            "whatever the data; gradient descent is held up by the small eigenvalues of the tangent "
-            "kernel. At other samples the methods differ: each ends at the regression of a kernel "
-            "of its own."
+            "whatever the data; gradient descent is held up by the small eigenvalues of the "
+            "tangent kernel. At other samples the methods differ: each ends at the regression of a "
+            "kernel of its own."
         ),
         *(_figure(results, data, steps) for data in results.found),
         _published(results),
@@ -78,7 +78,7 @@ def blocks(results: Results) -> tuple[Text | Figure | Table, ...]:
                     SIZE,
                 ),
             ),
-            "Over-coarse approximations: blocks of some inputs of each unit, "
+            "Over-coarse approximations: blocks of 30 to 1 inputs of each unit, "
             f"{BLOCK_SAMPLES} Gaussian samples, ReLU network "
             f"({', '.join(map(str, BLOCK_WIDTHS))}), random targets at {NEAR:g} from the first "
             "outputs, &eta; = 1 / &lambda;<sub>max</sub>(&Theta;<sub>G</sub>). With fewer inputs "
@@ -121,13 +121,15 @@ def _figure(results: Results, data: str, steps: int) -> Figure:
                 SIZE,
             ),
         ),
-        f"{pair.title}: {len(pair.x)} to train, {len(pair.test_x)} to test, {pair.x.shape[1]} inputs. "
-        f"ReLU networks of three layers of width {results.width} without biases, &sigma;<sub>w</sub>"
-        f"<sup>2</sup> = 2, {_count(networks)}; &eta; = {results.scale:g} / &alpha;, gradient descent "
-        f"{results.scale:g} / &lambda;<sub>max</sub>(&Theta;/N). Left: all isotropic methods share "
-        "one line of theory. Middle: marks networks, dashed kernels of infinite width; unit-wise "
-        "blocks have no such limit at other samples. Right: test loss after the last step beside "
-        "the method's kernel regression (infinitely many steps), which gradient descent is far from.",
+        f"{pair.title}: {len(pair.x)} to train, {len(pair.test_x)} to test, "
+        f"{pair.x.shape[1]} inputs. ReLU networks of three layers of width {results.width} without "
+        f"biases, &sigma;<sub>w</sub><sup>2</sup> = 2, {_count(networks)}; &eta; = "
+        f"{results.scale:g} / &alpha;, gradient descent {results.scale:g} / "
+        "&lambda;<sub>max</sub>(&Theta;/N). Left: all isotropic methods share one line of theory "
+        "(grey). Middle: marks networks, dashed kernels of infinite width (grey where two "
+        "coincide); unit-wise blocks have no such limit at other samples, their marks are joined. Right: test loss after "
+        "the last step beside the method's kernel regression (infinitely many steps), which "
+        "gradient descent is far from.",
     )
 
 
@@ -169,17 +171,12 @@ def _limits(each: dict[str, Found], steps: int) -> Callable[[Axes], None]:
 
 
 def _coarse(coarse: dict[int, Found]) -> Callable[[Axes], None]:
+    named = {f"{block}: κ = {float(one['condition']):.3g}": one for block, one in coarse.items()}
+
     def draw(ax: Axes) -> None:
-        names = {block: f"{block} input{'s' if block > 1 else ''}" for block in coarse}
         plot_training_curves(
-            {
-                f"{names[b]}, κ = {float(one['condition']):.3g}": one["train"]
-                for b, one in coarse.items()
-            },
-            predicted={
-                f"{names[b]}, κ = {float(one['condition']):.3g}": one["train_predicted"]
-                for b, one in coarse.items()
-            },
+            {name: one["train"] for name, one in named.items()},
+            predicted={name: one["train_predicted"] for name, one in named.items()},
             label=f"training loss  {UNIT}",
             ax=ax,
         )
@@ -206,9 +203,9 @@ def _published(results: Results) -> Table:
 
     return Table(
         f"Exact natural gradient at &eta; = 1 / &alpha; on {results.pairs['digits'].title}, width "
-        f"{results.row_width}, {_count(len(off))}; &plusmn;: deviation of measured &minus; infinite "
-        "width over networks. Published: the public code of Karakida and Osawa (2020) at width 4096, "
-        "other images of MNIST.",
+        f"{results.row_width}, {_count(len(off))}; &plusmn;: deviation of measured &minus; "
+        "infinite width over networks. Published: the public code of Karakida and Osawa (2020) at "
+        "width 4096, other images of MNIST.",
         (
             "step",
             "training loss",

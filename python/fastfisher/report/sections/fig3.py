@@ -93,11 +93,12 @@ def build(context: Context) -> SectionResult:
     test = published["test"]
     return SectionResult(
         summary=(
-            f"On real digits {sizes.steps} steps at {SCALE:g} / &alpha; leave {left['full']:.2g} of "
-            f"the training loss with the exact natural gradient and at most {left[slowest]:.2g} "
-            f"({page.NAMES[slowest]}) with an approximation, gradient descent "
-            f"{left[runs.GRADIENT]:.2g}. The same speed, but other functions: each follows the "
-            "regression of a kernel of its own at the test images."
+            f"On real digits {sizes.steps} steps at {SCALE:g} / &alpha; leave "
+            f"{left['full']:.2g} of the training loss with the exact natural gradient, at most "
+            f"{left[slowest]:.2g} ({page.NAMES[slowest]}) with an approximation, and "
+            f"{left[runs.GRADIENT]:.2g} with gradient descent; infinite width says "
+            f"{(1 - SCALE) ** (2 * sizes.steps):.2g} for all natural gradients. At the test images "
+            "each method follows the regression of a kernel of its own."
         ),
         facts=(
             Fact(
@@ -170,7 +171,7 @@ def _runs(
     steps: int,
     tick: Callable[[], None],
 ) -> Found:
-    """Runs of several networks, one row each."""
+    """Run several networks: one row each."""
     points = []
     for seed in range(context.settings.seed, context.settings.seed + networks):
         name = f"{data} {structure} width {width} scale {scale:g} steps {steps} seed {seed}"
@@ -203,7 +204,7 @@ def _rows(found: dict[str, dict[str, Found]], row: Found) -> list[Comparison]:
                 )
     rows.append(
         compared(
-            "digits, exact at 1 / α: test loss after one step",
+            "digits, exact, one step of 1 / alpha: test loss",
             row["test"][:, 1],
             row["test_predicted"][:, 1],
         )
@@ -212,7 +213,7 @@ def _rows(found: dict[str, dict[str, Found]], row: Found) -> list[Comparison]:
 
 
 def _row_values(row: Found) -> dict[str, Any]:
-    """The exact one at 1 / alpha: means over networks, spread of measured minus predicted."""
+    """Mean over networks of the exact one at 1 / alpha, spread of measured minus predicted."""
     off = row["test"] - row["test_predicted"]
     spread = off.std(0, ddof=1) if len(off) > 1 else np.full(off.shape[1], np.nan)
     return {

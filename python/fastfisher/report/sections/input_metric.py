@@ -219,7 +219,7 @@ def _rows(found: dict[str, dict[str, Floats]], width: int) -> list[Comparison]:
 
 
 def _marks(shown: Sequence[dict[str, NDArray[Any]]]) -> dict[str, dict[str, float]]:
-    """What theory says of the histograms."""
+    """Predict the marks of the histograms."""
     order = _order(SHOWN_PHI, SHOWN_WIDTH)
     spectrum = theory.metric_spectrum(order, samples=SHOWN_SAMPLES)
     outliers = np.mean([one["outliers"] for one in shown], axis=0)

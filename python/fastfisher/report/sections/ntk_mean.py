@@ -118,7 +118,8 @@ def build(context: Context) -> SectionResult:
                 sizes.networks,
                 found,
                 {phi: _lines(phi, sizes.widths) for phi in PHI},
-                f"{GROWTH_PHI} networks of width {sizes.growth_width} with {GROWTH_OUTPUTS} outputs",
+                f"{GROWTH_PHI} networks of width {sizes.growth_width} with {GROWTH_OUTPUTS} "
+                "outputs",
                 dict(zip(_growth_lines(sizes), growth, strict=True)),
                 _growth_lines(sizes),
                 sizes.growth_networks,
