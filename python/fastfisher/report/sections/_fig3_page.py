@@ -127,9 +127,9 @@ def _figure(results: Results, data: str, steps: int) -> Figure:
         f"{results.scale:g} / &alpha;, gradient descent {results.scale:g} / "
         "&lambda;<sub>max</sub>(&Theta;/N). Left: all isotropic methods share one line of theory "
         "(grey). Middle: marks networks, dashed kernels of infinite width (grey where two "
-        "coincide); unit-wise blocks have no such limit at other samples, their marks are joined. Right: test loss after "
-        "the last step beside the method's kernel regression (infinitely many steps), which "
-        "gradient descent is far from.",
+        "coincide); unit-wise blocks have no such limit at other samples, their marks are "
+        "joined. Right: test loss after the last step beside the method's kernel regression "
+        "(infinitely many steps), which gradient descent is far from.",
     )
 
 
@@ -196,15 +196,17 @@ def _published(results: Results) -> Table:
             f"{row['train_predicted'][:, step].mean():.3g}",
             f"{PUBLISHED['train'][step]:.3g}",
             f"{row['test'][:, step].mean():.4g}{spread}",
-            f"{row['test_predicted'][:, step].mean():.4g}",
+            f"{row['test_predicted'][:, step].mean():.4g} ± "
+            f"{row['test_sampling'][:, step].mean():.1g}",
             f"{row['test'][:, step].mean() / row['test_predicted'][:, step].mean():.3f}",
             f"{PUBLISHED['test'][step]:.3g}",
         )
 
     return Table(
         f"Exact natural gradient at &eta; = 1 / &alpha; on {results.pairs['digits'].title}, width "
-        f"{results.row_width}, {_count(len(off))}; &plusmn;: deviation of measured &minus; "
-        "infinite width over networks. Published: the public code of Karakida and Osawa (2020) at "
+        f"{results.row_width}, {_count(len(off))}; &plusmn; of the network: deviation of "
+        "measured &minus; infinite width over networks, of infinite width: sampling error of so "
+        "few test images. Published: the public code of Karakida and Osawa (2020) at "
         "width 4096, other images of MNIST.",
         (
             "step",

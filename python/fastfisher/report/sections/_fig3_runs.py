@@ -66,7 +66,8 @@ def run(
     -------
     dict of arrays
         ``train``, ``test`` (steps + 1,): losses; ``train_predicted``, ``test_predicted`` the same
-        of theory (NaN where it has none); ``limit``: test loss of theory after infinitely many
+        of theory (NaN where it has none); ``test_sampling``: standard error of the latter, over
+        the test samples; ``limit``: test loss of theory after infinitely many
         steps, the method's kernel regression; ``lr``.
     """
     widths = (pair.x.shape[1], width, width, 1)
@@ -78,6 +79,7 @@ def run(
         alpha = theory.isotropic_constant("unit", widths, active_fraction=0.5)
         lr = scale / alpha
         elsewhere, limit = np.full(steps + 1, np.nan), math.nan
+        sampling = elsewhere
         here = [_loss((1 - scale) ** t * e) for t in range(steps + 1)]
     else:
         dynamics = _dynamics(pair, structure)
@@ -86,6 +88,8 @@ def run(
         here = [_loss(one) for one in dynamics.training_curve(e, lr=lr, steps=steps)]
         change = dynamics.prediction_curve(e, lr=lr, steps=steps)
         elsewhere = np.array([_loss(at_test + one) for one in change])
+        each = np.square(at_test + change).sum(-1) / 2
+        sampling = each.std(1, ddof=1) / math.sqrt(each.shape[1])
         final = dynamics.prediction_curve(e, lr=lr, steps=np.array([math.inf]))
         limit = _loss(at_test + final[0])
     train_losses, test_losses = [_loss(e)], [_loss(at_test)]
@@ -98,6 +102,7 @@ def run(
         "test": np.array(test_losses),
         "train_predicted": np.array(here),
         "test_predicted": elsewhere,
+        "test_sampling": sampling,
         "limit": limit,
         "lr": lr,
     }

@@ -219,7 +219,7 @@ def _row_values(row: Found) -> dict[str, Any]:
     return {
         **{
             key: row[key].mean(0).tolist()
-            for key in ("train", "test", "train_predicted", "test_predicted")
+            for key in ("train", "test", "train_predicted", "test_predicted", "test_sampling")
         },
         "test_minus_predicted": off.mean(0).tolist(),
         "test_minus_predicted_deviation": spread.tolist(),
