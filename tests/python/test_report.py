@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from fastfisher import models
-from fastfisher.report import OutputFolderError, Settings, _section, write
+from fastfisher.report import OutputFolderError, Settings, _section, chosen, write
 from fastfisher.report._descent import _backward, _forward, descend, linear_descent
 from fastfisher.report._folder import RESULTS, SCHEMA, new_folder
 from fastfisher.report._machine import check_memory
@@ -25,13 +25,15 @@ from fastfisher.report.data import _balanced, load
 from fastfisher.report.sections import ntk_spectrum
 
 SMALL = Settings(hidden=(256, 256), samples=40, steps=4, grid="quick")
+# The others are built by test_report_theory.py.
+HERE = ("ntk-spectrum", "fisher-theory", "normalization", "isotropy", "fig1", "fig2")
 ACTIVATIONS = ["relu", "tanh", "erf", "linear", "hard-tanh"]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "out"
-    return folder, write(SMALL, folder)
+    return folder, write(SMALL, folder, sections=chosen(HERE))
 
 
 # --- the report itself ---------------------------------------------------------------------------

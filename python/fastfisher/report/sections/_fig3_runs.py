@@ -26,7 +26,7 @@ GAUSSIAN_SAMPLES, GAUSSIAN_INPUTS, GAUSSIAN_TESTS = 40, 50, 100
 # Of blocks of some inputs of each unit.
 BLOCK_WIDTHS, BLOCK_SAMPLES = (60, 120, 120, 1), 30
 # Their targets are that near to the first outputs, where training is linear at any width.
-NEAR = 0.01
+NEAR = 1e-3
 
 
 def damping_of(structure: Any) -> float:
