@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// bench_linalg [--threads N] [--runs N]: products of symmetric matrices (symm) and pairs at the
-// ends of spectra (eigh_ends) against their flops at the rate of a 2048^3 product in the same run;
-// the reduction of eigh_ends has half of its flops in products with a vector, which no cache feeds
-// at that rate. One JSON line a case, checked by a residual first.
+// bench_linalg [--threads N] [--runs N]: products of symmetric matrices (symm), second moments
+// (moments, n rows of k numbers) and pairs at the ends of spectra (eigh_ends) against their flops
+// at the rate of a 2048^3 product in the same run; the reduction of eigh_ends has half of its flops
+// in products with a vector, which no cache feeds at that rate. One JSON line a case, checked by a
+// residual first.
 #include "bench.hpp"
 
 #include <cmath>
@@ -24,6 +25,10 @@ const Case kEnds[] = {{"256_of_64_k2", 256, 64, 2},
                       {"64_of_512_k2", 64, 512, 2},
                       {"64_of_512_k20", 64, 512, 20},
                       {"8_of_1024_k2", 8, 1024, 2}};
+
+const Case kMoments[] = {{"8_of_1024_x1024", 8, 1024, 1024},
+                         {"64_of_1024_x256", 64, 1024, 256},
+                         {"1_of_512_x4096", 1, 512, 4096}};
 
 std::vector<float> symmetric(std::int64_t count, std::int64_t n) {
   auto a = normal<float>(count * n * n, 1);
@@ -117,6 +122,39 @@ void ends(const Case& item, int threads, int runs) {
   report("eigh_ends", item, flops, apart(item, a, vectors, &values, nullptr), threads, runs, call);
 }
 
+void second_moments(const Case& item, int threads, int runs) {
+  const std::int64_t n = item.n, m = item.k + 1;
+  const auto a = normal<float>(item.count * n * item.k, 1);
+  std::vector<float> out(static_cast<std::size_t>(item.count * m * m));
+  std::vector<MomentItem> items;
+  for (std::int64_t e = 0; e < item.count; ++e) {
+    items.push_back({array_ref(a.data() + e * n * item.k, n, item.k),
+                     array_ref(out.data() + e * m * m, m, m), 1});
+  }
+  Context ctx;
+  ctx.threads = threads;
+  std::vector<std::byte> workspace(static_cast<std::size_t>(moments_workspace(ctx, m, DType::f32)));
+  ctx.workspace = workspace;
+  const auto call = [&] { moments(ctx, items); };
+  call();
+  double worst = 0;
+  const float* const last = a.data() + (item.count - 1) * n * item.k;
+  for (std::int64_t p = 0; p < m; p += 37) {
+    const std::int64_t q = p * 101 % m;
+    double sum = -double{out[out.size() - static_cast<std::size_t>(m * m - p * m - q)]};
+    for (std::int64_t l = 0; l < n; ++l) {
+      const auto entry = [&](std::int64_t at) {
+        return at < item.k ? double{last[l * item.k + at]} : 1.0;
+      };
+      sum += entry(p) * entry(q);
+    }
+    worst = std::max(worst, std::abs(sum));
+  }
+  const auto size = static_cast<double>(m);
+  report("moments", item, static_cast<double>(item.count * n) * size * (size + 1),
+         worst / static_cast<double>(n), threads, runs, call);
+}
+
 }  // namespace
 }  // namespace fastfisher::bench
 
@@ -128,6 +166,8 @@ int main(int argc, char** argv) {
   }
   for (const auto& item : fastfisher::bench::kProducts)
     fastfisher::bench::products(item, threads, runs);
+  for (const auto& item : fastfisher::bench::kMoments)
+    fastfisher::bench::second_moments(item, threads, runs);
   for (const auto& item : fastfisher::bench::kEnds) fastfisher::bench::ends(item, threads, runs);
   return 0;
 }

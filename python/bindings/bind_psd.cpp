@@ -38,6 +38,26 @@ std::vector<Borrowed> borrow_all(const py::list& list, const std::string& name, 
 }  // namespace
 
 void register_psd(py::module_& module) {
+  module.def("moments_workspace", [](std::int64_t most, int dtype, int threads) {
+    Context context;
+    context.threads = threads;
+    return moments_workspace(context, most, static_cast<DType>(dtype));
+  });
+  module.def("moments",
+             [](const py::list& arrays, const py::list& outs, const std::vector<double>& scales,
+                const py::handle& workspace, std::intptr_t stream, int threads) {
+               const auto in = borrow_all(arrays, "a", Access::read, stream);
+               const auto result = borrow_all(outs, "out", Access::write, stream);
+               std::vector<MomentItem> items;
+               for (std::size_t k = 0; k < in.size(); ++k)
+                 items.push_back({in[k].ref(), result.at(k).ref(), scales.at(k)});
+               if (items.empty()) return;
+               const Workspace scratch(workspace, result.front().ref().device, stream);
+               Context context = context_for(result.front(), stream, threads);
+               context.workspace = scratch.bytes();
+               const py::gil_scoped_release without_gil;
+               moments(context, items);
+             });
   module.def("psd_workspace", [](const std::vector<std::int64_t>& sizes, int dtype, int task,
                                  int threads) {
     Context context;

@@ -12,6 +12,7 @@ from importlib.metadata import version as _version
 from typing import Any as _Any
 
 from fastfisher import (
+    augment,
     diagnostics,
     errors,
     kernels,
@@ -47,6 +48,7 @@ __all__ = [
     "Separable",
     "Shared",
     "__version__",
+    "augment",
     "diagnostics",
     "errors",
     "fisher",

@@ -40,6 +40,16 @@ def jvp_workspace(
     layers: list[_Layer], dtype: int, cuda: bool, columns: int, threads: int, /
 ) -> int: ...
 def matmul(a: Any, b: Any, out: Any, stream: int, threads: int, /) -> None: ...
+def moments(
+    arrays: list[Any],
+    outs: list[Any],
+    scales: list[float],
+    workspace: Any,
+    stream: int,
+    threads: int,
+    /,
+) -> None: ...
+def moments_workspace(most: int, dtype: int, threads: int, /) -> int: ...
 def panel_combine(
     weights: Any, x: Any, keep: bool, y: Any, stream: int, threads: int, /
 ) -> None: ...

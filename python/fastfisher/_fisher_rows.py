@@ -76,7 +76,8 @@ def rows_of(model: Any, x: Any, y: Array | None, recipe: Recipe) -> Rows:
         root = _root(to_numpy(f).astype(np.float64), y, recipe)
         return from_numpy(root.astype(result_dtype(f)), f)
 
-    given = sampled_rows(model, x, in_library, **options)
+    draws = recipe.samples if recipe.kind == "mc" else 1
+    given = sampled_rows(model, x, in_library, draws, **options)
     return Rows(None, on_host(given), given.layers[0].g, weight)
 
 

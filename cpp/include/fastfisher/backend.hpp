@@ -27,6 +27,8 @@ struct Backend {
   decltype(&fastfisher::jvp) jvp = nullptr;
   decltype(&fastfisher::jvp_workspace) jvp_workspace = nullptr;
   decltype(&fastfisher::matmul) matmul = nullptr;
+  decltype(&fastfisher::moments) moments = nullptr;
+  decltype(&fastfisher::moments_workspace) moments_workspace = nullptr;
   decltype(&fastfisher::panel_combine) panel_combine = nullptr;
   decltype(&fastfisher::panel_dots) panel_dots = nullptr;
   decltype(&fastfisher::small_eigh) small_eigh = nullptr;

@@ -162,6 +162,22 @@ void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
+/// One matrix of `moments`.
+struct MomentItem {
+  ArrayRef a;        ///< [n,i], any strides
+  ArrayRef out;      ///< [m,m], packed row-major: m = i, or i + 1 with a column of ones
+  double scale = 1;  ///< factor of the result
+};
+
+/// Second moments out = scale [a 1]^T [a 1] of every matrix of a list, or scale a^T a: Kronecker
+/// factors of layers with a bias or without. Sums are in the dtype of `a`, in stretches; results
+/// are symmetric bit for bit. Their diagonals are sums of squares: where these are finite, so was
+/// `a`. Needs at least moments_workspace(...) bytes in ctx.workspace.
+void moments(const Context& ctx, std::span<const MomentItem> items);
+
+/// Bytes of workspace that `moments` wants for results of up to `most` rows.
+std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
+
 /// Factor, invert, solve or diagonalise every matrix of a list, each on its own: one report a
 /// matrix, in order, and a bad matrix changes no bit of the others. Large ones are worked on by all
 /// threads, small ones a thread each. Matrices are scaled inside by powers of two, so that entries

@@ -8,13 +8,13 @@
 namespace fastfisher::checks {
 namespace {
 
-void packed_out(const std::string& name, const ArrayRef& out, std::int64_t columns,
+void packed_out(const char* op, const std::string& name, const ArrayRef& out, std::int64_t columns,
                 std::int64_t rows) {
-  expect_rank("psd", name, out, 2, "(n, n) or (n, k)");
-  expect_extent("psd", name, out, 0, rows, "rows of the matrix");
-  expect_extent("psd", name, out, 1, columns, "columns of the result");
+  expect_rank(op, name, out, 2, "(n, n) or (n, k)");
+  expect_extent(op, name, out, 0, rows, "rows of the matrix");
+  expect_extent(op, name, out, 1, columns, "columns of the result");
   if (out.size() > 0 && (out.stride(1) != 1 || out.stride(0) != out.extent(1)))
-    fail(ErrorCode::shape, "psd", name, "expected packed rows");
+    fail(ErrorCode::shape, op, name, "expected packed rows");
 }
 
 }  // namespace
@@ -44,7 +44,7 @@ void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& o
       if (share_memory(item.out, item.b))
         fail(ErrorCode::shape, "psd", "out" + at, "overlaps the memory of b");
     }
-    packed_out("out" + at, item.out, columns, n);
+    packed_out("psd", "out" + at, item.out, columns, n);
     if (options.task == PsdTask::eigh) {
       expect_rank("psd", "values" + at, item.values, 1, "(n,)");
       expect_extent("psd", "values" + at, item.values, 0, n, "rows of the matrix");
@@ -52,6 +52,26 @@ void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& o
     }
     if (share_memory(item.out, item.a))
       fail(ErrorCode::shape, "psd", "out" + at, "overlaps the memory of a");
+  }
+}
+
+void moments(const Context& ctx, std::span<const MomentItem> items) {
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const MomentItem& item = items[k];
+    const std::string at = "[" + std::to_string(k) + "]";
+    const DType dtype = items.front().a.dtype;
+    expect_rank("moments", "a" + at, item.a, 2, "(n, i)");
+    expect_like("moments", "a" + at, item.a, ctx, dtype);
+    expect_like("moments", "out" + at, item.out, ctx, dtype);
+    if (dtype != DType::f32 && dtype != DType::f64)
+      fail(ErrorCode::dtype, "moments", "a" + at, "expected dtype float32 or float64");
+    expect_rank("moments", "out" + at, item.out, 2, "(i, i) or (i + 1, i + 1)");
+    const std::int64_t columns = item.a.extent(1), one = item.out.extent(0) == columns ? 0 : 1;
+    packed_out("moments", "out" + at, item.out, columns + one, columns + one);
+    if (!std::isfinite(item.scale))
+      fail(ErrorCode::shape, "moments", "scale" + at, "expected a finite number");
+    if (share_memory(item.out, item.a))
+      fail(ErrorCode::shape, "moments", "out" + at, "overlaps the memory of a");
   }
 }
 

@@ -54,5 +54,6 @@ void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayR
 void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options);
+void moments(const Context& ctx, std::span<const MomentItem> items);
 
 }  // namespace fastfisher::checks

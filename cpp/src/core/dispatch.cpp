@@ -61,6 +61,17 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
   entry(backend, backend.matmul, "matmul")(ctx, a, b, out);
 }
 
+void moments(const Context& ctx, std::span<const MomentItem> items) {
+  checks::moments(ctx, items);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.moments, "moments")(ctx, items);
+}
+
+std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype) {
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.moments_workspace, "moments_workspace")(ctx, most, dtype);
+}
+
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y) {
   checks::panel_combine(ctx, weights, x, y);

@@ -27,6 +27,8 @@ const Backend& backend() {
     b.jvp = &cpu::jvp;
     b.jvp_workspace = &cpu::jvp_workspace;
     b.matmul = &cpu::matmul;
+    b.moments = &cpu::moments;
+    b.moments_workspace = &cpu::moments_workspace;
     b.panel_combine = &cpu::panel_combine;
     b.panel_dots = &cpu::panel_dots;
     b.small_eigh = &cpu::small_eigh;

@@ -22,6 +22,8 @@ ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, cons
 std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+void moments(const Context& ctx, std::span<const MomentItem> items);
+std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);

@@ -8,15 +8,14 @@ from fastfisher.capture.capture import Capture
 from fastfisher.capture.inputs import input_gradients
 from fastfisher.capture.model import gather, torch_model
 from fastfisher.capture.run import check_inputs
-from fastfisher.capture.weighted import outputs_of, weighted
+from fastfisher.capture.weighted import captured_rows
 
 __all__ = [
     "Capture",
+    "captured_rows",
     "check_inputs",
     "gather",
     "input_gradients",
     "kernel",
-    "outputs_of",
     "torch_model",
-    "weighted",
 ]

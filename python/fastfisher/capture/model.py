@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,10 +266,19 @@ def recorded(x: Inputs) -> tuple[Inputs, list[torch.Tensor]]:
     return one(x), leaves
 
 
+_RECORDING: ContextVar[bool] = ContextVar("recording", default=False)
+
+
+def is_recording() -> bool:
+    """Whether a model runs to be captured: its hooks may leave such runs alone."""
+    return _RECORDING.get()
+
+
 @contextmanager
 def recording() -> Iterator[None]:
     """Autograd on, whatever the caller has set; autocast stays as it is."""
     with ExitStack() as stack:
+        stack.callback(_RECORDING.reset, _RECORDING.set(True))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield

@@ -12,6 +12,7 @@ from fastfisher._arrays import Array, from_numpy, to_numpy
 from fastfisher._fisher_matrix import Fisher
 from fastfisher.likelihoods import Gaussian
 from fastfisher.ngd._damping import Damping
+from fastfisher.ngd._nystrom import nystrom_cg
 from fastfisher.ngd._push import can_push, push
 from fastfisher.ngd._push_layers import solve_kfac
 from fastfisher.structures import make
@@ -67,6 +68,32 @@ def solve_by_cg(F: Fisher, g: Array, rule: Damping, tol: float, max_iter: int | 
     rule.spaces.add("parameter")
     found = linalg.cg(F, g, damping=damping_of_all(F, rule), tol=tol, max_iter=max_iter)
     return to_numpy(found.x)
+
+
+def solve_by_nystrom(
+    F: Fisher, e: Host, rule: Damping, tol: float, max_iter: int | None, rank: int | None, seed: int
+) -> Host:
+    """Columns (P, 1) for residuals e (N C, 1), by products with the rows and their transpose."""
+    inner = residuals_of_rows(F, e, float(np.finfo(F.dtype).eps))
+    if inner is None and is_plain(F):
+        inner = e * (mean_weight(F) / F.scale)
+    if inner is None:
+        raise ValueError("solver: 'nystrom' has no residuals in sample space here")
+    rows = F.rows
+    assert rows is not None
+    rule.spaces.add("sample")
+    rho = rule.of("all", F.trace() if rule.relative is not None else 0.0, rows.shape[0])
+    if rho <= 0:
+        raise ValueError("damping: expected a number > 0 with solver='nystrom', got 0")
+
+    def product(z: Host) -> Host:
+        v = rows.T @ np.ascontiguousarray(z, F.dtype)
+        return np.asarray((rows @ v).astype(np.float64) * F.scale)
+
+    reach = max(tol, 8 * float(np.finfo(F.dtype).eps))
+    z = nystrom_cg(product, inner[:, 0], rho, tol=reach, max_iter=max_iter, rank=rank, seed=seed)
+    found = rows.T @ np.ascontiguousarray(z[:, None], F.dtype)
+    return np.asarray(found.astype(np.float64) * F.scale)
 
 
 def damping_of_all(F: Fisher, rule: Damping) -> float:

@@ -11,9 +11,10 @@ from fastfisher._lookup import Lookup
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.ngd._damping import Damping
 from fastfisher.structures._base import damped_inverses
+from fastfisher.structures._kronecker import EXACT, along
 from fastfisher.structures._weights import Weight, weights
 from fastfisher.structures.diagonal import squares
-from fastfisher.structures.kfac import EXACT, Kfac, along
+from fastfisher.structures.kfac import Kfac
 from fastfisher.structures.unit import Blocks, Unit
 
 Host = np.ndarray[Any, Any]

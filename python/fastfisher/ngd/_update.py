@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher._arrays import Array, from_numpy, library, to_numpy
+from fastfisher._arrays import Array, from_numpy, library, namespace, to_numpy
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._jacobian import Jacobian
+from fastfisher._sample_map import SampleMap
 from fastfisher.errors import NonFiniteError
 from fastfisher.ngd._damping import Damping, damping_of
 from fastfisher.ngd._direction import (
@@ -19,6 +20,7 @@ from fastfisher.ngd._direction import (
     mean_weight,
     solve,
     solve_by_cg,
+    solve_by_nystrom,
 )
 
 Host = np.ndarray[Any, Any]
@@ -38,7 +40,7 @@ class Update:
         What each inverted matrix really got on its diagonal (the most of a layer's units).
     space : "sample" | "parameter" | "mixed"
         Where the matrices were inverted.
-    solver : "cholesky" | "lu" | "limit" | "cg"
+    solver : "cholesky" | "lu" | "limit" | "cg" | "nystrom"
     """
 
     vector: Array
@@ -63,9 +65,12 @@ def update(
     split: Literal["plain", "pi"] = "plain",
     damp: Literal["parameters", "outputs"] = "parameters",
     space: Literal["auto", "sample", "parameter"] = "auto",
-    solver: Literal["cholesky", "cg"] = "cholesky",
+    solver: Literal["cholesky", "cg", "nystrom"] = "cholesky",
     tol: float = 1e-8,
     max_iter: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    centred: bool = False,
 ) -> Update:
     """Natural-gradient update ``(G + rho I)^-1 g``.
 
@@ -95,10 +100,17 @@ def update(
         residual where "full" and the pseudo-inverse are meant.
     space : "auto" | "sample" | "parameter"
         Where matrices are inverted: for each the smaller one, or as said.
-    solver : "cholesky" | "cg"
-        Factorisations, or conjugate gradients on G (a positive semi-definite one).
+    solver : "cholesky" | "cg" | "nystrom"
+        Factorisations; conjugate gradients on G (a positive semi-definite one); or conjugate
+        gradients in sample space, preconditioned by a randomised Nystrom approximation, for "full"
+        with damping: products with J and J^T only, no Gram matrix.
     tol, max_iter
-        Of "cg".
+        Of "cg" and "nystrom": relative residual, at best some eps of the dtype, and iterations.
+    rank, seed : int
+        Of "nystrom": columns of the sketch, by default a tenth of the rows, and its seed.
+    centred : bool
+        Remove the means over the samples from the Jacobian and from the residuals; with a Jacobian
+        and structure "full", "layer" or "tridiagonal".
 
     Returns
     -------
@@ -140,7 +152,7 @@ def update(
     """
     rule = damping_of(damping, relative_damping, split, space)
     for name, value, allowed in (
-        ("solver", solver, ("cholesky", "cg")), ("damp", damp, ("parameters", "outputs"))
+        ("solver", solver, ("cholesky", "cg", "nystrom")), ("damp", damp, ("parameters", "outputs"))
     ):  # fmt: skip
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
@@ -151,13 +163,21 @@ def update(
         what = f"damp: expected 'parameters', got {damp!r}," if damp != "parameters" else ""
         what = what or "space: expected 'auto' or 'parameter', got 'sample',"
         raise ValueError(f"{what} with a gradient or solver='cg'")
+    if centred:
+        model = _centred(model, residual)
     F = _fisher_of(model, structure)
     j = F.jacobian
     assert j is not None
     how = "cholesky"
     if residual is not None:
         e, rounding = _columns(residual, j, F.like)
-    if direct and damp == "outputs":
+        if centred:
+            e = (e.reshape(j.samples, -1) - e.reshape(j.samples, -1).mean(0)).reshape(e.shape)
+    if solver == "nystrom":
+        if residual is None or F.structure.name != "full":
+            raise ValueError("solver: 'nystrom' needs structure 'full' and a residual")
+        vector, how = solve_by_nystrom(F, e, rule, tol, max_iter, rank, seed)[:, 0], solver
+    elif direct and damp == "outputs":
         vector = direction_with_damped_outputs(F, e, rule)[:, 0]
     elif direct:
         vector = direction(F, e, rule, rounding)[:, 0]
@@ -172,6 +192,22 @@ def update(
     result = from_numpy(np.ascontiguousarray(vector.astype(F.dtype)), F.like)
     change = (j @ result).reshape(j.samples, j.n_outputs)
     return Update(result, change, rule.used, _space(rule), how)
+
+
+def centred_rows(jacobian: Jacobian) -> Jacobian:
+    """Rows of a Jacobian with their mean over the samples removed."""
+    if jacobian.sample_map is not None:
+        raise ValueError("centred: outputs that are normalised over the batch have no mean")
+    like = namespace(jacobian.layers[0].g).zeros(
+        (jacobian.samples, jacobian.n_outputs), dtype=jacobian.layers[0].g.dtype
+    )
+    return Jacobian(jacobian.layers, jacobian.outputs, SampleMap.mean(like), jacobian.parameters)
+
+
+def _centred(model: Any, residual: Any) -> Jacobian:
+    if not isinstance(model, Jacobian) or residual is None:
+        raise ValueError("centred: expected a Jacobian and a residual with centred=True")
+    return centred_rows(model)
 
 
 def _fisher_of(model: Any, structure: Any) -> Fisher:

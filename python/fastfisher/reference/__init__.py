@@ -7,6 +7,7 @@ from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.linalg import (
     eigh_ends,
+    moments,
     panel_combine,
     panel_dots,
     small_eigh,
@@ -27,6 +28,7 @@ __all__ = [
     "gram",
     "jvp",
     "matmul",
+    "moments",
     "panel_combine",
     "panel_dots",
     "psd",

@@ -31,6 +31,14 @@ def eigh_ends(a: Array, scale: Array, which: str, k: int) -> tuple[Array, Array]
     )
 
 
+def moments(a: Array, scale: float, *, one: bool = False) -> Array:
+    """``scale a^T a`` for `a` (n, i), with `one` of ``[a 1]``."""
+    wide = a.astype(np.float64)
+    if one:
+        wide = np.concatenate([wide, np.ones((len(wide), 1))], 1)
+    return np.asarray(scale * (wide.T @ wide))
+
+
 def panel_combine(weights: Array, x: Array, keep: bool, y: Array) -> Array:
     """``keep * y + weights x`` for weights (e, j, i), x (e, i, n), y (e, j, n)."""
     combined = np.einsum("eji,ein->ejn", weights.astype(np.float64), x.astype(np.float64))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from fastfisher.regression._cross_entropy import CrossEntropyCurve, cross_entropy_curve
 from fastfisher.regression._dynamics import Dynamics, dynamics, gradient_descent
+from fastfisher.regression._losses import PredictedLosses, predicted_losses
 from fastfisher.regression._natural_gradient import natural_gradient
 from fastfisher.regression._posterior import Posterior, ensemble, kernel_regression, posterior
 
@@ -23,6 +24,7 @@ __all__ = [
     "CrossEntropyCurve",
     "Dynamics",
     "Posterior",
+    "PredictedLosses",
     "cross_entropy_curve",
     "dynamics",
     "ensemble",
@@ -30,4 +32,5 @@ __all__ = [
     "kernel_regression",
     "natural_gradient",
     "posterior",
+    "predicted_losses",
 ]

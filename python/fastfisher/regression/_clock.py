@@ -53,18 +53,19 @@ def progress(values: Floats, lr: float | None, times: Floats) -> tuple[Floats, F
     left, moved = np.empty((2, times.size, values.size))
     slow = np.abs(values) <= np.finfo(np.float64).tiny
     divisor = np.where(slow, 1.0, values)
-    for index, t in enumerate(times):
-        if math.isinf(t):
-            _check_limit(values, lr)
-            left[index], moved[index] = 0.0, 1 / values
-            continue
-        exponents = _exponents(values, lr, float(t))
-        left[index] = np.exp(exponents)
-        moved[index] = np.where(slow, t * (lr or 1.0), -np.expm1(exponents) / divisor)
-        if lr is not None:
-            fast = lr * values >= 1
-            powers = np.power(1 - lr * values[fast], t)
-            left[index, fast], moved[index, fast] = powers, (1 - powers) / values[fast]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for index, t in enumerate(times):
+            if math.isinf(t):
+                _check_limit(values, lr)
+                left[index], moved[index] = 0.0, 1 / values
+                continue
+            exponents = _exponents(values, lr, float(t))
+            left[index] = np.exp(exponents)
+            moved[index] = np.where(slow, t * (lr or 1.0), -np.expm1(exponents) / divisor)
+            if lr is not None:
+                fast = lr * values >= 1
+                powers = np.power(1 - lr * values[fast], t)
+                left[index, fast], moved[index, fast] = powers, (1 - powers) / values[fast]
     if not (np.isfinite(left).all() and np.isfinite(moved).all()):
         raise NumericalError("lr: training diverges beyond the largest float64 number")
     return left, moved

@@ -185,8 +185,9 @@ def _kfac(
         features = over(name, other.forward[layer], q, "damping, or as many inputs as samples")
         if layer + 1 == depth:
             # B_L = I or I / N in parameter space: one number for all outputs.
+            # In sample space its mean eigenvalue is 1 / N of that.
             mean = 1 / last
-            result += features / (mean + rho * (mean if relative else 1))
+            result += features / (mean + rho * (mean / n if relative else 1))
             continue
         name = f"kernels: gradients of layer {layer + 1}"
         qt = _damped(train.backward[layer], rho, relative=relative)

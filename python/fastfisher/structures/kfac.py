@@ -7,7 +7,7 @@ With `weight_sharing` "expand" every position counts as a sample of its own (Esc
 2023), with "reduce" the inputs of a sample are averaged over positions first and its cotangents
 summed. Parameters row-major from W (o, i), so that ``(G (x) A) vec(V) = vec(G V A)``.
 
-Parameters whose gradients are no products get an exact block up to `EXACT` of them, else its
+Parameters whose gradients are no products get an exact block up to 1,024 of them, else its
 diagonal.
 """
 
@@ -21,63 +21,14 @@ import numpy as np
 
 from fastfisher import psd
 from fastfisher._jacobian import Jacobian
-from fastfisher._lookup import Lookup
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
-from fastfisher.factors import Dense
 from fastfisher.structures._base import Structure
-from fastfisher.structures._place import Place
-from fastfisher.structures._weights import Weight, weights
+from fastfisher.structures._kronecker import Block, along, blocks_of
+from fastfisher.structures._weights import weights
+
+__all__ = ["Block", "Kfac", "along", "kfac"]
 
 Host = np.ndarray[Any, Any]
-
-EXACT = 1024
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Block:
-    """Block ``G (x) A`` of one weight; `a` may be the diagonal of A only.
-
-    Attributes
-    ----------
-    place : Place
-        Positions (o, i) in the parameter vector.
-    a : array, shape (i, i) or (i,)
-        `activation_factor`.
-    g : array, shape (o, o)
-        `gradient_factor`.
-    exact : bool
-        Whether `a` is the block itself and `g` one.
-    count : int
-        Vectors that `a` is the mean over.
-    """
-
-    name: str
-    place: Place
-    a: Host
-    g: Host
-    exact: bool = False
-    count: int = 0
-
-    @property
-    def columns(self) -> Host:
-        """Positions (o, i) in the parameter vector."""
-        return self.place.columns
-
-    def times_a(self, v: Host, a: Host | None = None) -> Host:
-        """``V A`` for v (o, i, k)."""
-        return along(self.a if a is None else a, v, 1)
-
-    def damped(self, damping: float, split: str) -> tuple[float, float]:
-        """Say what A and G get on their diagonals; of an exact block only A."""
-        if self.exact:
-            return damping, 0.0
-        if split == "plain":
-            return damping, damping
-        o, i = self.place.shape
-        trace_a = float(self.a.sum() if self.a.ndim == 1 else np.trace(self.a)) / max(1, i)
-        trace_g = float(np.trace(self.g)) / max(1, o)
-        pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
-        return math.sqrt(damping) * pi, math.sqrt(damping) / pi
 
 
 @dataclass(eq=False)
@@ -197,9 +148,11 @@ class Kfac(Structure):
         covered = sum(math.prod(block.place.shape) for block in self.blocks)
         if covered < self.size and damping == 0:
             self._check_damping(0.0)
-        x = v / v.dtype.type(damping) if damping else np.zeros_like(v)
+        x = np.empty_like(v) if covered == self.size else v / v.dtype.type(damping)
+        memory = np.empty(max((math.prod(b.place.shape) for b in self.blocks), default=0), v.dtype)
         for block, (a, g) in zip(self.blocks, self._both_inverses(damping, split), strict=True):
-            block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
+            if not block.place.sandwich(g, a, v, x, memory):
+                block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
         return x
 
     def _both_inverses(self, damping: float, split: str) -> list[tuple[Host, Host]]:
@@ -255,83 +208,18 @@ def _sound_values(w: Host) -> Host:
     return np.where(w > len(w) * np.finfo(w.dtype).eps * w.max(initial=0.0), w, 0)
 
 
-def along(m: Host, v: Host, axis: int) -> Host:
-    """Product of a matrix, or of the diagonal of one, with an axis of v (o, i, k)."""
-    if m.ndim == 1:
-        return m.reshape([-1 if axis == k else 1 for k in range(3)]) * v
-    if axis == 0:
-        return (m @ v.reshape(len(v), -1)).reshape(len(m), *v.shape[1:])
-    if v.shape[2] == 1:
-        return (v[:, :, 0] @ m.T)[:, :, None]
-    return np.asarray(m @ v)
-
-
 def kfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> Kfac:
     """Blocks of ``scale J^T J``."""
     if weight_sharing not in ("expand", "reduce"):
         raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
-    blocks = [_block(weight, scale, weight_sharing) for weight in weights(jacobian)]
+    blocks = blocks_of(weights(jacobian), scale, weight_sharing)
     for block in blocks:
         for which, factor in (("activation", block.a), ("gradient", block.g)):
-            if not np.isfinite(factor).all():
+            # Sums of squares: an input that is not finite shows on the diagonal.
+            if not np.isfinite(factor if factor.ndim == 1 else np.diagonal(factor)).all():
                 raise NonFiniteError(
                     f"layer {block.name!r}: expected finite numbers, got NaN or infinity in its "
                     f"{which} factor"
                 )
     kind = np.dtype(jacobian.layers[0].g.dtype)
     return Kfac(blocks, jacobian.shape[1], kind, weight_sharing)
-
-
-def _block(weight: Weight, scale: float, weight_sharing: str) -> Block:
-    n, kind = weight.layer.samples, weight.layer.g.dtype
-    if not weight.factored:
-        return _exact_block(weight, scale)
-    o, i, s = weight.out_features, weight.in_features, weight.positions
-    if isinstance(weight.layer, Lookup):
-        # Unit vectors: A is diagonal, each position counts by itself.
-        uses = np.bincount(weight.layer.index.reshape(-1), minlength=i)
-        cotangents = weight.layer.g.reshape(-1, o)
-        g = cotangents.T @ cotangents * kind.type(scale)
-        a = (uses / max(1, n * s)).astype(kind)
-        return Block(weight.name, weight.place, a, g, count=n * s)
-    if type(weight.layer) is Dense:
-        a, g = _dense_factors(weight.layer)
-        a *= kind.type(1 / max(1, n))  # in place: fresh memory costs more than the product
-        g *= kind.type(scale)
-        return Block(weight.name, weight.place, a, g, count=n)
-    a, g = np.zeros((i, i), kind), np.zeros((o, o), kind)
-    for piece in weight.pieces(formed=False):
-        inputs, cotangents = weight.factors(piece)
-        if weight_sharing == "reduce":
-            inputs, cotangents = inputs.mean(1), cotangents.sum(2)
-        rows = np.ascontiguousarray(inputs.reshape(-1, i))
-        a += rows.T @ rows
-        rows = np.ascontiguousarray(cotangents.reshape(-1, o))
-        g += rows.T @ rows
-    count = n * s if weight_sharing == "expand" else n
-    a, g = a / kind.type(max(1, count)), g * kind.type(scale)
-    return Block(weight.name, weight.place, a, g, count=count)
-
-
-def _dense_factors(layer: Dense) -> tuple[Host, Host]:
-    """Add up ``a a^T`` and ``g g^T`` without a copy, as products of a matrix with itself."""
-    i = layer.in_features
-    inner = layer.a.T @ layer.a
-    if layer.bias:
-        a = np.empty((i + 1, i + 1), inner.dtype)
-        a[:i, :i] = inner
-        a[i, :i] = a[:i, i] = layer.a.sum(0)
-        a[i, i] = layer.samples
-        inner = a
-    cotangents = layer.g.reshape(-1, layer.out_features)
-    return inner, cotangents.T @ cotangents
-
-
-def _exact_block(weight: Weight, scale: float) -> Block:
-    kind = weight.layer.g.dtype
-    rows = weight.layer.g.reshape(-1, weight.out_features)
-    one, columns = np.ones((1, 1), kind), weight.columns.T
-    if weight.out_features > EXACT:
-        diagonal = np.einsum("rp,rp->p", rows, rows)
-        return Block(weight.name, Place.at(columns), diagonal * kind.type(scale), one, exact=True)
-    return Block(weight.name, Place.at(columns), rows.T @ rows * kind.type(scale), one, exact=True)

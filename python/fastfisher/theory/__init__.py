@@ -8,6 +8,12 @@ F* = J J^T / N, the neural tangent kernel J J^T. "L layers" counts affine maps.
 
 from __future__ import annotations
 
+from fastfisher.theory.augmentation import (
+    AugmentedSpectrum,
+    NoiseLoss,
+    augmented_spectrum,
+    noise_loss,
+)
 from fastfisher.theory.conditional import (
     ConditionalLaw,
     conditional_law,
@@ -68,9 +74,11 @@ from fastfisher.theory.softmax import (
 from fastfisher.theory.sweep import OrderParameterSweep, order_parameter_sweep
 
 __all__ = [
+    "AugmentedSpectrum",
     "ConditionalLaw",
     "ConditionalTop",
     "HiddenNormalizedSpectrum",
+    "NoiseLoss",
     "NormalizedSpectrum",
     "OrderParameterSweep",
     "OrderParameters",
@@ -79,6 +87,7 @@ __all__ = [
     "SoftmaxStatistics",
     "Spectrum",
     "active_fraction",
+    "augmented_spectrum",
     "conditional_density",
     "conditional_lambda_max",
     "conditional_law",
@@ -96,6 +105,7 @@ __all__ = [
     "mean_subtracted_lambda_max",
     "metric_finite_size_factor",
     "metric_spectrum",
+    "noise_loss",
     "normalized_spectrum",
     "ntk_spectrum",
     "online_learning_rate",

@@ -46,8 +46,9 @@ def pair_layers(
 ) -> Iterator[Layer]:
     """Layers 1, ..., L for all pairs of rows of x and y (of x itself if None)."""
     other = x if y is None else y
-    overlap = x @ other.T / x.shape[1]
-    variances = [w * np.einsum("ij,ij->i", s, s) / x.shape[1] + b for s in (x, other)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        overlap = x @ other.T / x.shape[1]
+        variances = [w * np.einsum("ij,ij->i", s, s) / x.shape[1] + b for s in (x, other)]
     for name, values in zip(("x", "y"), variances, strict=True):
         if not np.isfinite(values).all():
             index = int(np.argmin(np.isfinite(values)))
@@ -95,11 +96,12 @@ def recursion(
     w: ArrayLike,
     b: ArrayLike,
     same: bool = False,
+    known: list[Layer] | None = None,
 ) -> Iterator[Layer]:
     """Layers from the overlap, covariance and (for relu) angle of the first; entry by entry.
 
     Variances of both sides broadcast to the covariance, and so do w and b. With `same` the
-    diagonal pairs equal samples.
+    diagonal pairs equal samples. `known` are the layers of single samples, if at hand.
     """
     overlap, covariance, angle = start
     w, b = np.asarray(w, np.float64), np.asarray(b, np.float64)
@@ -109,8 +111,11 @@ def recursion(
             yield Layer(overlap, covariance, None)
             return
         left, right = variances
-        own = [same_overlaps(activation, left)]
-        own.append(own[0] if right is left else same_overlaps(activation, right))
+        if known is None:
+            own = [same_overlaps(activation, left)]
+            own.append(own[0] if right is left else same_overlaps(activation, right))
+        else:
+            own = [(known[layer + 1].overlap, left)] * 2
         if angle is not None:
             yield Layer(overlap, covariance, (np.pi - angle) / (2 * np.pi))
             halves = (own[0][0], own[1][0])
@@ -121,6 +126,7 @@ def recursion(
             else:
                 value, slope = pair_overlap(activation, left, right, covariance)
             if same:
+                assert known is None
                 np.fill_diagonal(value, own[0][0])
                 np.fill_diagonal(slope, own[0][1])
             yield Layer(overlap, covariance, slope)

@@ -71,7 +71,7 @@ def same_overlaps(activation: str, a: Floats) -> tuple[Floats, Floats]:
     if activation == "relu":
         return a / 2, np.full_like(a, 0.5)
     if activation == "tanh":
-        return _tanh.one(a)[:2]
+        return _tanh.one(a)
     if activation == "hard-tanh":
         edge = 1 / np.sqrt(np.maximum(a, 1e-300))
         inside = np.vectorize(math.erf, otypes=[float])(edge / math.sqrt(2))
@@ -152,7 +152,7 @@ def slope_fourth_moment(activation: str, a: float) -> float:
     member("activation", activation, ACTIVATIONS)
     a = number("a", a, least=0)
     if activation == "tanh":
-        return float(_tanh.one(np.array(a))[2])
+        return float(_tanh.fourth(np.array(a)))
     if activation == "erf":
         return 16 / math.pi**2 / math.sqrt(1 + 8 * a)
     if activation == "erf-sqrt2":

@@ -248,7 +248,7 @@ def plain_arrays(
         half = w * (inputs[0] - inputs[1]) / (2 * first)  # sin^2(angle / 2)
         angle = 2 * np.arcsin(np.sqrt(half.clip(0, 1)))
     start, sides = (inputs[1] * ones, second, angle), (first, first)
-    two = list(recursion(start, sides, depth=depth, activation=activation, w=w, b=b))
+    two = list(recursion(start, sides, depth=depth, activation=activation, w=w, b=b, known=one))
     if inputs[0] == inputs[1]:  # one and the same sample
         two = one
     results = []

@@ -99,7 +99,7 @@ def order_parameter_sweep(
     >>> import numpy as np
     >>> sweep = order_parameter_sweep((9,) * 100 + (1,), sigma_w2=[1.9, 2.0], activation="relu")
     >>> sweep.q1[:, -1].round(6)
-    array([0.011848, 2.      ])
+    array([0.011841, 2.      ])
     """
     sizes = checked_widths(widths)
     member("activation", activation, [a for a in ACTIVATIONS if a != "hard-tanh"])

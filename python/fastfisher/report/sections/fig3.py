@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastfisher.report._compare import Comparison, compared
 from fastfisher.report._section import Context, Fact, SectionResult
-from fastfisher.report.data import Pair, zeros_and_ones
+from fastfisher.report.binary import BinarySplit
 from fastfisher.report.sections import _fig3_page as page
 from fastfisher.report.sections import _fig3_runs as runs
 
@@ -48,7 +48,7 @@ def build(context: Context) -> SectionResult:
     settings = context.settings
     sizes = settings.pick(quick=QUICK, default=DEFAULT, full=FULL)
     pairs = {
-        "digits": zeros_and_ones(seed=settings.seed),
+        "digits": runs.digits(settings.seed),
         "Gaussian": runs.gaussian_pair(settings.seed),
     }
     names = tuple(page.NAMES)
@@ -163,7 +163,7 @@ def build(context: Context) -> SectionResult:
 def _runs(
     context: Context,
     data: str,
-    pair: Pair,
+    pair: BinarySplit,
     structure: str,
     width: int,
     networks: int,

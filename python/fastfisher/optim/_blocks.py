@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running means of Kronecker factors, their inverses, and gradients multiplied by these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastfisher import psd
+from fastfisher._jacobian import Jacobian
+from fastfisher._layer import Layer
+from fastfisher.optim._factors import Pass, layers_of
+from fastfisher.optim._sites import Site
+from fastfisher.structures import make
+from fastfisher.structures.kfac import Block, Kfac
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A factor that could not be inverted.
+
+    Attributes
+    ----------
+    step : int
+    layer : str
+    factor : "A" | "G"
+        Of the activations or of the gradients.
+    reason : str
+    fallback : "last inverse" | "gradient"
+        What the layer goes on with: its last good inverse, or its plain gradient.
+    """
+
+    step: int
+    layer: str
+    factor: str
+    reason: str
+    fallback: str
+
+
+@dataclass(eq=False)
+class Mean:
+    """Exponential running mean of arrays, corrected for its start at zero."""
+
+    sums: list[Host] = field(default_factory=list)
+    weight: float = 0.0
+
+    def add(self, arrays: list[Host], decay: float) -> None:
+        """Take new arrays in."""
+        if not self.sums:
+            self.sums = [np.zeros_like(x) for x in arrays]
+        for total, x in zip(self.sums, arrays, strict=True):
+            total *= total.dtype.type(decay)
+            total += total.dtype.type(1 - decay) * x
+        self.weight = decay * self.weight + (1 - decay)
+
+    def values(self) -> list[Host]:
+        """Means so far."""
+        return [x / x.dtype.type(self.weight) for x in self.sums]
+
+
+@dataclass(eq=False)
+class State:
+    """What is known of one site: per group its factors and inverses, or its eigenbasis.
+
+    Attributes
+    ----------
+    blocks : list of Block
+        Of the last estimate, for the places of their entries.
+    a, g : Mean
+    inverses : list of pairs
+        (A + rho)^-1, (G + rho)^-1 of each group; that of a diagonal A is a vector.
+    bases : list of pairs
+        Eigenvectors (or None) of A and G.
+    moments : Mean
+        Squared gradients in the eigenbasis.
+    """
+
+    a: Mean = field(default_factory=Mean)
+    g: Mean = field(default_factory=Mean)
+    inverses: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    bases: list[tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=list)
+    moments: Mean = field(default_factory=Mean)
+
+
+def estimate(
+    sites: list[Site], passes: list[Pass], sharing: str, *, joined: bool
+) -> tuple[dict[Site, list[Block]], dict[Site, list[Layer]]]:
+    """Factors of each site that was used, G as a plain sum, and the layers they are made of.
+
+    Raises
+    ------
+    NonFiniteError
+        Inputs or gradients hold NaN or infinity.
+    """
+    layers: dict[Site, list[Layer]] = {site: [] for site in sites}
+    for one in passes:
+        for site in sites:
+            mine = [record for record in one.records if record.site is site]
+            layers[site] += layers_of(mine, joined=joined)
+    found: dict[Site, list[Block]] = {}
+    # One structure for all layers that have the same number of rows.
+    turns = max((len(x) for x in layers.values()), default=0)
+    for turn in range(turns):
+        alike: dict[tuple[int, int, Any], list[tuple[Site, Layer]]] = {}
+        for site, own in layers.items():
+            if turn < len(own):
+                key = (own[turn].samples, own[turn].n_outputs, own[turn].g.dtype)
+                alike.setdefault(key, []).append((site, own[turn]))
+        for pairs in alike.values():
+            jacobian = Jacobian(tuple(layer for _, layer in pairs))
+            structure = make("kfac", jacobian, 1.0, weight_sharing=sharing)
+            assert isinstance(structure, Kfac)
+            blocks = iter(structure.blocks)
+            for site, _ in pairs:
+                own_blocks = [next(blocks) for _ in range(site.groups)]
+                found[site] = _merged(found.get(site), own_blocks, structure)
+    return found, layers
+
+
+def _merged(first: list[Block] | None, second: list[Block], like: Kfac) -> list[Block]:
+    """Factors of both; of A the mean over all vectors."""
+    if first is None:
+        return second
+    left = Kfac(first, like.size, like.dtype, like.weight_sharing)
+    places = [replace(b, place=a.place) for a, b in zip(first, second, strict=True)]
+    return left.with_samples_of(Kfac(places, like.size, like.dtype, like.weight_sharing)).blocks
+
+
+def combined(
+    one: dict[Site, list[Block]], two: dict[Site, list[Block]], sharing: str
+) -> dict[Site, list[Block]]:
+    """Add up two sets of passes."""
+    result = dict(one)
+    for site, blocks in two.items():
+        like = Kfac([], 0, np.dtype(blocks[0].g.dtype), sharing)
+        result[site] = _merged(result.get(site), blocks, like)
+    return result
+
+
+def damped_pair(a: Host, g: Host, damping: float, split: str) -> tuple[float, float]:
+    """Say what A and G get on their diagonals."""
+    from fastfisher.structures._place import Place
+
+    place = Place((len(g), len(a)), 0, False)
+    return Block("", place, a, g).damped(damping, split)
+
+
+def invert(states: dict[Site, State], damping: float, split: str, step: int) -> list[Fault]:
+    """Inverses of all factors in one call; a factor that fails leaves its site as it is."""
+    matrices: list[Host] = []
+    added: list[float] = []
+    factors: dict[Site, list[tuple[Host, Host, tuple[float, float]]]] = {}
+    for site, state in states.items():
+        factors[site] = []
+        for a, g in zip(state.a.values(), state.g.values(), strict=True):
+            pair = damped_pair(a, g, damping, split)
+            factors[site].append((a, g, pair))
+            if a.ndim == 2:
+                matrices.append(a)
+                added.append(pair[0])
+            matrices.append(g)
+            added.append(pair[1])
+    found: Any = psd.inverse(matrices, damping=added) if matrices else []
+    results = iter(found)
+    faults = []
+    for site, groups in factors.items():
+        state, inverses, wrong = states[site], [], []
+        for a, _, (on_a, _) in groups:
+            if a.ndim == 2:
+                one = next(results)
+                left, why = one.value, one.reason if one.status != "ok" else ""
+            else:
+                left, why = _inverse_diagonal(a, on_a)
+            other = next(results)
+            wrong += [("A", why)] if why else []
+            wrong += [("G", other.reason)] if other.status != "ok" else []
+            inverses.append((tensor(left), tensor(other.value)))
+        if wrong:
+            fallback = "last inverse" if state.inverses else "gradient"
+            faults += [Fault(step, site.name, which, why, fallback) for which, why in wrong]
+        else:
+            state.inverses = inverses
+    return faults
+
+
+def _inverse_diagonal(a: Host, damping: float) -> tuple[Host, str]:
+    damped = a + a.dtype.type(damping)
+    if (damped > 0).all() and np.isfinite(damped).all():
+        return 1 / damped, ""
+    return damped, f"not positive definite with damping {damping:.3g}: a row is never used"
+
+
+def times_inverses(state: State, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """``(G + rho)^-1 V (A + rho)^-1`` of each group."""
+    result = []
+    for v, (a, g) in zip(matrices, state.inverses, strict=True):
+        solved = g @ v.to(g.dtype)
+        solved = solved @ a if a.ndim == 2 else solved * a
+        result.append(solved.to(v.dtype))
+    return result
+
+
+def quadratic(state: State, matrices: list[torch.Tensor]) -> float:
+    """``vec(V)^T (G (x) A) vec(V)``, summed over groups."""
+    total = 0.0
+    for v, a, g in zip(matrices, state.a.values(), state.g.values(), strict=True):
+        wide = v.double()
+        left, right = torch.from_numpy(g).double(), torch.from_numpy(a).double()
+        bent = wide @ right if a.ndim == 2 else wide * right
+        total += float((wide * (left @ bent)).sum())
+    return total
+
+
+def saved(state: State) -> dict[str, Any]:
+    """State as tensors."""
+    return {
+        "a": saved_mean(state.a),
+        "g": saved_mean(state.g),
+        "moments": saved_mean(state.moments),
+        "inverses": [[x.clone() for x in pair] for pair in state.inverses],
+        "bases": [[None if x is None else x.clone() for x in pair] for pair in state.bases],
+    }
+
+
+def restored(given: dict[str, Any]) -> State:
+    """State of what `saved` made."""
+    return State(
+        restored_mean(given["a"]),
+        restored_mean(given["g"]),
+        [(a.clone(), g.clone()) for a, g in given["inverses"]],
+        [(None if a is None else a.clone(), g.clone()) for a, g in given["bases"]],
+        restored_mean(given["moments"]),
+    )
+
+
+def tensor(x: Host) -> torch.Tensor:
+    """Copy of an array in memory of torch: products round alike only if it is aligned alike."""
+    return torch.from_numpy(np.ascontiguousarray(x)).clone()
+
+
+def saved_mean(mean: Mean) -> dict[str, Any]:
+    """Give a mean as tensors."""
+    return {"sums": [tensor(x) for x in mean.sums], "weight": mean.weight}
+
+
+def restored_mean(given: dict[str, Any]) -> Mean:
+    """Mean of what `saved_mean` made."""
+    return Mean([x.clone().numpy() for x in given["sums"]], float(given["weight"]))

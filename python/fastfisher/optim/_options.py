@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of numbers and names that the optimisers are given, and of what they are to train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+Groups = Iterable[torch.Tensor] | Iterable[Mapping[str, Any]] | None
+
+
+def number(
+    name: str, value: Any, *, low: float = 0.0, above: bool = False, high: float = math.inf
+) -> float:
+    """Finite number of at least `low`, or `above` it, and at most `high`."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (good and (value > low if above else value >= low) and value <= high):
+        bound = f"{'>' if above else '>='} {low:g}"
+        bound += f" and <= {high:g}" if math.isfinite(high) else ""
+        raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """Integer of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    return value
+
+
+def member(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """One of a few values."""
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
+    return value
+
+
+def module_of(model: Any) -> torch.nn.Module:
+    """Check that `model` is a module whose parameters can be followed here."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for name, p in model.named_parameters():
+        if p.is_complex():
+            raise TypeError(f"model: expected a real dtype, got dtype {p.dtype} of {name!r}")
+        if p.requires_grad and p.device.type != "cpu":
+            raise TypeError(
+                f"model: expected parameters on the CPU, got {name!r} on {p.device}; curvature of "
+                "other devices is not supported yet"
+            )
+    return model
+
+
+def groups_of(model: torch.nn.Module, params: Groups) -> list[dict[str, Any]]:
+    """Parameter groups: `params` as torch takes them, by default all that require gradients.
+
+    Raises
+    ------
+    ValueError
+        Nothing to train, or parameters that are not the model's.
+    """
+    if params is None:
+        own = [p for p in model.parameters() if p.requires_grad]
+        if not own:
+            raise ValueError("model: expected parameters that require gradients, got none")
+        return [{"params": own}]
+    listed = list(params)
+    if not listed:
+        raise ValueError("params: expected parameters or groups of them, got none")
+    groups = (
+        [dict(group) for group in listed]
+        if isinstance(listed[0], Mapping)
+        else [{"params": listed}]
+    )
+    names = {p: name for name, p in model.named_parameters()}
+    for group in groups:
+        one = group.get("params")
+        group["params"] = [one] if isinstance(one, torch.Tensor) else list(one or ())
+        for p in group["params"]:
+            if p not in names:
+                raise ValueError(
+                    f"params: expected parameters of the model, got another tensor of shape "
+                    f"{tuple(getattr(p, 'shape', ()))}"
+                )
+    return groups
+
+
+def names_of(model: torch.nn.Module, groups: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Parameters that are trained now, by name, in the order of the model."""
+    chosen = {p for group in groups for p in group["params"]}
+    return {name: p for name, p in model.named_parameters() if p in chosen and p.requires_grad}

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an optimiser with a preconditioner does around it: checks, momentum, clipping, scalers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastfisher.errors import NonFiniteError
+from fastfisher.optim._blocks import Mean, quadratic
+
+if TYPE_CHECKING:
+    from fastfisher.optim.kfac import KFAC
+
+Directions = dict[torch.Tensor, torch.Tensor]
+
+
+class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
+    """Base of `KFAC`; the methods that it calls are there."""
+
+    _step_supports_amp_scaling = True
+
+    def step(self: KFAC, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model, runs ``backward`` and returns the loss.
+
+        Returns
+        -------
+        What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        elif self.rule.due(self.steps):
+            raise ValueError("closure: expected one with adaptive=True, got None")
+        if self._overflowed():
+            self._skip()
+            return loss
+        found = self._found(self._scale(), decay=True)
+        if found is None:
+            return loss
+        clip = self._clip(found)
+        before = None
+        if self.rule.due(self.steps):
+            kept = {p: p.detach().clone() for p in found}
+            slopes = {p: p.grad.detach().clone() for p in found if p.grad is not None}
+            before = kept, slopes
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p in found:
+                        self._move(p, found[p] * clip, group)
+        if before is not None and closure is not None:
+            self._judge(closure, _value(loss), *before)
+        self._advance()
+        return loss
+
+    def precondition(self: KFAC) -> None:
+        """Replace the gradients by preconditioned ones, for the step of another optimiser.
+
+        Without this optimiser's momentum and weight decay; `kl_clip` counts with its ``lr``. A step
+        that is skipped for NaN sets the gradients to zero.
+        """
+        found = self._found(None, decay=False)
+        with torch.no_grad():
+            if found is None:
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        if p.grad is not None:
+                            p.grad.zero_()
+                return
+            clip = self._clip(found)
+            for p, d in found.items():
+                p.grad.copy_(d * clip)
+        self._advance()
+
+    def zero_grad(self: KFAC, set_to_none: bool = True) -> None:
+        """Forget gradients, and what was collected beside them."""
+        super().zero_grad(set_to_none)
+        self.curvature.forget()
+
+    def _due(self: KFAC) -> bool:
+        return self.steps % self.factor_every == 0
+
+    def _found(self: KFAC, scale: float | None, *, decay: bool) -> Directions | None:
+        """Preconditioned gradients, or None for a step that is skipped."""
+        empirical = self.curvature.collector.kind == "empirical"
+        if scale is None and self.grad_scaler is not None:
+            scale = float(self.grad_scaler.get_scale())
+        gain = 1 / scale**2 if scale and empirical else 1.0
+        try:
+            self._check_gradients()
+            self._take(self.curvature.estimated(), gain)
+            self._refresh()
+            return self._directions(decay)
+        except NonFiniteError:
+            if self.on_nonfinite == "raise":
+                self.curvature.drop(self._due())
+                raise
+            self._skip()
+            return None
+
+    def _take(self: KFAC, estimate: Any, gain: float) -> None:
+        self.curvature.take(estimate, gain)
+
+    def _check_gradients(self: KFAC) -> None:
+        names = {p: name for name, p in self.model.named_parameters()}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                name = names.get(p, "?")
+                if p.grad.is_sparse:
+                    raise TypeError(f"{name}: expected a dense gradient, got a sparse one")
+                if not bool(torch.isfinite(p.grad).all()):
+                    where = tuple(torch.nonzero(~torch.isfinite(p.grad))[0].tolist())
+                    raise NonFiniteError(
+                        f"gradient of {name!r}: expected finite numbers, got "
+                        f"{float(p.grad[where])} at index {where}"
+                    )
+
+    def _directions(self: KFAC, decay: bool) -> Directions:
+        result: Directions = {}
+        options = {p: group for group in self.param_groups for p in group["params"]}
+        if decay:
+            for p, group in options.items():
+                if p.grad is not None and not group["decoupled"] and group["weight_decay"]:
+                    p.grad.add_(p.detach(), alpha=group["weight_decay"])
+        for site in self.curvature.sites:
+            v = site.gradients()
+            if v is None or site.weight not in options:
+                continue
+            state = self.curvature.states.get(site)
+            if state is None:
+                raise ValueError(
+                    f"layer {site.name!r}: its weight has a gradient, but its factors are missing: "
+                    "the module was not called, or not by the model that this optimiser was made "
+                    f"for; expected a forward pass, or exclude=[{site.name!r}]"
+                )
+            solved = self._solved(site, state, v) if self._ready(state) else v
+            result.update(
+                {p: d for p, d in site.parts(solved) if p in options and p.grad is not None}
+            )
+        for p in options:
+            if p.grad is not None and p not in result:
+                result[p] = self._other(p)
+        for p, d in result.items():
+            if not bool(torch.isfinite(d).all()):
+                raise NonFiniteError(
+                    "update: expected finite numbers, got NaN or infinity for a parameter of "
+                    f"shape {tuple(p.shape)}; expected a larger damping"
+                )
+        return result
+
+    def _other(self: KFAC, p: torch.Tensor) -> torch.Tensor:
+        """Direction of a parameter without factors."""
+        assert p.grad is not None
+        if self.others == "gradient":
+            return p.grad.detach()
+        second = self.curvature.seconds.setdefault(p, Mean())
+        if self._due() or not second.sums:
+            # In the terms of the factors: N times the square of the mean gradient.
+            square = p.grad.detach().double().square()
+            square *= self.curvature.samples if self.curvature.mean else 1
+            second.add([np.asarray(square.numpy())], self.curvature.decay)
+        curved = torch.from_numpy(second.values()[0]) + self.damping
+        return (p.grad.detach().double() / curved).to(p.dtype)
+
+    def _clip(self: KFAC, found: Directions) -> float:
+        if self.kl_clip is None:
+            return 1.0
+        total = 0.0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in found and p.grad is not None:
+                    slope = float((found[p].double() * p.grad.double()).sum())
+                    total += float(group["lr"]) ** 2 * slope
+        return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
+
+    def _move(self: KFAC, p: torch.Tensor, d: torch.Tensor, group: dict[str, Any]) -> None:
+        if group["momentum"]:
+            state = self.state[p]
+            if "momentum" in state:
+                state["momentum"].mul_(group["momentum"]).add_(d)
+            else:
+                state["momentum"] = d.to(p.dtype).clone()
+            d = state["momentum"]
+        if group["decoupled"] and group["weight_decay"]:
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.sub_(d.to(p.dtype), alpha=group["lr"])
+
+    def _judge(
+        self: KFAC,
+        closure: Callable[[], Any],
+        loss: float,
+        kept: Directions,
+        slopes: Directions,
+    ) -> None:
+        """Compare the loss after the step with the quadratic model of it."""
+        self.curvature.collector.active = False
+        with torch.enable_grad():
+            now = _value(closure())
+        moves = {p: p.detach() - kept[p] for p in kept}
+        model = sum(float((moves[p].double() * slopes[p].double()).sum()) for p in slopes)
+        model += 0.5 * self.damping * sum(float(d.double().square().sum()) for d in moves.values())
+        for site, state in self.curvature.states.items():
+            if site.weight in moves:
+                bias = None
+                if site.bias is not None:
+                    bias = moves.get(site.bias, torch.zeros_like(site.bias))
+                model += 0.5 * quadratic(state, site.matrices(moves[site.weight], bias))
+        self.rule.judge(now - loss, model)
+
+    def _overflowed(self) -> bool:
+        """Whether a scaler found infinities."""
+        found: Any = getattr(self, "found_inf", None)
+        return found is not None and bool(found > 0)
+
+    def _scale(self: KFAC) -> float | None:
+        """Scale of the gradients that the factors were made of, and unscale the gradients."""
+        if getattr(self, "found_inf", None) is None:
+            return None  # no scaler's step
+        scale = getattr(self, "grad_scale", None)
+        if scale is None:
+            if self.grad_scaler is None and self.curvature.collector.kind == "empirical":
+                raise ValueError(
+                    "grad_scaler: expected the scaler, got None: gradients are unscaled already, "
+                    "and the factors of kind='empirical' need the scale; pass grad_scaler="
+                )
+            return None
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.div_(scale.to(p.grad.dtype))
+        return float(scale)
+
+    def _skip(self: KFAC) -> None:
+        self.skipped += 1
+        self.curvature.drop(self._due())
+
+    def _advance(self: KFAC) -> None:
+        self.steps += 1
+        self.curvature.drop(self._due())
+
+
+def _value(loss: Any) -> float:
+    """Read the number of a loss that a closure returned."""
+    return float(loss.detach()) if isinstance(loss, torch.Tensor) else float(loss)
