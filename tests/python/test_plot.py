@@ -335,3 +335,88 @@ def test_posterior_mistakes(options, match, ax):
     given = {"mean": [0.0, 1.0], "deviation": [0.1, 0.1], **options}
     with pytest.raises(ValueError, match=match):
         plot.plot_posterior([0, 1], given.pop("mean"), given.pop("deviation"), ax=ax, **given)
+
+
+def test_scaling_draws_bands_in_the_colour_of_the_marks_and_linear_scales(ax):
+    bands = {"relu": [[1.0, 2.0], [3.0, 4.0]], "alone": [[1.0, 1.0], [2.0, 2.0]]}
+    plot.plot_scaling([1, 2], {"relu": [2.0, 3.0]}, bands=bands, xscale="linear", ax=ax)
+    drawn(ax)
+    assert ax.get_xscale() == "linear"
+    assert len(ax.collections) >= 2
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(names) == ["alone", "relu"]
+    with pytest.raises(ValueError, match=r"relu: expected bands of shape \(2, 2\)"):
+        plot.plot_scaling([1, 2], {"relu": [2.0, 3.0]}, bands={"relu": [[1.0], [2.0]]}, ax=ax)
+    with pytest.raises(ValueError, match="xscale: expected 'log' or 'linear', got 'symlog'"):
+        plot.plot_scaling([1, 2], {"relu": [2.0, 3.0]}, xscale="symlog", ax=ax)
+
+
+def test_training_lines_that_coincide_are_drawn_once_in_grey(ax):
+    same, other = [1.0, 0.25], [1.0, 0.9]
+    curves = {"exact": same, "K-FAC": same, "plain": other}
+    plot.plot_training_curves(curves, predicted=curves, ax=ax)
+    lines = [line for line in ax.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+    assert [line.get_color() for line in lines] == [palette().faint, palette().series[2]]
+
+
+def test_survival_counts_from_the_top_and_gives_theory_its_colour(ax):
+    plot.plot_survival(
+        {"a": [4.0, 1.0, 2.0, 3.0], "b": [0.0, 0.0, 5.0]}, theory={"a": 3.9, "edge": 9.0}, ax=ax
+    )
+    drawn(ax)
+    first = ax.lines[0]
+    assert first.get_xdata().tolist() == [4.0, 3.0, 2.0, 1.0]
+    assert first.get_ydata().tolist() == [0.25, 0.5, 0.75, 1.0]
+    second = next(line for line in ax.lines[1:] if line.get_xdata()[0] == 5.0)
+    assert second.get_ydata().tolist() == [1 / 3]  # zeros count, though no log scale shows them
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(names) == ["a", "b", "edge", "theory"]
+    with pytest.raises(ValueError, match=r"spectra\['a'\]: expected 1 axes"):
+        plot.plot_survival({"a": [[1.0]]}, ax=ax)
+
+
+def test_survival_of_nothing_draws(ax):
+    drawn(plot.plot_survival({}, ax=ax))
+    drawn(plot.plot_survival({"a": []}, ax=ax))
+
+
+def test_bounds_have_marks_lines_and_shades(ax):
+    plot.plot_bounds(
+        [0, 10],
+        {"top": [3.0, 0.2]},
+        bounds={"top": [[2.0, 0.1], [4.0, 0.3]]},
+        predicted={"top": [3.0, 1.0, 0.2]},
+        predicted_steps=[0, 5, 10],
+        xscale="log",
+        ax=ax,
+    )
+    drawn(ax)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1", "10"]
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["top", "theory", "between the bounds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bounds": {"other": [[1.0], [2.0]]}}, "bounds: expected names of"),
+        ({"bounds": {"top": [[1.0, 2.0], [1.0, 2.0]]}}, r"expected shape \(2, 1\)"),
+        ({"predicted": {"top": [1.0, 2.0]}}, r"predicted\['top'\]: expected shape \(1,\)"),
+        ({"xscale": "symlog"}, "xscale: expected 'linear' or 'log'"),
+    ],
+    ids=["name", "bounds", "line", "scale"],
+)
+def test_bounds_mistakes(options, match, ax):
+    with pytest.raises(ValueError, match=match):
+        plot.plot_bounds([0], {"top": [1.0]}, ax=ax, **options)
+
+
+def test_methods_have_a_column_each_and_a_bar_where_theory_has_one(ax):
+    plot.plot_methods({"exact": [0.1, 0.2], "unit": [0.3]}, predicted={"exact": 0.15}, ax=ax)
+    drawn(ax)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["exact", "unit"]
+    assert len(ax.collections) == 1
+    with pytest.raises(ValueError, match="predicted: expected names of"):
+        plot.plot_methods({"exact": [0.1]}, predicted={"other": 1.0}, ax=ax)
+    with pytest.raises(ValueError, match="exact: expected 1 axes"):
+        plot.plot_methods({"exact": 0.1}, ax=ax)

@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from fastfisher import models
-from fastfisher.report import OutputFolderError, Settings, _section, write
+from fastfisher.report import SECTIONS, OutputFolderError, Settings, _section, write
 from fastfisher.report._descent import _backward, _forward, descend, linear_descent
 from fastfisher.report._folder import RESULTS, SCHEMA, new_folder
 from fastfisher.report._machine import check_memory
@@ -25,13 +25,15 @@ from fastfisher.report.data import _balanced, load
 from fastfisher.report.sections import ntk_spectrum
 
 SMALL = Settings(hidden=(256, 256), samples=40, steps=4, grid="quick")
+# Built by test_report_theory.py.
+ELSEWHERE = ("fig3", "softmax", "input-metric", "ntk-mean")
 ACTIVATIONS = ["relu", "tanh", "erf", "linear", "hard-tanh"]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "out"
-    return folder, write(SMALL, folder)
+    return folder, write(SMALL, folder, sections=[s for s in SECTIONS if s.id not in ELSEWHERE])
 
 
 # --- the report itself ---------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def test_theory_agrees_with_random_networks(report):
     assert all(section["headline"] for section in report[1]["sections"])
 
 
-def test_isotropic_structures_train_as_fast_as_the_exact_one(report):
+def test_isotropic_structures_and_blocks_that_are_not(report):
     by_id = {section["id"]: section["values"] for section in report[1]["sections"]}
     values = by_id["isotropy"]
     rows = {row["structure"]: row for row in values["table"]}
@@ -104,15 +106,10 @@ def test_isotropic_structures_train_as_fast_as_the_exact_one(report):
         assert rows[name]["alpha"] == pytest.approx(rows[name]["predicted"], rel=1e-3)
     assert rows["unit-wise"]["defect"] < 0.1 < rows["3 inputs of a unit"]["defect"]
     assert values["cheapest"] in rows
-    left = {name: curve[-1] / curve[0] for name, curve in values["loss"].items()}
-    assert max(v for name, v in left.items() if name != "gradient descent") < 0.01
-    assert left["gradient descent"] > 0.05
-    for name in ("exact", "layer-wise", "gradient descent"):
-        np.testing.assert_allclose(
-            values["loss"][name][:4], values["loss_predicted"][name][:4], rtol=0.3
-        )
     for curve in (values["defect_of_blocks"][phi] for phi in ("relu", "tanh")):
         assert curve[0] > 3 * curve[-1]
+    for curve in (values["condition_of_blocks"][phi] for phi in ("relu", "tanh")):
+        assert curve[0] > 3 > 1.5 > curve[-1]
 
 
 def test_networks_follow_their_kernels_under_augmentation(report):

@@ -68,6 +68,22 @@ def test_eigenvectors_of_the_outliers_are_mean_gradients():
     assert ((metric.top(3)[1].T @ mean) ** 2).sum() / 3 > 0.98
 
 
+def test_bulk_of_a_metric_that_is_smaller_than_its_dual():
+    # 200 dimensions, 3 * 299 eigenvalues in the dual: the trace is shared by 197.
+    widths, n = (200, 600, 600, 3), 300
+    order = theory.order_parameters(widths, **kind("tanh"))
+    predicted = theory.metric_spectrum(order, samples=n)
+    mlp = ff.models.MLP(widths, seed=3, **kind("tanh"))
+    values = np.asarray(ff.diagnostics.input_metric(mlp, gaussian(n, 200, 4)).eigenvalues())
+
+    assert (predicted.bulk_size, predicted.zeros) == (197, 0)
+    assert predicted.trace == pytest.approx(
+        3 * predicted.lambda_max + predicted.bulk_size * predicted.bulk_mean
+    )
+    assert predicted.bulk_mean == pytest.approx(values[3:].mean(), rel=0.1)
+    assert theory.metric_spectrum(order, samples=20).bulk_size == 57
+
+
 def test_bad_arguments():
     order = theory.order_parameters((8, 8, 3))
     with pytest.raises(ValueError, match="space"):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,31 +15,34 @@ if TYPE_CHECKING:
 
 
 class Palette(NamedTuple):
-    """Colours after Okabe and Ito; they differ in lightness too, for a grey printout."""
+    """Colours after Okabe and Ito; they differ in lightness too, for a grey printout.
+
+    `series` tells curves apart that have no order, in pictures that also tell them by their marks.
+    """
 
     main: str
     accent: str
-    third: str
     cool: tuple[str, ...]
     warm: tuple[str, ...]
     faint: str
+    series: tuple[str, ...]
 
 
 _ON_LIGHT = Palette(
     "#0072B2",
     "#C04F00",
-    "#00805E",
     ("#2E9BDA", "#005F99", "#003A60"),
     ("#D98E00", "#B54700", "#7A2A00"),
     "#8a8a8a",
+    ("#0072B2", "#C04F00", "#00805E", "#AF5A93", "#D98E00", "#2E9BDA", "#4A4A4A"),
 )
 _ON_DARK = Palette(
     "#56B4E9",
     "#F08A3C",
-    "#35C79C",
     ("#9AD4F5", "#56B4E9", "#2F8FCB"),
     ("#F5C04D", "#F08A3C", "#E0602A"),
     "#8f959d",
+    ("#56B4E9", "#F08A3C", "#35C79C", "#DE9BC4", "#F5C04D", "#9AD4F5", "#C8CDD2"),
 )
 
 
@@ -66,3 +69,18 @@ def finite_array(value: Any, name: str, rank: int) -> NDArray[np.float64]:
     if array.ndim != rank:
         raise ValueError(f"{name}: expected {rank} axes, got shape {array.shape}")
     return array
+
+
+def label_short_axis(ax: Axes, name: Literal["x", "y"] = "y") -> None:
+    """Label an axis of less than two powers of ten by plain numbers, however short it is."""
+    axis: Any = ax.yaxis if name == "y" else ax.xaxis
+    low, high = axis.get_view_interval()
+    if not 0 < low < high < 100 * low:
+        return
+    ticker: Any = require("matplotlib.ticker", purpose="plotting")
+    short = high < 6 * low
+    axis.set_major_locator(ticker.MaxNLocator(6) if short else ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    if short:
+        axis.set_minor_locator(ticker.NullLocator())

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +24,13 @@ def plot_scaling(
     measured: Mapping[str, Any],
     *,
     theory: Mapping[str, Any] | None = None,
+    bands: Mapping[str, Any] | None = None,
     xlabel: str = "width M",
     label: str = "largest eigenvalue of F*  (loss / parameter²)",
+    xscale: Literal["log", "linear"] = "log",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw marks for what was measured and lines for theory, on log scales.
+    """Draw marks for what was measured, lines and bands for theory, on log scales.
 
     Parameters
     ----------
@@ -38,8 +40,13 @@ def plot_scaling(
         By name; of several networks the mean is drawn, with bars of one standard deviation.
     theory : mapping of str to array, shape (n,), optional
         Lines by name; one with the name of a measured quantity takes its colour.
+    bands : mapping of str to array, shape (2, n), optional
+        From where to where theory lets a quantity lie, by name: in the colour of that name's marks
+        or line; one without either is named in the legend.
     xlabel, label : str
         Labels of the axes, with units.
+    xscale : "log" | "linear"
+        Scale of `x`; the other axis is logarithmic.
     ax : matplotlib axes, optional
         Where to draw.
 
@@ -62,15 +69,27 @@ def plot_scaling(
     places = finite_array(x, "x", 1)
     lines = {name: finite_array(value, f"theory[{name!r}]", 1) for name, value in _items(theory)}
     points = {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}
+    areas = {name: finite_array(value, f"bands[{name!r}]", 2) for name, value in _items(bands)}
+    if xscale not in ("log", "linear"):
+        raise ValueError(f"xscale: expected 'log' or 'linear', got {xscale!r}")
+    for name, area in areas.items():
+        if area.shape != (2, places.size):
+            raise ValueError(
+                f"{name}: expected bands of shape (2, {places.size}), got {area.shape}"
+            )
     for name, array in (*points.items(), *lines.items()):
         if array.ndim not in (1, 2) or array.shape[0] != places.size:
             raise ValueError(f"{name}: expected {places.size} values, got shape {array.shape}")
     ax = axes_or_new(ax)
     colours = palette()
-    cycle = (colours.main, colours.accent, colours.third, colours.warm[0], colours.faint)
-    names = list(dict.fromkeys((*points, *lines)))
+    cycle = colours.series
+    names = list(dict.fromkeys((*points, *lines, *areas)))
     for index, name in enumerate(names):
         colour = cycle[index % len(cycle)]
+        if name in areas:
+            alone = None if name in points or name in lines else name
+            shade: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0, "label": alone}
+            ax.fill_between(places, areas[name][0], areas[name][1], **shade)
         if name in lines:
             style = _STYLES[0 if name in points else 1 + index % 3]
             shown = None if name in points else name
@@ -87,9 +106,10 @@ def plot_scaling(
                 capsize=2,
                 label=name,
             )
-    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=label)
+    ax.set(xscale=xscale, yscale="log", xlabel=xlabel, ylabel=label)
     ax.set_xticks(places, [f"{place:g}" for place in places])
     ax.minorticks_off()
+    label_short_axis(ax)
     ax.grid(which="major", alpha=0.25)
     ax.legend(frameon=False)
     return ax

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastfisher._extras import require
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,9 @@ def plot_training_curves(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw marks for what was measured at each step and dashed lines for theory.
+
+    Marks are open and of several sizes: methods that agree are seen through each other. Lines that
+    coincide are drawn once, in grey.
 
     Parameters
     ----------
@@ -62,19 +65,23 @@ def plot_training_curves(
         raise ValueError(f"predicted: expected names of {list(curves)}, got {strangers[0]!r}")
     ax = axes_or_new(ax)
     colours = palette()
-    cycle = (colours.main, colours.accent, colours.cool[2], colours.warm[0], colours.warm[2])
     for index, (name, curve) in enumerate(curves.items()):
-        colour = (*cycle, colours.cool[0], colours.faint)[index % 7]
+        colour = colours.series[index % len(colours.series)]
         if name in lines:
-            steps = np.arange(lines[name].size)
-            ax.plot(steps, lines[name], "--", color=colour, linewidth=1.2, zorder=1)
+            shared = [other for other in lines if _coincide(lines[name], lines[other])]
+            if shared[0] == name:
+                shade = colour if len(shared) == 1 else colours.faint
+                steps = np.arange(lines[name].size)
+                ax.plot(steps, lines[name], "--", color=shade, linewidth=1.2, zorder=1)
         ax.plot(
             np.arange(curve.size),
             curve,
             _MARKERS[index % len(_MARKERS)],
             linestyle="none" if name in lines else "-",
             color=colour,
-            markersize=5,
+            markerfacecolor="none",
+            markeredgewidth=1.3,
+            markersize=max(11.0 - 1.4 * index, 4.0),
             label=name,
         )
     if lines:
@@ -83,6 +90,14 @@ def plot_training_curves(
     ax.xaxis.set_major_locator(
         require("matplotlib.ticker", purpose="plotting").MaxNLocator(integer=True)
     )
+    label_short_axis(ax)
     ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False)
+    if len(curves) > 4:  # no room inside
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    else:
+        ax.legend(frameon=False)
     return ax
+
+
+def _coincide(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3, atol=0.0))

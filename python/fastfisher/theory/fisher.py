@@ -256,13 +256,19 @@ def _plain_sums(order: OrderParameters, parameterization: str) -> tuple[float, f
 
 
 def _two_level(k1: float, k2: float, c: int, n: int, size: int) -> Spectrum:
-    """Spectrum of ((k1 - k2) I + k2 1 1^T) / n, c times, as part of a matrix of `size`."""
+    """Spectrum of ((k1 - k2) I + k2 1 1^T) / n, c times, as part of a matrix of `size`.
+
+    A matrix smaller than its dual has no room for all of the bulk: what is left of the trace is
+    shared by fewer eigenvalues.
+    """
+    bulk_size = min(c * (n - 1), max(size - c, 0))
+    share = c * (n - 1) / bulk_size if bulk_size else 1.0
     return Spectrum(
         trace=c * k1,
         sum_of_squares=c * ((n - 1) / n * k2**2 + k1**2 / n),
         lambda_max=(n - 1) / n * k2 + k1 / n,
         multiplicity=c,
-        bulk_mean=(k1 - k2) / n,
-        bulk_size=c * (n - 1),
+        bulk_mean=(k1 - k2) / n * share,
+        bulk_size=bulk_size,
         size=size,
     )

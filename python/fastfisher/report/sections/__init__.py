@@ -8,11 +8,15 @@ from fastfisher.report.sections import (
     augmentation,
     fig1,
     fig2,
+    fig3,
     fisher_theory,
     gp,
+    input_metric,
     isotropy,
     normalization,
+    ntk_mean,
     ntk_spectrum,
+    softmax,
 )
 
 __all__ = ["SECTIONS"]
@@ -47,6 +51,26 @@ SECTIONS: tuple[Section, ...] = (
         "fig2",
         "Fig. 2: online learning of very deep orthogonal networks",
         fig2.build,
+    ),
+    Section(
+        "fig3",
+        "Fig. 3: training with natural gradients, and the kernels they regress with",
+        fig3.build,
+    ),
+    Section(
+        "softmax",
+        "Classification: outliers of the Fisher matrix, sharpness during training",
+        softmax.build,
+    ),
+    Section(
+        "input-metric",
+        "Metric of the input: few directions in which noise matters",
+        input_metric.build,
+    ),
+    Section(
+        "ntk-mean",
+        "Tangent kernel of as many samples as units, without and with mean subtraction",
+        ntk_mean.build,
     ),
     Section(
         "augmentation",

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from fastfisher import theory
 from fastfisher.plot import plot_eigenvalue_histogram, plot_scaling
-from fastfisher.report._random import VARIANCES, dual, eigenvalues, network
+from fastfisher.report._random import (
+    VARIANCES,
+    dual,
+    eigenvalues,
+    network,
+    probabilities,
+    softmax_dual,
+)
 from fastfisher.report._section import (
     Context,
     Fact,
@@ -99,25 +106,13 @@ def _spectra(
     plain, softmax, predicted = [], [], []
     for index in range(networks):
         jacobian = network("tanh", WIDTHS, SAMPLES, seed=seed + index)
-        f = np.asarray(jacobian.outputs)
-        g = np.exp(f - f.max(1, keepdims=True))
-        g /= g.sum(1, keepdims=True)
+        g = probabilities(jacobian.outputs)
         matrix = dual(jacobian)
         plain.append(eigenvalues(matrix))
-        softmax.append(eigenvalues(_weighted(matrix, g)))
+        softmax.append(eigenvalues(softmax_dual(matrix, g)))
         predicted.append(theory.softmax_spectrum(order, g))
         tick()
     return np.array(plain), np.array(softmax), predicted
-
-
-def _weighted(matrix: Floats, g: Floats) -> Floats:
-    """``S F* S^T`` with ``S^T S = Q = diag(g) - g g^T`` for each sample: the spectrum of Q F*."""
-    n, c = g.shape
-    s = np.sqrt(g)[:, :, None] * (np.eye(c) - g[:, None, :])
-    left = (s @ matrix.reshape(n, c, n * c)).reshape(n * c, n, c)
-    right = left.swapaxes(0, 1) @ s.swapaxes(1, 2)  # (t, a, e)
-    result: Floats = right.swapaxes(0, 1).reshape(n * c, n * c)
-    return (result + result.T) / 2
 
 
 def _sweep(

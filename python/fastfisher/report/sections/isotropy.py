@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structures of the Fisher matrix by the isotropic condition, and training with each of them."""
+"""Structures of the Fisher matrix by the isotropic condition, down to blocks that break it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfisher import diagnostics, ngd
+from fastfisher import diagnostics
 from fastfisher.models import MLP
-from fastfisher.plot import plot_scaling, plot_training_curves
+from fastfisher.plot import plot_scaling
 from fastfisher.report._section import (
     Context,
     Fact,
@@ -38,22 +38,18 @@ NAMES: dict[Any, str] = {
     ("block", 3): "3 inputs of a unit",
     "diagonal": "diagonal",
 }
-TRAINED = ("full", "layer", "tridiagonal", "kfac", "unit")
-GRADIENT_DESCENT = "gradient descent"
 
 # No biases: units with one are isotropic on average only. Few samples, many units.
 WIDTHS, SAMPLES = (300, 300, 300, 1), 30
 BLOCK_WIDTHS, BLOCK_SAMPLES, BLOCKS = (60, 120, 120, 1), 30, (1, 3, 7, 15, 30, 60)
-TRAINED_SAMPLES, TRAINED_INPUTS, STEPS = 40, 50, 6
 PHI = {"relu": 2.0, "tanh": 3.0}
-# Learning rate over 1 / alpha, and relative damping.
-STEP, DAMPING = 0.5, 1e-6
+# Relative to the mean eigenvalue of each inverted matrix.
+DAMPING = 1e-6
 
 
 def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
     seed = context.settings.seed
-    width = context.settings.pick(quick=256, default=1024, full=2048)
     with context.progress.task("isotropic condition") as tick:
         mlp, x = _network(WIDTHS, SAMPLES, seed)
         found = diagnostics.isotropy(
@@ -61,12 +57,8 @@ def build(context: Context) -> SectionResult:
         )
         tick()
     with context.progress.task("sizes of blocks", len(PHI)) as tick:
-        defects = {phi: _defects(phi, seed, tick) for phi in PHI}
-    with context.progress.task("natural-gradient descent", len(TRAINED) + 1) as tick:
-        losses, theory = _training(width, seed, tick)
+        broken = {phi: _broken(phi, seed, tick) for phi in PHI}
     good = [row for row in found.rows if row.defect <= found.threshold]
-    last = {name: curve[-1] / curve[0] for name, curve in losses.items()}
-    slowest = max(last[NAMES[name]] for name in TRAINED)
     values: dict[str, Any] = {
         "table": [
             {
@@ -82,17 +74,18 @@ def build(context: Context) -> SectionResult:
         ],
         "cheapest": NAMES[found.cheapest] if found.cheapest is not None else None,
         "threshold": found.threshold,
-        "defect_of_blocks": {"block": list(BLOCKS), **defects},
-        "loss": {name: curve.tolist() for name, curve in losses.items()},
-        "loss_predicted": {name: curve.tolist() for name, curve in theory.items()},
+        "blocks": list(BLOCKS),
+        "defect_of_blocks": {phi: one["defect"] for phi, one in broken.items()},
+        "condition_of_blocks": {phi: one["condition"] for phi, one in broken.items()},
     }
     count, every = len(good), len(found.rows)
     return SectionResult(
         summary=(
             f"{count} of {every} structures move the outputs as the exact natural gradient does, "
-            f"up to a factor &alpha;. After {STEPS} steps at the learning rate {STEP:g} / &alpha; "
-            f"each of those trained leaves at most {slowest:.2g} of the loss, gradient descent "
-            f"{last[GRADIENT_DESCENT]:.2g}."
+            f"up to a factor &alpha;. Blocks of fewer inputs than the {BLOCK_SAMPLES} samples no "
+            f"longer do: with one input the condition number of &Theta;<sub>G</sub> is "
+            f"{broken['relu']['condition'][0]:.2g} (ReLU), with {BLOCK_SAMPLES} it is "
+            f"{broken['relu']['condition'][BLOCKS.index(BLOCK_SAMPLES)]:.2g}."
         ),
         facts=(
             *(
@@ -103,20 +96,17 @@ def build(context: Context) -> SectionResult:
             ),
             Fact("least work", values["cheapest"] or "none", "of those that are isotropic"),
         ),
-        blocks=_blocks(found, defects, losses, theory),
+        blocks=_blocks(found, broken),
         settings={
             "widths": list(WIDTHS),
             "samples": SAMPLES,
             "block_widths": list(BLOCK_WIDTHS),
             "block_samples": BLOCK_SAMPLES,
-            "trained_width": width,
-            "trained_samples": TRAINED_SAMPLES,
             "activation": "relu",
             "parameterization": "ntk",
             "sigma_w2": PHI,
             "sigma_b2": 0.0,
             "relative_damping": DAMPING,
-            "learning_rate_times_alpha": STEP,
             "seed": seed,
         },
         values=values,
@@ -132,74 +122,31 @@ def _network(
     return MLP(widths, parameterization="ntk", seed=seed, **options), x
 
 
-def _defects(phi: str, seed: int, tick: Callable[[], None]) -> list[float]:
-    """Defects of blocks of some inputs of each unit."""
+def _broken(phi: str, seed: int, tick: Callable[[], None]) -> dict[str, list[float]]:
+    """Defects and condition numbers of blocks of some inputs of each unit."""
     mlp, x = _network(BLOCK_WIDTHS, BLOCK_SAMPLES, seed, phi)
     found = diagnostics.isotropy(
         mlp, x, structures=[("block", b) for b in BLOCKS], relative_damping=DAMPING
     )
     tick()
-    return [row.defect for row in found.rows]
-
-
-def _training(
-    width: int, seed: int, tick: Callable[[], None]
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Losses of networks and of the linear theory from the Jacobian before the first step."""
-    widths = (TRAINED_INPUTS, width, width, 1)
-    start, x = _network(widths, TRAINED_SAMPLES, seed)
-    teacher = np.random.default_rng((seed, 2)).standard_normal((TRAINED_INPUTS, 1))
-    y = np.tanh(x @ teacher / np.sqrt(TRAINED_INPUTS))
-    jacobian = start.jacobian(x)
-    e = np.asarray(jacobian.outputs) - y
-    losses: dict[str, Floats] = {}
-    theory: dict[str, Floats] = {}
-    for structure in (*TRAINED, GRADIENT_DESCENT):
-        plain = structure == GRADIENT_DESCENT
-        options: dict[str, Any] = {"structure": structure, "relative_damping": DAMPING}
-        if plain:
-            matrix = np.asarray(jacobian.gram()) / TRAINED_SAMPLES
-            flat = matrix.reshape(TRAINED_SAMPLES, TRAINED_SAMPLES)
-            lr = 1 / float(np.linalg.eigvalsh(flat)[-1])
-        else:
-            matrix = np.asarray(ngd.function_space_matrix(jacobian, **options))
-            flat = matrix.reshape(TRAINED_SAMPLES, TRAINED_SAMPLES)
-            lr = STEP / float(np.trace(flat) / TRAINED_SAMPLES)
-        j, residual, curve = jacobian, e, [_loss(e)]
-        mlp = start
-        for _ in range(STEPS):
-            if plain:
-                vector = j.T @ residual.reshape(-1) / TRAINED_SAMPLES
-            else:
-                vector = ngd.update(j, residual, **options).vector
-            mlp = mlp.with_parameters(j.flatten(mlp.parameters) - lr * vector)
-            j = mlp.jacobian(x)
-            residual = np.asarray(j.outputs) - y
-            curve.append(_loss(residual))
-        name = NAMES.get(structure, structure)
-        losses[name] = np.array(curve)
-        expected = ngd.training_curve(matrix, e, lr=lr, steps=STEPS)
-        theory[name] = np.array([_loss(one) for one in expected])
-        tick()
-    return losses, theory
-
-
-def _loss(e: Any) -> float:
-    return float(np.square(e).sum() / (2 * len(e)))
+    return {
+        "defect": [row.defect for row in found.rows],
+        "condition": [row.condition_number for row in found.rows],
+    }
 
 
 def _blocks(
-    found: diagnostics.Isotropy,
-    defects: dict[str, list[float]],
-    losses: dict[str, Floats],
-    theory: dict[str, Floats],
+    found: diagnostics.Isotropy, broken: dict[str, dict[str, list[float]]]
 ) -> tuple[Text | Figure | Table, ...]:
-    def draw_training(ax: Axes) -> None:
-        plot_training_curves(losses, predicted=theory, label="loss  (output²)", ax=ax)
+    def draw(key: str, label: str) -> Callable[[Axes], None]:
+        def picture(ax: Axes) -> None:
+            curves = {phi: one[key] for phi, one in broken.items()}
+            plot_scaling(BLOCKS, curves, xlabel="inputs in a block", label=label, ax=ax)
+            colour = ax.yaxis.label.get_color()
+            ax.axvline(BLOCK_SAMPLES, color=colour, linestyle=":", linewidth=1.2, zorder=0)
+            ax.text(BLOCK_SAMPLES, 0.98, " N", transform=ax.get_xaxis_transform(), va="top")
 
-    def draw_blocks(ax: Axes) -> None:
-        label = "defect of Θ_G"
-        plot_scaling(BLOCKS, defects, xlabel="inputs in a block", label=label, ax=ax)
+        return picture
 
     return (
         Text(
@@ -208,7 +155,8 @@ def _blocks(
             "J (G + &rho;)<sup>&minus;1</sup> J<sup>T</sup> / N. Where &Theta;<sub>G</sub> is "
             "&alpha; times the identity, no direction is slower than another and the learning rate "
             "1 / &alpha; would fit the samples in one step, as with the exact Fisher matrix. The "
-            "defect says how far it is from that, the predicted &alpha; comes from ranks alone."
+            "defect says how far it is from that, the predicted &alpha; comes from ranks alone. "
+            "Training with each of them is in the section on Fig. 3."
         ),
         Table(
             f"Isotropic condition of a ReLU network ({', '.join(map(str, WIDTHS))}) on {SAMPLES} "
@@ -238,22 +186,21 @@ def _blocks(
         Figure(
             (
                 Plot(
-                    "training",
-                    "Training loss against steps for several structures and gradient descent.",
-                    draw_training,
+                    "condition",
+                    "Condition number against the number of inputs in a block, for ReLU and tanh.",
+                    draw("condition", "condition number of $\\Theta_G$"),
                     (5.6, 4.2),
                 ),
                 Plot(
                     "blocks",
                     "Defect against the number of inputs in a block, for ReLU and tanh.",
-                    draw_blocks,
+                    draw("defect", "defect of $\\Theta_G$"),
                     (5.6, 4.2),
                 ),
             ),
-            f"Left: loss at the learning rate {STEP:g} / &alpha; (gradient descent: 1 / "
-            "&lambda;<sub>max</sub>), Jacobian and G new at every step. Marks: networks. Dashed: "
-            f"linear theory from the first Jacobian. Right: blocks within a unit, "
-            f"{BLOCK_SAMPLES} samples: isotropy is lost where a block has fewer inputs than there "
-            "are samples.",
+            "Over-coarse approximations: blocks of some of the inputs of a unit, network "
+            f"({', '.join(map(str, BLOCK_WIDTHS))}), {BLOCK_SAMPLES} Gaussian samples (dotted). "
+            "Isotropy is lost where a block has fewer inputs than there are samples; the slowest "
+            "mode then shrinks by 1 &minus; 1/&kappa; a step at best.",
         ),
     )
