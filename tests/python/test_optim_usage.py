@@ -16,10 +16,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from fastfisher.errors import CaptureError  # noqa: E402
 from fastfisher.optim import EKFAC, KFAC, NGD, SPRING  # noqa: E402
 
 BOTH = pytest.mark.parametrize("cls", [KFAC, EKFAC])
-OPTIONS: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "damping": 0.1}
+OPTIONS: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "damping": 0.1, "kl_clip": None}
 
 
 def network() -> Any:
@@ -158,3 +159,18 @@ def test_nothing_stays_on_the_model_and_nothing_grows(cls: Any) -> None:
     gc.collect()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("cls", [NGD, SPRING])
+def test_batch_statistics_are_refused_at_later_steps_too(cls: Any) -> None:
+    """One module is put back into training while the model as a whole is not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    model.double().eval()
+    (x, _), optimizer = batch(), cls(model, lr=0.1)
+    optimizer.step(x=x, y=torch.ones(8, 3).double())
+    before = flat(model)
+    model[1].train()
+    with pytest.raises(CaptureError, match="batch statistics in: 1"):
+        optimizer.step(x=x, y=torch.ones(8, 3).double())
+    assert np.array_equal(flat(model), before)

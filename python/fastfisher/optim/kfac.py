@@ -77,9 +77,10 @@ class KFAC(Preconditioned):
     decoupled : bool
         Whether weight decay shrinks parameters by ``1 - lr weight_decay``, or is added to their
         gradients before these are preconditioned.
-    kl_clip : float, optional
+    kl_clip : float or None
         Norm constraint: steps d are shrunk so that ``lr^2 sum of d times gradient`` is at most
-        that.
+        that, a trust region in units of the loss (Ba, Grosse and Martens 2017). None: no bound;
+        then the first steps, which have factors of few samples, may diverge.
     weight_sharing : "expand" | "reduce"
         As in `fastfisher.fisher`, for weights used at several positions.
     others : "gradient" | "diagonal"
@@ -129,9 +130,8 @@ class KFAC(Preconditioned):
     weights Eschenhagen et al. 2023). Inverses are made by `fastfisher.psd`, all in one call; a
     factor that fails leaves its layer at its last good inverse. Weights used also outside of the
     modules that own them (a functional call) have the factors of these modules only, and so have
-    losses with gradients of gradients (penalties on ``torch.autograd.grad(..., create_graph=True)``)
-    only what reaches the outputs of layers. Per step n^3 /
-    2 multiply-adds for an inverse, n^2 a sample for a factor, o i (o + i) for a layer's gradient.
+    losses with gradients of gradients only what reaches the outputs of layers. Per step n^3 / 2
+    multiply-adds for an inverse, n^2 a sample for a factor, o i (o + i) for a layer's gradient.
 
     Examples
     --------
@@ -179,7 +179,7 @@ class KFAC(Preconditioned):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         decoupled: bool = True,
-        kl_clip: float | None = None,
+        kl_clip: float | None = 1e-3,
         weight_sharing: Literal["expand", "reduce"] = "expand",
         others: Literal["gradient", "diagonal"] = "gradient",
         loss_reduction: Literal["mean", "sum"] = "mean",

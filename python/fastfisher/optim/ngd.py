@@ -327,8 +327,8 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         )
 
     def _captures(self, x: Any, parameters: dict[str, torch.Tensor]) -> Capture:
-        """Capture of the model; kept as long as the same parameters are trained."""
-        key = (tuple(parameters), self.model.training)
+        """Capture of the model; kept while parameters and modules are trained as they are now."""
+        key = (tuple(parameters), tuple(module.training for module in self.model.modules()))
         if self._capture is None or self._captured != key:
             one = torch_model(self.model, select=self.select, params=list(parameters).__contains__)
             self._capture = Capture(one, x, verify=self.verify)
