@@ -128,7 +128,7 @@ def assert_equal(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
     assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
 
 
-OPTIONS: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "damping": RHO}
+OPTIONS: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "damping": RHO, "kl_clip": None}
 
 
 def matrix(model: Any, x: Any, kind: str, structure: str, **options: Any) -> Any:

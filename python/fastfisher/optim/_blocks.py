@@ -12,7 +12,8 @@ import torch
 from fastfisher import psd
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
-from fastfisher.optim._factors import Pass, layers_of
+from fastfisher.optim._factors import Pass
+from fastfisher.optim._layers import layers_of
 from fastfisher.optim._sites import Site
 from fastfisher.structures import make
 from fastfisher.structures.kfac import Block, Kfac

@@ -41,15 +41,32 @@ class Curvature:
         self.samples = 1
         self._folded: tuple[dict[Site, list[Block]], int] | None = None
         self._error: Exception | None = None
-        if not keep_records:
-            here = weakref.ref(self)
+        self.keep_records = keep_records
+        self._listen()
 
-            def fold(passes: list[Pass]) -> None:
-                found = here()
-                if found is not None:
-                    found.fold(passes)
+    def _listen(self) -> None:
+        """Be told by the collector of finished passes."""
+        here = weakref.ref(self)
 
-            collector.fold = fold
+        def fold(passes: list[Pass]) -> None:
+            found = here()
+            if found is not None:
+                found.fold(passes)
+
+        def forget() -> None:
+            found = here()
+            if found is not None:
+                found.forget()
+
+        self.collector.forget = forget
+        if not self.keep_records:
+            self.collector.fold = fold
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copied state; passes under way are not of it."""
+        vars(self).update(state)
+        self._folded = self._error = None
+        self._listen()
 
     def fold(self, passes: list[Pass]) -> None:
         """Make sums of finished passes, so that their inputs need not stay in memory."""
@@ -76,6 +93,7 @@ class Curvature:
         NonFiniteError
             NaN or infinity somewhere.
         """
+        self.collector.refresh()
         passes = [one for one in self.collector.passes if one.live]
         try:
             if self._error is not None:
@@ -119,12 +137,14 @@ class Curvature:
     def drop(self, active: bool) -> None:
         """Forget all passes; say whether the next ones count."""
         self.collector.passes.clear()
+        self.collector.versions.clear()
         self.collector.active = active
         self._folded = self._error = None
 
     def forget(self) -> None:
         """Forget passes whose backward pass of the loss is over: their gradients are gone."""
         self.collector.passes = [one for one in self.collector.passes if not one.live]
+        self.collector.versions.clear()
         self._folded = self._error = None
 
     def _summed(self, passes: list[Pass]) -> Estimate:

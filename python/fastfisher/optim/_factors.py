@@ -17,16 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfisher._conv import Conv
-from fastfisher._layer import Layer
-from fastfisher._lookup import Lookup
 from fastfisher.capture.model import is_recording
 from fastfisher.errors import NonFiniteError
-from fastfisher.factors import Dense, Shared
 from fastfisher.likelihoods import Likelihood
 from fastfisher.optim._sites import Site
-
-Host = np.ndarray[Any, Any]
 
 
 @dataclass(eq=False)
@@ -39,6 +33,16 @@ class Record:
     edge: Any = None
     g: list[torch.Tensor] = field(default_factory=list)
     closed: bool = False
+    waiting: tuple[int, torch.Tensor] | None = None
+    """Number of a backward pass and its gradient, until the weight's gradient comes too."""
+    graph: Any = None
+    """Weak reference that is dead when no backward pass can come any more."""
+
+    @property
+    def single(self) -> bool:
+        """Whether the input is one sample without an axis of its own."""
+        axes = {"linear": 1, "conv": self.site.weight.ndim - 1, "embedding": 0}[self.site.kind]
+        return bool(self.a.ndim == axes)
 
     def add(self, grad: torch.Tensor) -> None:
         """Take the gradient of a backward pass of the loss; of several passes the sum."""
@@ -47,7 +51,7 @@ class Record:
                 f"layer {self.site.name!r}: a second backward pass through a batch whose factors "
                 "are done; expected all backward passes of a batch before the next forward pass"
             )
-        self.g = [grad.detach() if not self.g else self.g[0] + grad.detach()]
+        self.g = [grad if not self.g else self.g[0] + grad]
 
 
 @dataclass(eq=False)
@@ -59,6 +63,16 @@ class Pass:
     bad: str = ""
     live: bool = False
     """Whether a backward pass of the loss came."""
+
+    @property
+    def single(self) -> bool:
+        """Whether it is of one sample without an axis of its own."""
+        return bool(self.records) and all(record.single for record in self.records)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a backward pass may still come."""
+        return any(record.graph is not None and record.graph() for record in self.records)
 
     @property
     def count(self) -> int:
@@ -83,19 +97,38 @@ class Collector:
         draws: int,
         seed: int,
     ) -> None:
+        self.model, self.sites = model, sites
         self.kind, self.likelihood, self.select = kind, likelihood, select
         self.batch_axes, self.draws, self.seed = batch_axes, draws, seed
         self.active, self.sampling, self.estimates = True, False, 0
+        self._start()
+
+    def _start(self) -> None:
+        """Put hooks on the model."""
         self.passes: list[Pass] = []
         self.fold: Callable[[list[Pass]], None] | None = None
-        self.handles = []
-        for site in sites:
+        self.forget: Callable[[], None] | None = None
+        self.versions: dict[torch.Tensor, int] = {}
+        self.handles: list[Any] = []
+        model = self.model
+        for site in self.sites:
             for module in site.modules:
                 hook = Hook(self, module, site)
                 self.handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            self.handles.append(site.weight.register_post_accumulate_grad_hook(Arrival(self, site)))
         self.handles.append(model.register_forward_pre_hook(Hook(self, model, None)))
         self.handles.append(model.register_forward_hook(Hook(self, model, None), with_kwargs=True))
         weakref.finalize(self, _remove, self.handles)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without hooks and passes under way."""
+        left = ("handles", "passes", "fold", "forget", "versions")
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copied state, and hook into the copied model."""
+        vars(self).update(state)
+        self._start()
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -106,9 +139,36 @@ class Collector:
         """Start a forward pass of the model."""
         if self._idle():
             return
+        self.refresh()
         if self.fold is not None:
             self.fold([one for one in self.passes if one.live])
+        self.passes = [one for one in self.passes if one.live or one.pending]
         self.passes.append(Pass())
+
+    def refresh(self) -> None:
+        """Forget passes whose gradients were set to zero without this optimiser."""
+        if self.versions and all(_cleared(w, was) for w, was in self.versions.items()):
+            self.versions.clear()
+            if self.forget is not None:
+                self.forget()
+
+    def accumulated(self, site: Site) -> None:
+        """Count what backward passes that reach the gradient of a weight gave to its outputs."""
+        if self.sampling or is_recording():
+            return
+        task = torch._C._current_graph_task_id()
+        for one in self.passes:
+            for record in one.records:
+                if record.site is site and record.waiting is not None:
+                    number, grad = record.waiting
+                    record.waiting = None
+                    if number != task:
+                        continue
+                    one.live = True
+                    if site.weight.grad is not None:
+                        self.versions[site.weight] = site.weight.grad._version
+                    if self.kind == "empirical":
+                        record.add(grad)
 
     def called(
         self, site: Site, module: torch.nn.Module, args: Any, kwargs: Any, output: Any
@@ -128,11 +188,15 @@ class Collector:
         def arrived(grad: torch.Tensor) -> None:
             if self.sampling or is_recording():
                 return
-            one.live = True
-            if self.kind == "empirical":
-                record.add(grad)
+            # A pass for other gradients than the weights' (torch.autograd.grad) says nothing of
+            # the loss: it counts when the weight's gradient comes.
+            number, found = torch._C._current_graph_task_id(), grad.detach()
+            if record.waiting is not None and record.waiting[0] == number:
+                found = record.waiting[1] + found
+            record.waiting = number, found
 
         output.register_hook(arrived)
+        record.graph = weakref.ref(arrived)
 
     def end(self, returned: Any) -> None:
         """Count the samples of a pass; unless empirical run its backward pass."""
@@ -145,7 +209,7 @@ class Collector:
             except Exception:
                 y = None
             if isinstance(y, torch.Tensor) and y.ndim >= self.batch_axes:
-                one.samples = math.prod(y.shape[: self.batch_axes])
+                one.samples = 1 if one.single else math.prod(y.shape[: self.batch_axes])
             return
         y = returned if self.select is None else self.select(returned)
         if not isinstance(y, torch.Tensor) or y.ndim < self.batch_axes:
@@ -153,7 +217,7 @@ class Collector:
                 "model: expected a tensor of outputs with samples on its first axis, got "
                 f"{type(y).__name__}; pass select="
             )
-        one.samples = math.prod(y.shape[: self.batch_axes])
+        one.samples = 1 if one.single else math.prod(y.shape[: self.batch_axes])
         if y.requires_grad and one.records:
             self._backward(one, y)
 
@@ -222,97 +286,33 @@ class Hook:
         return Hook, (None, None, None)
 
 
+class Arrival:
+    """Hook of a weight that runs when its gradient was added to; copies do nothing."""
+
+    def __init__(self, collector: Collector | None, site: Site | None) -> None:
+        self.collector = None if collector is None else weakref.ref(collector)
+        self.site = site
+
+    def __call__(self, weight: torch.Tensor) -> None:
+        """Pass on what torch says."""
+        found = None if self.collector is None else self.collector()
+        if found is not None and self.site is not None:
+            found.accumulated(self.site)
+
+    def __reduce__(self) -> Any:
+        """Copy and save as nothing."""
+        return Arrival, (None, None)
+
+
+def _cleared(weight: torch.Tensor, version: int) -> bool:
+    """Whether the gradient was set to None or to zero since it had this version."""
+    grad = weight.grad
+    return grad is None or (grad._version != version and not bool(grad.any()))
+
+
 def _remove(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
-
-
-def layers_of(records: list[Record], *, joined: bool) -> list[Layer]:
-    """Layers of the calls of one site in one pass; with `joined` one layer of all positions.
-
-    Raises
-    ------
-    ValueError
-        Calls that cannot be joined.
-    """
-    calls = [record for record in records if record.g]
-    if not calls:
-        return []
-    if len(calls) == 1 or not joined:
-        return [_layer(record) for record in calls]
-    site = calls[0].site
-    sides = [_positions(record) for record in calls]
-    if len({(len(a), g.shape[1]) for a, g in sides}) > 1:
-        raise ValueError(
-            f"layer {site.name!r}: expected the same number of samples in each call, got "
-            f"{[len(a) for a, _ in sides]}; expected weight_sharing='expand'"
-        )
-    a = np.concatenate([a for a, _ in sides], 1)
-    g = np.concatenate([g for _, g in sides], 2)
-    if site.kind == "embedding":
-        return [Lookup(a, g, rows=len(site.weight), label=site.name)]
-    return [Shared(a, g, bias=site.bias is not None, label=site.name)]
-
-
-def _layer(record: Record) -> Layer:
-    site, bias = record.site, record.site.bias is not None
-    if site.kind == "conv":
-        return _convolution(record)
-    a, g = _positions(record)
-    if site.kind == "embedding":
-        return Lookup(a, g, rows=len(site.weight), label=site.name)
-    if a.shape[1] == 1:
-        return Dense(a[:, 0], g[:, :, 0], bias=bias, label=site.name)
-    return Shared(a, g, bias=bias, label=site.name)
-
-
-def _positions(record: Record) -> tuple[Host, Host]:
-    """Give inputs (n, s, i), of an embedding (n, s), and gradients (n, r, s, o)."""
-    site = record.site
-    if site.kind == "conv":
-        if site.groups > 1:
-            raise ValueError(
-                f"layer {site.name!r}: a grouped convolution that is called several times; "
-                "expected weight_sharing='expand'"
-            )
-        layer = _convolution(record)
-        g = layer.g.reshape(*layer.g.shape[:3], -1).swapaxes(2, 3)
-        return np.asarray(layer.patches()[:, 0]), np.ascontiguousarray(g)
-    a, o = record.a, record.g[0].shape[-1]
-    table = site.kind == "embedding"
-    axes = a.ndim if table else a.ndim - 1
-    n = len(a) if axes else 1
-    gradients = torch.stack([g.reshape(n, -1, o) for g in record.g], 1)
-    if not table:
-        return _host(a.reshape(n, -1, a.shape[-1]), site), _host(gradients, site)
-    index = a.reshape(n, -1)
-    padding = record.module.padding_idx
-    if padding is not None:  # its row has no gradient
-        gradients = gradients * (index != padding)[:, None, :, None]
-    return index.numpy(), _host(gradients, site)
-
-
-def _convolution(record: Record) -> Conv:
-    module: Any = record.module
-    x, gradients = record.a, record.g
-    if x.ndim == module.weight.ndim - 1:  # one sample without an axis of its own
-        x, gradients = x[None], [g[None] for g in gradients]
-    padding = module.padding
-    if isinstance(padding, str) or module.padding_mode != "zeros":
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = torch.nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        padding = 0
-    return Conv(
-        _host(x, record.site), _host(torch.stack(gradients, 1), record.site),
-        kernel=module.kernel_size, stride=module.stride, padding=padding,
-        dilation=module.dilation, groups=module.groups, bias=record.site.bias is not None,
-        label=record.site.name,
-    )  # fmt: skip
-
-
-def _host(x: torch.Tensor, site: Site) -> Host:
-    kind = torch.float64 if site.weight.dtype == torch.float64 else torch.float32
-    return np.asarray(x.to(kind).contiguous().numpy())
 
 
 def check_passes(passes: list[Pass]) -> None:

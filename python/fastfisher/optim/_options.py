@@ -91,3 +91,13 @@ def names_of(model: torch.nn.Module, groups: list[dict[str, Any]]) -> dict[str, 
     """Parameters that are trained now, by name, in the order of the model."""
     chosen = {p for group in groups for p in group["params"]}
     return {name: p for name, p in model.named_parameters() if p in chosen and p.requires_grad}
+
+
+_TORCHS = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.0))) | {
+    "step", "found_inf", "grad_scale",  # put there by schedulers and scalers
+}  # fmt: skip
+
+
+def own_state(optimizer: torch.optim.Optimizer, *left: str) -> dict[str, Any]:
+    """Attributes that torch's optimisers do not copy by themselves, but those `left` out."""
+    return {k: v for k, v in vars(optimizer).items() if k not in _TORCHS and k not in left}

@@ -48,7 +48,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         found = self._found(self._scale(), decay=True)
         if found is None:
             return loss
-        clip = self._clip(found)
+        clip = self._clip(found, self._slopes(decay=True))
         before = None
         if self.rule.due(self.steps):
             kept = {p: p.detach().clone() for p in found}
@@ -78,7 +78,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                         if p.grad is not None:
                             p.grad.zero_()
                 return
-            clip = self._clip(found)
+            clip = self._clip(found, self._slopes(decay=False))
             for p, d in found.items():
                 p.grad.copy_(d * clip)
         self._advance()
@@ -128,16 +128,23 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                         f"{float(p.grad[where])} at index {where}"
                     )
 
+    def _slopes(self: KFAC, decay: bool) -> Directions:
+        """Gradients, with the weight decay that belongs to them."""
+        result: Directions = {}
+        for group in self.param_groups:
+            added = 0.0 if group["decoupled"] or not decay else group["weight_decay"]
+            for p in group["params"]:
+                if p.grad is not None:
+                    g = p.grad.detach()
+                    result[p] = g.add(p.detach(), alpha=added) if added else g
+        return result
+
     def _directions(self: KFAC, decay: bool) -> Directions:
         result: Directions = {}
-        options = {p: group for group in self.param_groups for p in group["params"]}
-        if decay:
-            for p, group in options.items():
-                if p.grad is not None and not group["decoupled"] and group["weight_decay"]:
-                    p.grad.add_(p.detach(), alpha=group["weight_decay"])
+        slopes = self._slopes(decay)
         for site in self.curvature.sites:
-            v = site.gradients()
-            if v is None or site.weight not in options:
+            v = site.gradients(slopes)
+            if v is None:
                 continue
             state = self.curvature.states.get(site)
             if state is None:
@@ -147,12 +154,10 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                     f"for; expected a forward pass, or exclude=[{site.name!r}]"
                 )
             solved = self._solved(site, state, v) if self._ready(state) else v
-            result.update(
-                {p: d for p, d in site.parts(solved) if p in options and p.grad is not None}
-            )
-        for p in options:
-            if p.grad is not None and p not in result:
-                result[p] = self._other(p)
+            result.update({p: d for p, d in site.parts(solved) if p in slopes})
+        for p, slope in slopes.items():
+            if p not in result:
+                result[p] = self._other(p, slope)
         for p, d in result.items():
             if not bool(torch.isfinite(d).all()):
                 raise NonFiniteError(
@@ -161,11 +166,11 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                 )
         return result
 
-    def _other(self: KFAC, p: torch.Tensor) -> torch.Tensor:
+    def _other(self: KFAC, p: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
         """Direction of a parameter without factors."""
         assert p.grad is not None
         if self.others == "gradient":
-            return p.grad.detach()
+            return slope
         second = self.curvature.seconds.setdefault(p, Mean())
         if self._due() or not second.sums:
             # In the terms of the factors: N times the square of the mean gradient.
@@ -173,16 +178,16 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             square *= self.curvature.samples if self.curvature.mean else 1
             second.add([np.asarray(square.numpy())], self.curvature.decay)
         curved = torch.from_numpy(second.values()[0]) + self.damping
-        return (p.grad.detach().double() / curved).to(p.dtype)
+        return (slope.double() / curved).to(p.dtype)
 
-    def _clip(self: KFAC, found: Directions) -> float:
+    def _clip(self: KFAC, found: Directions, slopes: Directions) -> float:
         if self.kl_clip is None:
             return 1.0
         total = 0.0
         for group in self.param_groups:
             for p in group["params"]:
-                if p in found and p.grad is not None:
-                    slope = float((found[p].double() * p.grad.double()).sum())
+                if p in found:
+                    slope = float((found[p].double() * slopes[p].double()).sum())
                     total += float(group["lr"]) ** 2 * slope
         return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
 

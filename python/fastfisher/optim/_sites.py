@@ -40,14 +40,14 @@ class Site:
         """Groups of a convolution."""
         return int(getattr(self.modules[0], "groups", 1))
 
-    def gradients(self) -> list[torch.Tensor] | None:
+    def gradients(self, given: dict[torch.Tensor, torch.Tensor]) -> list[torch.Tensor] | None:
         """Matrices (o, i), one a group, with the bias as last input; None without a gradient."""
-        if self.weight.grad is None:
+        if self.weight not in given:
             return None
-        bias = None if self.bias is None else self.bias.grad
-        if self.bias is not None and bias is None:
-            bias = torch.zeros_like(self.bias)
-        return self.matrices(self.weight.grad, bias)
+        bias = None
+        if self.bias is not None:
+            bias = given.get(self.bias, torch.zeros_like(self.bias))
+        return self.matrices(given[self.weight], bias)
 
     def matrices(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
         """Matrices (o, i) of something like the parameters."""

@@ -23,7 +23,16 @@ from fastfisher.optim._blocks import (
 )
 from fastfisher.optim._curvature import Curvature
 from fastfisher.optim._factors import Collector
-from fastfisher.optim._options import Groups, count, groups_of, member, module_of, names_of, number
+from fastfisher.optim._options import (
+    Groups,
+    count,
+    groups_of,
+    member,
+    module_of,
+    names_of,
+    number,
+    own_state,
+)
 from fastfisher.optim._preconditioned import Preconditioned
 from fastfisher.optim._sites import Site, find_sites
 
@@ -68,9 +77,10 @@ class KFAC(Preconditioned):
     decoupled : bool
         Whether weight decay shrinks parameters by ``1 - lr weight_decay``, or is added to their
         gradients before these are preconditioned.
-    kl_clip : float, optional
+    kl_clip : float or None
         Norm constraint: steps d are shrunk so that ``lr^2 sum of d times gradient`` is at most
-        that.
+        that, a trust region in units of the loss (Ba, Grosse and Martens 2017). None: no bound;
+        then the first steps, which have factors of few samples, may diverge.
     weight_sharing : "expand" | "reduce"
         As in `fastfisher.fisher`, for weights used at several positions.
     others : "gradient" | "diagonal"
@@ -119,8 +129,9 @@ class KFAC(Preconditioned):
     of a layer is ``G (x) A`` (Martens and Grosse 2015; convolutions Grosse and Martens 2016; shared
     weights Eschenhagen et al. 2023). Inverses are made by `fastfisher.psd`, all in one call; a
     factor that fails leaves its layer at its last good inverse. Weights used also outside of the
-    modules that own them (a functional call) have the factors of these modules only. Per step n^3 /
-    2 multiply-adds for an inverse, n^2 a sample for a factor, o i (o + i) for a layer's gradient.
+    modules that own them (a functional call) have the factors of these modules only, and so have
+    losses with gradients of gradients only what reaches the outputs of layers. Per step n^3 / 2
+    multiply-adds for an inverse, n^2 a sample for a factor, o i (o + i) for a layer's gradient.
 
     Examples
     --------
@@ -168,7 +179,7 @@ class KFAC(Preconditioned):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         decoupled: bool = True,
-        kl_clip: float | None = None,
+        kl_clip: float | None = 1e-3,
         weight_sharing: Literal["expand", "reduce"] = "expand",
         others: Literal["gradient", "diagonal"] = "gradient",
         loss_reduction: Literal["mean", "sum"] = "mean",
@@ -269,6 +280,15 @@ class KFAC(Preconditioned):
         }
         self.curvature.states = {sites[name]: restored(one) for name, one in own["sites"].items()}
         self.curvature.drop(self._due())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and files all but passes under way; a copy follows the copied model."""
+        return {**super().__getstate__(), "own": own_state(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a copied state, or one of torch's."""
+        self.__dict__.update(state.get("own", {}))
+        super().__setstate__({k: v for k, v in state.items() if k != "own"})
 
     def remove_hooks(self) -> None:
         """Take all hooks off the model; factors stay as they are from then on."""

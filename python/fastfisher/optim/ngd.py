@@ -15,7 +15,15 @@ from fastfisher.capture.model import recording
 from fastfisher.errors import NonFiniteError
 from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.optim._alpha import alpha_of
-from fastfisher.optim._options import Groups, groups_of, member, module_of, names_of, number
+from fastfisher.optim._options import (
+    Groups,
+    groups_of,
+    member,
+    module_of,
+    names_of,
+    number,
+    own_state,
+)
 from fastfisher.optim._problem import Problem
 from fastfisher.optim._rows import Rows
 from fastfisher.optim._solver import Solver
@@ -209,6 +217,17 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         self.damping_factor = float(own["damping_factor"])
         self.steps, self.skipped = int(own["steps"]), int(own["skipped"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and files all but the capture, which is made anew."""
+        return {**super().__getstate__(), "own": own_state(self, "_capture", "_captured")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a copied state, or one of torch's."""
+        if "own" in state:
+            self.__dict__.update(state["own"])
+            self._capture, self._captured = None, ()
+        super().__setstate__({k: v for k, v in state.items() if k != "own"})
+
     def _stepped(self, problem: Problem) -> torch.Tensor | None:
         parameters = self._parameters()
         if not parameters:
@@ -308,8 +327,8 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         )
 
     def _captures(self, x: Any, parameters: dict[str, torch.Tensor]) -> Capture:
-        """Capture of the model; kept as long as the same parameters are trained."""
-        key = (tuple(parameters), self.model.training)
+        """Capture of the model; kept while parameters and modules are trained as they are now."""
+        key = (tuple(parameters), tuple(module.training for module in self.model.modules()))
         if self._capture is None or self._captured != key:
             one = torch_model(self.model, select=self.select, params=list(parameters).__contains__)
             self._capture = Capture(one, x, verify=self.verify)
