@@ -281,3 +281,21 @@ def test_centred_updates(structure: Any) -> None:
         assert_equal(again.vector, expected.vector, 1e-8)
     with pytest.raises(ValueError, match="centred: expected a Jacobian"):
         ff.ngd.update(ff.fisher(J), e, damping=0.1, centred=True)
+
+
+@pytest.mark.parametrize("solver", ["cg", "nystrom"])
+@pytest.mark.parametrize("scale", [2.0**-660, 2.0**660])
+def test_iterations_do_not_depend_on_the_size_of_the_residuals(solver: Any, scale: float) -> None:
+    """Their squares leave the range of float64."""
+    J, e = jacobian(), residual()
+    one = ff.ngd.update(J, e, damping=0.1, solver=solver)
+    other = ff.ngd.update(J, scale * e, damping=0.1, solver=solver)
+    assert_equal(other.vector / scale, one.vector, 1e-13)
+
+
+@pytest.mark.parametrize("solver", ["cg", "nystrom"])
+@pytest.mark.parametrize("tol", [-1.0, float("nan"), 1.0])
+def test_tolerances_that_do_not_fit(solver: Any, tol: float) -> None:
+    J, e = jacobian(), residual()
+    with pytest.raises(ValueError, match="tol: expected 0 <= tol < 1"):
+        ff.ngd.update(J, e, damping=0.1, solver=solver, tol=tol)

@@ -245,7 +245,7 @@ def test_frozen_and_unused_parameters(cls: Any) -> None:
     torch.manual_seed(0)
     model, (x, y) = Net().double(), batch()
     kept = copy.deepcopy(model.state_dict())
-    optimizer = cls(model, lr=0.1)
+    optimizer = cls(model, lr=0.1, kl_clip=None)
     fisher = ff.fisher(
         model, x, y, likelihood="categorical", kind="empirical",
         structure="kfac" if cls is KFAC else "ekfac", params=["middle", "last"],
@@ -284,7 +284,7 @@ def test_tied_weights() -> None:
 
     torch.manual_seed(0)
     model = Language().double()
-    optimizer = KFAC(model, lr=0.1, batch_axes=2)
+    optimizer = KFAC(model, lr=0.1, batch_axes=2, kl_clip=None)
     assert optimizer.treated == {
         "table.weight": "gradient: modules of several kinds share the weight",
         "middle.weight": "factors", "middle.bias": "factors",

@@ -174,3 +174,23 @@ def test_batch_statistics_are_refused_at_later_steps_too(cls: Any) -> None:
     with pytest.raises(CaptureError, match="batch statistics in: 1"):
         optimizer.step(x=x, y=torch.ones(8, 3).double())
     assert np.array_equal(flat(model), before)
+
+
+@BOTH
+@pytest.mark.parametrize("lr", [0.1, 1.0])
+def test_default_steps_of_small_batches_do_not_diverge(cls: Any, lr: float) -> None:
+    """The first factors are of fewer samples than they have rows: the norm constraint holds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = cls(model, lr=lr)
+    x = torch.randn(400, 64)
+    y = (x @ torch.randn(64, 10)).argmax(1)
+    with torch.no_grad():
+        start = float(F.cross_entropy(model(x), y))
+    for _ in range(60):
+        few = torch.randint(400, (32,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[few]), y[few]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert float(F.cross_entropy(model(x), y)) < 0.7 * start

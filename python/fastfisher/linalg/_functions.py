@@ -293,7 +293,12 @@ def cg(
     if not np.isfinite(host).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(host))[0])
         raise NonFiniteError(f"b: expected finite numbers, got {host[where]} at index {where}")
-    right = host.reshape(a.n, -1)
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
+    # Squares of very small or large numbers leave the range of float64.
+    largest = np.abs(host.reshape(a.n, -1)).max(axis=0, initial=0.0)
+    largest[largest == 0] = 1.0
+    right = host.reshape(a.n, -1) / largest
     size = np.linalg.norm(right, axis=0)
 
     def product(x: Host) -> Host:
@@ -330,6 +335,7 @@ def cg(
             ConvergenceWarning,
             stacklevel=2,
         )
+    x *= largest
     one = host.ndim == 1
     solution = a.hand_over(np.ascontiguousarray(x[:, 0] if one else x, a.dtype))
     return CgResult(solution, final, bool(converged[0]) if one else converged, done)

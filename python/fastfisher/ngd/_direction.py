@@ -74,6 +74,8 @@ def solve_by_nystrom(
     F: Fisher, e: Host, rule: Damping, tol: float, max_iter: int | None, rank: int | None, seed: int
 ) -> Host:
     """Columns (P, 1) for residuals e (N C, 1), by products with the rows and their transpose."""
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
     inner = residuals_of_rows(F, e, float(np.finfo(F.dtype).eps))
     if inner is None and is_plain(F):
         inner = e * (mean_weight(F) / F.scale)

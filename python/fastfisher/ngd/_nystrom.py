@@ -41,6 +41,12 @@ def nystrom_cg(
         rank = min(n, max(_LEAST, n // _SHARE))
     if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= n:
         raise ValueError(f"rank: expected an integer from 0 to {n}, got {rank!r}")
+    if max_iter is not None and (isinstance(max_iter, bool) or max_iter < 1):
+        raise ValueError(f"max_iter: expected an integer of at least 1, got {max_iter!r}")
+    # Squares of very small or large numbers leave the range of float64.
+    size = float(np.abs(right).max(initial=0.0))
+    if size == 0:
+        return np.zeros(n)
     u, values = _sketch(product, n, int(rank), seed)
     least = float(values[-1]) if len(values) else 0.0
 
@@ -48,11 +54,9 @@ def nystrom_cg(
         inside = u.T @ x
         return np.asarray(x + u @ (inside * ((least + rho) / (values + rho) - 1)))
 
-    z, r = np.zeros(n), right.astype(np.float64)
+    z, r = np.zeros(n), right.astype(np.float64) / size
     goal = tol * float(np.linalg.norm(r))
     limit = 10 * n if max_iter is None else max_iter
-    if goal == 0:
-        return z
     y = precondition(r)
     p, slope = y, float(r @ y)
     for _ in range(limit):
@@ -60,7 +64,7 @@ def nystrom_cg(
         step = slope / float(p @ bent)
         z, r = z + step * p, r - step * bent
         if float(np.linalg.norm(r)) <= goal:
-            return z
+            return z * size
         y = precondition(r)
         now = float(r @ y)
         p, slope = y + (now / slope) * p, now
@@ -70,7 +74,7 @@ def nystrom_cg(
         ConvergenceWarning,
         stacklevel=2,
     )
-    return z
+    return z * size
 
 
 def _sketch(product: Callable[[Host], Host], n: int, rank: int, seed: int) -> tuple[Host, Host]:
