@@ -612,7 +612,8 @@ def test_T6_7_wider_networks_are_closer(structure: str) -> None:
     rng = np.random.default_rng(1000)
     x, z = rng.standard_normal((40, 50)), rng.standard_normal((100, 50))
     y = np.tanh(x @ rng.standard_normal(50) / 50**0.5)[:, None]
-    alpha, r = predictor(x, z, structure)
+    found = predictor(x, z, structure)
+    alpha = found.values[-1]
     errors = []
     for width in (256, 2048):
         model = Wide(width)
@@ -622,8 +623,8 @@ def test_T6_7_wider_networks_are_closer(structure: str) -> None:
         optimizer = NGD(model, c=0.5, structure=structure, relative_damping=1e-9)
         for _ in range(4):
             optimizer.step(x=inputs, y=torch.from_numpy(y))
-        assert optimizer.last["alpha"] == alpha
-        expected = -(1 - 0.5**4) / alpha * r @ e
+        assert optimizer.last["alpha"] == pytest.approx(alpha, rel=1e-9)
+        expected = found.prediction_curve(e, lr=0.5 / alpha, steps=4)[-1]
         got = model(others).detach().numpy() - f
         errors.append(np.linalg.norm(got - expected) / np.linalg.norm(expected))
     assert errors[1] < 0.7 * errors[0]
