@@ -194,3 +194,52 @@ def test_default_steps_of_small_batches_do_not_diverge(cls: Any, lr: float) -> N
         optimizer.step()
     with torch.no_grad():
         assert float(F.cross_entropy(model(x), y)) < 0.7 * start
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (KFAC, {"lr": float("nan")}, "lr: expected a finite number >= 0"),
+        (KFAC, {"lr": -1.0}, "lr: expected a finite number >= 0"),
+        (EKFAC, {"momentum": 2.0}, "momentum: expected a number below 1"),
+        (EKFAC, {"damping": 2.0}, "damping: no option of a group"),
+        (NGD, {"weight_decay": 0.1}, "weight_decay: no option of a group"),
+        (NGD, {"lr": torch.tensor(-1.0)}, "lr: expected a finite number >= 0"),
+        (SPRING, {"momentum": 0.5}, "momentum: no option of a group"),
+        (SPRING, {"damping": 0.5}, "damping: no option of a group"),
+    ],
+)
+def test_options_of_groups_that_do_not_fit(cls: Any, options: Any, message: str) -> None:
+    """A number that would be ignored, or make parameters NaN."""
+    model = network()
+    with pytest.raises(ValueError, match=message):
+        cls(model, [{"params": model.parameters(), **options}])
+    optimizer = cls(model, [{"params": model[0].parameters(), "lr": torch.tensor(0.1)}])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": list(model[2].parameters()), **options})
+
+
+@BOTH
+def test_parameters_that_are_thawed_later_are_not_trained_without_factors(cls: Any) -> None:
+    model = network()
+    model[0].weight.requires_grad_(False)
+    optimizer = cls(model, model.parameters(), **OPTIONS)
+    train(model, optimizer)
+    model[0].weight.requires_grad_(True)
+    before = flat(model)
+    with pytest.raises(ValueError, match=r"0\.weight: has a gradient, but was frozen"):
+        train(model, optimizer)
+    optimizer = cls(model, model[0].parameters(), **OPTIONS)
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    with pytest.raises(ValueError, match=r"2\.weight: has a gradient, but was frozen or in no"):
+        train(model, optimizer)
+    assert np.array_equal(flat(model), before)
+
+
+def test_classes_without_curvature_left_say_so() -> None:
+    (x, y), model = batch(), network()
+    with torch.no_grad():
+        model[2].bias[0] += 1e6
+    optimizer = NGD(model, likelihood="categorical")
+    with pytest.raises(ArithmeticError, match=r"its trace is 0.*adaptive=True"):
+        optimizer.step(x=x, y=y)

@@ -95,7 +95,11 @@ class Dual:
         except np.linalg.LinAlgError:
             z = np.full_like(self.right, np.nan)
         if not np.isfinite(z).all():
-            raise NumericalError("G: singular in sample space; expected damping > 0")
+            raise NumericalError(
+                f"G: singular in sample space with damping {rho:.3g} (its trace is "
+                f"{self.trace:.3g}); expected an absolute damping > 0, a smaller learning rate, or "
+                "adaptive=True"
+            )
         return np.asarray(z)
 
 

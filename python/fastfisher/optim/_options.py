@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -96,6 +97,33 @@ def names_of(model: torch.nn.Module, groups: list[dict[str, Any]]) -> dict[str, 
 _TORCHS = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.0))) | {
     "step", "found_inf", "grad_scale",  # put there by schedulers and scalers
 }  # fmt: skip
+
+
+def check_group(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
+    """Check the options of one group: numbers, and none that only the optimiser has.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    for name in ("lr", "momentum", "weight_decay"):
+        value = group.get(name, 0.0)
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = float(value)
+        number(name, value)
+    if group.get("momentum", 0.0) >= 1:
+        raise ValueError(f"momentum: expected a number below 1, got {group['momentum']!r}")
+    known = {"momentum", "weight_decay"}
+    for kind in type(optimizer).__mro__:
+        if kind is torch.optim.Optimizer:
+            break
+        known |= set(inspect.signature(kind).parameters)
+    for name in group:
+        if name in known - {"params"} and name not in optimizer.defaults:
+            raise ValueError(
+                f"{name}: no option of a group, expected some of {list(optimizer.defaults)}"
+            )
 
 
 def own_state(optimizer: torch.optim.Optimizer, *left: str) -> dict[str, Any]:

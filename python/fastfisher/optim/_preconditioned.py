@@ -12,6 +12,7 @@ import torch
 
 from fastfisher.errors import NonFiniteError
 from fastfisher.optim._blocks import Mean, quadratic
+from fastfisher.optim._options import check_group
 
 if TYPE_CHECKING:
     from fastfisher.optim.kfac import KFAC
@@ -88,6 +89,11 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         super().zero_grad(set_to_none)
         self.curvature.forget()
 
+    def add_param_group(self: KFAC, param_group: dict[str, Any]) -> None:
+        """Add a group, whose options are checked."""
+        check_group(self, param_group)
+        super().add_param_group(param_group)
+
     def _due(self: KFAC) -> bool:
         return self.steps % self.factor_every == 0
 
@@ -119,6 +125,11 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                 if p.grad is None:
                     continue
                 name = names.get(p, "?")
+                if name not in self.treated:
+                    raise ValueError(
+                        f"{name}: has a gradient, but was frozen or in no group when the optimiser "
+                        "was made; expected a new optimiser"
+                    )
                 if p.grad.is_sparse:
                     raise TypeError(f"{name}: expected a dense gradient, got a sparse one")
                 if not bool(torch.isfinite(p.grad).all()):

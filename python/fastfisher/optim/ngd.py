@@ -17,6 +17,7 @@ from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.optim._alpha import alpha_of
 from fastfisher.optim._options import (
     Groups,
+    check_group,
     groups_of,
     member,
     module_of,
@@ -56,7 +57,8 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         rho, in units of the curvature, loss / parameter^2.
     relative_damping : float, optional
         rho as a part of the mean eigenvalue of each matrix of sample space that is inverted. The
-        default: 1e-4 in float32, 1e-6 in float64.
+        default: 1e-4 in float32, 1e-6 in float64. Labels that are fitted perfectly have no
+        curvature left, and this is none then: use `damping` or `adaptive` for classes.
     adaptive : bool
         Levenberg-Marquardt: a step that raises the loss is taken back and tried with four times the
         damping; it doubles where the loss fell by less than a quarter of what the quadratic model
@@ -216,6 +218,11 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         own = state_dict["ngd"]
         self.damping_factor = float(own["damping_factor"])
         self.steps, self.skipped = int(own["steps"]), int(own["skipped"])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, whose options are checked."""
+        check_group(self, param_group)
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and files all but the capture, which is made anew."""
