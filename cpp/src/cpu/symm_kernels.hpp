@@ -24,8 +24,8 @@ struct SymmKernels {
                const T* right, T* left_out, T* right_out) = nullptr;
   /// Raises `largest` to every |a[i,j]| and |mirror[j,i]| and `apart` to every |a[i,j] -
   /// mirror[j,i]| of a tile of rows i and columns j; lda is the pitch of both.
-  void (*check)(const T* a, const T* mirror, std::int64_t lda, std::int64_t rows,
-                std::int64_t cols, Magnitude<T>& largest, Magnitude<T>& apart) = nullptr;
+  void (*check)(const T* a, const T* mirror, std::int64_t lda, std::int64_t rows, std::int64_t cols,
+                Magnitude<T>& largest, Magnitude<T>& apart) = nullptr;
 };
 
 template <class T>
