@@ -58,7 +58,8 @@ void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& o
 void moments(const Context& ctx, std::span<const MomentItem> items) {
   for (std::size_t k = 0; k < items.size(); ++k) {
     const MomentItem& item = items[k];
-    const std::string at = "[" + std::to_string(k) + "]";
+    std::string at = "[";  // not "[" + ...: gcc 12 warns of an overlap in that
+    at.append(std::to_string(k)).append("]");
     const DType dtype = items.front().a.dtype;
     expect_rank("moments", "a" + at, item.a, 2, "(n, i)");
     expect_like("moments", "a" + at, item.a, ctx, dtype);
