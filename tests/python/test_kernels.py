@@ -138,6 +138,22 @@ def test_hard_input(activation):
         ({"sigma_w2": 0}, ValueError, "sigma_w2"),
         ({"sigma_b2": -1}, ValueError, "sigma_b2"),
         ({"layers": "all"}, ValueError, "layers"),
+        ({"depth": 600, "sigma_w2": 8}, ValueError, "depth: kernels of 600 layers overflow"),
+        (
+            {"depth": 600, "sigma_w2": 8, "diagonal": True},
+            ValueError,
+            "depth: kernels of 600 layers overflow",
+        ),
+        (
+            {"depth": 400, "sigma_w2": 8, "activation": "linear"},
+            ValueError,
+            "depth: kernels of 400 layers overflow",
+        ),
+        (
+            {"x": [[1e80, 1.0]], "depth": 3, "activation": "erf", "diagonal": True},
+            ValueError,
+            "depth: kernels of 3 layers overflow",
+        ),
         ({"x": [[1e3, 1.0]], "activation": "tanh"}, ValueError, "a1: 'tanh' takes pairs"),
     ],
     ids=lambda value: str(value)[:30],
@@ -146,3 +162,16 @@ def test_bad_arguments(arguments, error, message):
     given = {"x": np.ones((2, 2)), "depth": 2, **arguments}
     with pytest.raises(error, match=message):
         kernels.ntk(given.pop("x"), given.pop("y", None), **given)
+
+
+@pytest.mark.parametrize("options", [{}, {"diagonal": True}, {"activation": "linear"}])
+def test_overflow_of_deep_networks_is_an_error(options):
+    x = samples(2)
+    for kernel in (kernels.nngp, kernels.ntk, kernels.layer_kernels):
+        with pytest.raises(ValueError, match="depth: kernels of 1100 layers overflow"):
+            kernel(x, depth=1100, sigma_w2=8, **options)
+    # Covariances stay bounded, gradients do not.
+    chaotic = {"depth": 1500, "activation": "erf", "sigma_w2": 8}
+    assert np.isfinite(kernels.nngp(x, **chaotic)).all()
+    with pytest.raises(ValueError, match="depth: kernels of 1500 layers overflow"):
+        kernels.ntk(x, **chaotic)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfisher.kernels._layers import checked, layer_kernels
 from fastfisher.theory._checks import Floats, member
-from fastfisher.theory._pairs import pair_layers, single_layers
+from fastfisher.theory._pairs import finite, pair_layers, single_layers
 
 __all__ = ["nngp", "ntk"]
 
@@ -54,8 +55,10 @@ def nngp(
         steps = single_layers(samples, depth=depth, activation=activation, w=w, b=b)
     else:
         steps = pair_layers(samples, others, depth=depth, activation=activation, w=w, b=b)
-    for step in steps:  # keeps one layer at a time
-        kernel = step.covariance
+    with np.errstate(over="ignore", invalid="ignore"):  # checked at the end
+        for step in steps:  # keeps one layer at a time
+            kernel = step.covariance
+    finite(kernel, depth)
     return kernel
 
 

@@ -22,11 +22,20 @@ from numpy.typing import ArrayLike
 from fastfisher.theory._checks import Floats
 from fastfisher.theory.gaussian import pair_overlap, same_overlaps
 
-__all__ = ["Layer", "pair_layers", "recursion", "single_layers", "single_recursion"]
+__all__ = ["Layer", "finite", "pair_layers", "recursion", "single_layers", "single_recursion"]
 
 _NEAR = 1e-4  # 1 - |cos| below which a rounded cosine costs more than 1e-14 of the angle
 _STILL = 16 * float(np.finfo(np.float64).eps)
 _AT_ONCE = 1 << 21  # components of differences held at a time, 16 MiB
+
+
+def finite(values: Floats, depth: int) -> None:
+    """Require covariances, or kernels made of them, without overflow."""
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"depth: kernels of {depth} layers overflow, expected fewer layers, or smaller samples "
+            "or sigma_w2"
+        )
 
 
 class Layer(NamedTuple):
@@ -121,6 +130,8 @@ def recursion(
             halves = (own[0][0], own[1][0])
             overlap, angle = _relu(angle, halves, w, b)
         else:
+            finite(left, depth)
+            finite(right, depth)
             if activation == "tanh" and right is left:
                 value, slope = series(left, covariance)
             else:
