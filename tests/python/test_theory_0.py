@@ -198,6 +198,11 @@ def test_hard_sweeps():
             theory.order_parameter_sweep(widths, **options)
     with pytest.raises(ValueError, match="overflow"):
         theory.order_parameter_sweep((4,) * 2000 + (1,), sigma_w2=[8.0], activation="relu")
+    for activation in ("relu", "linear"):
+        with pytest.raises(ValueError, match="overflow"):
+            theory.order_parameters((4,) * 2000 + (1,), sigma_w2=8.0, activation=activation)
+    with pytest.raises(TypeError, match="sigma_b2: expected real numbers"):
+        theory.order_parameter_sweep(widths, sigma_w2=2.0, sigma_b2=np.array([1j]))
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "erf", "erf-sqrt2", "linear"])

@@ -245,6 +245,27 @@ def test_t7_3_levels_are_the_eigenvalues_of_the_dual(parameterization):
         np.testing.assert_allclose(pair, [[levels.K1, levels.Kw], [levels.Kw, levels.K1]])
 
 
+@pytest.mark.parametrize("covariance", [0.4, -0.2])
+def test_t7_3_noise_on_correlated_samples(covariance):
+    # Fresh noise on every copy lowers the correlation of different samples too. The Gram matrix of
+    # such inputs, its kernel, and the eigenvalues of that, without the formula of three levels.
+    n, a, noise = 4, 3, 0.7
+    order = theory.order_parameters(
+        (50, 60, 70, 1), **kind("erf"), input_variance=1.4, input_covariance=1.4 * covariance
+    )
+    samples = np.full((n, n), covariance) + (1 - covariance) * np.eye(n)
+    gram = 1.4 * (np.kron(samples, np.ones((a, a))) + noise**2 * np.eye(n * a)) / (1 + noise**2)
+    x = np.linalg.cholesky(gram) * np.sqrt(n * a)
+    expected = eigenvalues(ff.kernels.ntk(x, depth=3, **kind("erf")) / (n * a))
+
+    levels = theory.augmented_spectrum(
+        order, samples=n, copies=a, noise=noise, parameterization="ntk"
+    )
+    sizes = (levels.multiplicity, levels.between_size, levels.within_size)
+    values = np.repeat([levels.lambda_max, levels.between, levels.within], sizes)
+    np.testing.assert_allclose(np.sort(values), np.sort(expected), rtol=1e-10)
+
+
 def test_t7_3_one_copy_is_the_plain_spectrum_and_the_top_hardly_moves():
     order = theory.order_parameters((300, 300, 300, 3), **kind("tanh"))
     plain = theory.fisher_spectrum(order, samples=25)

@@ -9,6 +9,7 @@ what is new are many small ones: slow modes. Derived for this library.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -81,14 +82,15 @@ def augmented_spectrum(
         N.
     copies : int
         A: points in the training set for each sample, all alike; with A = 1 this is
-        `fisher_spectrum`.
+        `fisher_spectrum` of the augmented samples.
     correlation : float, optional
         c: mean product of the components of two copies of a sample, as a share of the mean square
-        of one; from -1 to 1. Give this or `noise`.
+        of one; from -1 to 1. Products of different samples stay as they are in `order`. Give this
+        or `noise`.
     noise : float, optional
         sigma: copies are (x + sigma xi) / sqrt(1 + sigma^2) for samples of mean square 1, with
-        fresh Gaussian xi each, so c = 1 / (1 + sigma^2). For samples of another mean square v,
-        sigma is relative to sqrt(v).
+        fresh Gaussian xi each, so c = 1 / (1 + sigma^2), and products of different samples shrink
+        by the same factor. For samples of another mean square v, sigma is relative to sqrt(v).
     parameterization : "standard" | "ntk"
         Of the trainables.
 
@@ -100,8 +102,8 @@ def augmented_spectrum(
     Raises
     ------
     ValueError
-        Bad numbers or names, both or neither of `correlation` and `noise`; hidden pre-activations
-        that are normalised.
+        Bad numbers or names, both or neither of `correlation` and `noise`; correlations that no
+        A copies of N samples can have; hidden pre-activations that are normalised.
 
     Notes
     -----
@@ -128,23 +130,19 @@ def augmented_spectrum(
             + ("neither" if noise is None else "both")
         )
     if noise is not None:
-        c = 1 / (1 + number("noise", noise, least=0) ** 2)
+        sigma = number("noise", noise, least=0)
+        c = 1 / (1 + sigma * sigma)
     else:
         c = number("correlation", correlation)  # type: ignore[arg-type]
         if abs(c) > 1:
             raise ValueError(f"correlation: expected a number from -1 to 1, got {c:g}")
     k1, k2 = _plain_sums(order, parameterization)
-    variance = float(order.qh1[0])
-    pair = order_parameters(
-        order.widths,
-        activation=order.activation,
-        sigma_w2=order.sigma_w2,
-        sigma_b2=order.sigma_b2,
-        biases=order.biases,
-        input_variance=variance,
-        input_covariance=variance * c,
-    )
-    kw = _plain_sums(pair, parameterization)[1]
+    variance, rho = float(order.qh1[0]), float(order.qh2[0] / order.qh1[0])
+    if noise is not None and rho != 0:  # noise moves samples apart as well
+        rho *= c
+        k2 = _plain_sums(_at(order, variance, variance * rho), parameterization)[1]
+    _check_possible(c, rho, n, a)
+    kw = _plain_sums(_at(order, variance, variance * c), parameterization)[1]
     total, outputs = n * a, order.outputs
     return AugmentedSpectrum(
         lambda_max=(k1 + (a - 1) * kw + a * (n - 1) * k2) / total,
@@ -196,15 +194,35 @@ def noise_loss(order: OrderParameters, *, noise: float) -> NoiseLoss:
     >>> [round(part, 6) for part in noise_loss(order, noise=0.1)]
     [0.01, 0.01, 0.0]
     """
-    sigma2 = number("noise", noise, least=0) ** 2
+    sigma = number("noise", noise, least=0)
+    sigma2 = sigma * sigma
+    if math.isinf(sigma2):
+        raise ValueError(f"noise: too large, its square overflows, got {noise!r}")
     _plain_sums(order, "ntk")  # refuses hidden normalisation
-    noisy = order_parameters(
+    noisy = _at(order, float(order.qh1[0]) + sigma2, 0.0)
+    total = order.outputs / 2 * float(noisy.q1[-1] - order.q1[-1])
+    gradient = sigma2 / 2 * order.outputs * order.sigma_w2 * float(order.qt1[0])
+    return NoiseLoss(total, gradient, total - gradient)
+
+
+def _at(order: OrderParameters, variance: float, covariance: float) -> OrderParameters:
+    """Order parameters of the same network for other samples."""
+    return order_parameters(
         order.widths,
         activation=order.activation,
         sigma_w2=order.sigma_w2,
         sigma_b2=order.sigma_b2,
-        input_variance=float(order.qh1[0]) + sigma2,
+        biases=order.biases,
+        input_variance=variance,
+        input_covariance=covariance,
     )
-    total = order.outputs / 2 * float(noisy.q1[-1] - order.q1[-1])
-    gradient = sigma2 / 2 * order.outputs * order.sigma_w2 * float(order.qt1[0])
-    return NoiseLoss(total, gradient, total - gradient)
+
+
+def _check_possible(c: float, rho: float, n: int, a: int) -> None:
+    """Require that a matrix of the samples' products, in three levels, is no negative one."""
+    least = 1 + (a - 1) * c + (a * (n - 1) * rho if rho < 0 else -a * rho if n > 1 else 0)
+    if least < -1e-12 * n * a:
+        raise ValueError(
+            f"correlation: {a} copies of each of {n} samples cannot have correlations {c:g}, and "
+            f"{rho:g} between different samples; their Gram matrix has a negative eigenvalue"
+        )

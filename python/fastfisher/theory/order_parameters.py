@@ -181,7 +181,8 @@ def order_parameters(
     Raises
     ------
     ValueError
-        Bad widths, names or variances; the message names the argument.
+        Bad widths, names or variances; variances that grow beyond float64 in a deep network. The
+        message names the argument.
 
     Notes
     -----
@@ -232,7 +233,13 @@ def _plain(
     *,
     biases: bool,
 ) -> OrderParameters:
-    arrays = plain_arrays(len(sizes) - 1, activation, np.array(w), np.array(b), inputs)
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays = plain_arrays(len(sizes) - 1, activation, np.array(w), np.array(b), inputs)
+    if not all(np.isfinite(values).all() for values in arrays):
+        raise ValueError(
+            f"sigma_w2: order parameters overflow at depth {len(sizes) - 1}, "
+            f"expected less than {w:g}"
+        )
     return OrderParameters(sizes, activation, w, b, None, biases, *arrays)
 
 

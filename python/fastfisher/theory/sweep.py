@@ -88,6 +88,8 @@ def order_parameter_sweep(
     ValueError
         Bad widths, names or variances; variances that grow beyond float64 in a deep network. The
         message names the argument.
+    TypeError
+        Complex variances.
 
     Notes
     -----
@@ -103,6 +105,9 @@ def order_parameter_sweep(
     """
     sizes = checked_widths(widths)
     member("activation", activation, [a for a in ACTIVATIONS if a != "hard-tanh"])
+    for name, value in (("sigma_w2", sigma_w2), ("sigma_b2", sigma_b2)):
+        if np.iscomplexobj(value):
+            raise TypeError(f"{name}: expected real numbers, got dtype {np.asarray(value).dtype}")
     try:
         w, b = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (sigma_w2, sigma_b2)))
     except (TypeError, ValueError):
