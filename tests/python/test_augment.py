@@ -48,6 +48,13 @@ def test_quantiles(quantile, mode, count):
     assert picked.threshold == np.quantile(losses, quantile)
 
 
+def test_quantiles_of_the_largest_numbers():
+    assert augment.select([1e308, -1e308], quantile=0.5).threshold == 0
+    found = augment.select([1.7e308, -1.7e308, 1.0], quantile=1.0)
+    assert found.threshold == 1.7e308
+    assert found.chosen.tolist() == [True, False, False]
+
+
 def test_one_sample_and_negative_losses():
     assert augment.select([0.0], threshold=0.0).fraction == 1.0
     assert augment.select([0.0], quantile=0.5).fraction == 1.0
@@ -193,6 +200,31 @@ def test_losses_by_the_kind_of_target():
     torch.testing.assert_close(own.losses(lambda x: x, x, 0 * x), x.abs().sum((1, 2)))
 
 
+def test_labels_of_any_integer_dtype():
+    torch = pytest.importorskip("torch")
+    paced = augment.SelfPaced(lambda x: x, threshold=1)
+    x, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 0])
+    expected = paced.losses(lambda x: x, x, labels)
+    for dtype in (torch.int32, torch.uint8, torch.int16):
+        torch.testing.assert_close(paced.losses(lambda x: x, x, labels.to(dtype)), expected)
+
+
+def test_training_helper_refuses_what_it_cannot_score():
+    torch = pytest.importorskip("torch")
+    paced = augment.SelfPaced(lambda x: x, threshold=1)
+    model, x = torch.nn.Linear(4, 1), torch.randn(3, 4)
+    # Cross-entropy of one class is zero, whatever the output.
+    with pytest.raises(ValueError, match=r"y: classes .* C >= 2, got \(3, 1\)"):
+        paced(model, x, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"y: expected classes .*bool"):
+        paced(model, x, torch.ones(3, 1, dtype=torch.bool))
+    with pytest.raises(TypeError, match="x: expected a torch tensor, got ndarray"):
+        paced(model, x.numpy(), x)
+    with pytest.raises(ValueError, match="x: expected at least one sample"):
+        paced(model, x[:0], torch.zeros(0, 1))
+    assert paced.fractions == []
+
+
 def test_training_helper_refuses():
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match="got neither"):
@@ -268,6 +300,7 @@ def test_what_is_no_group_is_refused(maps, error, match):
         (lambda: augment.cyclic_shifts((2, 2.5)), "shape: expected an integer"),
         (lambda: augment.cyclic_shifts((2, 2), axes=[2]), "axes: expected distinct axes of 2"),
         (lambda: augment.flips((2, 2), axes=[1, -1]), "axes: expected distinct axes of 2"),
+        (lambda: augment.cyclic_shifts((2, 2), axes=1), "axes: expected a sequence"),
         (lambda: augment.flips(3).apply(np.ones((2, 4))), r"x: expected shape \(n, 3\)"),
         (lambda: augment.flips(3).apply([[1, 2, NAN]]), "x: expected finite"),
     ],
@@ -327,6 +360,8 @@ def test_averaged_kernel_refuses():
         augment.averaged_kernel(NTK, shifts, np.full((2, 3), NAN))
     with pytest.raises(ValueError, match=r"kernel: expected shape \(3, 3\)"):
         augment.averaged_kernel(lambda a, b=None: np.eye(2), shifts, x)
+    with pytest.raises(TypeError, match=r"group: expected an OrthogonalGroup, .* got ndarray"):
+        augment.averaged_kernel(NTK, np.eye(3), x)
 
 
 # --- the kernel regime ----------------------------------------------------------------------------
@@ -404,6 +439,7 @@ def test_descent_draws_copies_by_seed_and_takes_one_output():
         ({"kernel": np.eye(26)[:, :5]}, ValueError, "kernel: .*at least 10"),
         ({"kernel": np.eye(26)[:15, :20]}, ValueError, "kernel: .*t >= k"),
         ({"kernel": np.full((26, 20), NAN)}, ValueError, "kernel: expected finite"),
+        ({"kernel": np.tri(26, 20)}, ValueError, "kernel: expected training points with a symm"),
         ({"f0": np.zeros(26)}, ValueError, r"f0: expected shape \(26, 2\), got \(26, 1\)"),
         ({"y": np.zeros((0, 2))}, ValueError, "kernel: expected shape"),
         ({"copies": np.full((3, 5), 3)}, ValueError, "copies: expected numbers from 0 to 2"),

@@ -154,7 +154,7 @@ def test_hard_input(activation):
             ValueError,
             "depth: kernels of 3 layers overflow",
         ),
-        ({"x": [[1e3, 1.0]], "activation": "tanh"}, ValueError, "a1: 'tanh' takes pairs"),
+        ({"x": [[1e3, 1.0]], "activation": "tanh"}, ValueError, "x: 'tanh' takes pre"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -175,3 +175,20 @@ def test_overflow_of_deep_networks_is_an_error(options):
     assert np.isfinite(kernels.nngp(x, **chaotic)).all()
     with pytest.raises(ValueError, match="depth: kernels of 1500 layers overflow"):
         kernels.ntk(x, **chaotic)
+
+
+def test_samples_that_tanh_does_not_take_are_named():
+    pixels = np.array([[200.0, 255.0, 1.0]])
+    with pytest.raises(ValueError, match=r"x: 'tanh' takes pre-activations of variance up to 1000"):
+        kernels.ntk(pixels, depth=2, activation="tanh")
+    with pytest.raises(ValueError, match=r"y: 'tanh' takes"):
+        kernels.nngp(pixels / 255, pixels, depth=3, activation="tanh")
+    assert kernels.nngp(pixels, depth=1, activation="tanh").shape == (1, 1)
+
+
+def test_tensors_that_numpy_does_not_take():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"x: expected an array of numbers, got a Tensor .*detach"):
+        kernels.ntk(torch.ones(2, 3, requires_grad=True), depth=2)
+    with pytest.raises(ValueError, match=r"x: expected an array of numbers, got a Tensor"):
+        kernels.ntk(torch.ones(2, 3, dtype=torch.bfloat16), depth=2)

@@ -281,6 +281,61 @@ def test_bad_arguments(sets):
             call()
 
 
+def test_equal_samples_are_not_learned_by_rounding(sets):
+    x, z, y = sets
+    x, y = np.vstack([x, x[:2]]), np.vstack([y, -y[:2]])  # targets that contradict each other
+    train, cross = (kernels.ntk(p, q, depth=3, sigma_b2=0.1) for p, q in ((x, None), (z, x)))
+    descent = regression.gradient_descent(train, cross)
+    w, v = np.linalg.eigh(train)
+    known = v[:, w > 1e-10 * w[-1]]
+    expected = cross @ known / w[w > 1e-10 * w[-1]] @ known.T
+    np.testing.assert_allclose(descent.response(time=1e6), expected, atol=1e-6)
+    for options in ({"time": 1e12}, {"time": 1e18}, {"lr": 0.1, "steps": 1e13}):
+        for method in (descent.response, descent.training_response):
+            with pytest.raises(NotPositiveDefiniteError, match="singular, curvatures down to"):
+                method(**options)
+    # A kernel that is zero has nothing to learn, ever.
+    still = regression.gradient_descent(np.zeros((2, 2)))
+    np.testing.assert_array_equal(still.training_curve([1.0, 2.0], time=[1e300])[0], [1, 2])
+
+
+def test_critical_learning_rate_without_curvature():
+    assert regression.gradient_descent(np.zeros((2, 2))).critical_learning_rate == math.inf
+    assert regression.dynamics(-np.eye(2)).critical_learning_rate == math.inf
+
+
+def test_kernels_that_are_no_covariance_together(sets):
+    x, z, y = sets
+    k, between, own = (kernels.nngp(*p, depth=3) for p in ((x,), (z, x), (z,)))
+    with pytest.raises(NotPositiveDefiniteError, match="cross: with kernel and prior no cov"):
+        regression.posterior(k, 3 * between, own, y)
+    descent = regression.gradient_descent(kernels.ntk(x, depth=3), kernels.ntk(z, x, depth=3))
+    with pytest.raises(NotPositiveDefiniteError, match="cross: with kernel and prior no cov"):
+        regression.ensemble(descent, y, kernel=k, cross=3 * between, prior=own, time=math.inf)
+    at_training = regression.posterior(k, k, k, y)  # zero but for rounding
+    assert at_training.std.max() < 1e-6
+
+
+def test_predicted_losses_refuse(sets):
+    x, z, y = sets
+    triple = pairs(sets)
+    descent = regression.gradient_descent(triple[0].ntk, triple[1].ntk)
+    times = {"lr": 0.1, "steps": 4}
+    for target, other in ((y[:, 0], np.zeros((5, 5))), (y, np.zeros((5, 3))), (y, np.zeros(5))):
+        with pytest.raises(ValueError, match="test_y: expected shape"):
+            regression.predicted_losses(
+                descent, target, other, **times, starts=(0 * target, 0 * other)
+            )
+    for cross in (None, triple[1].ntk[:0]):
+        alone = regression.gradient_descent(triple[0].ntk, cross)
+        with pytest.raises(ValueError, match="dynamics: expected one with test samples"):
+            regression.predicted_losses(alone, y, np.zeros((0, 2)), **times, starts=(y, y[:0]))
+    with pytest.raises(TypeError, match=r"kernels: expected three LayerKernels, got .'ndarray'"):
+        regression.predicted_losses(descent, y, np.zeros((5, 2)), **times, kernels=(x, z, x))
+    with pytest.raises(ValueError, match="lr: expected a finite number > 0, got 'a'"):
+        descent.training_curve(y, lr="a", steps=2)
+
+
 def test_cross_entropy_equals_plain_steps():
     rng = np.random.default_rng(4)
     j, other = rng.standard_normal((6, 3, 20)), rng.standard_normal((4, 3, 20))
@@ -322,3 +377,6 @@ def test_cross_entropy_hard_input():
             regression.cross_entropy_curve(*arrays, **given)
     with pytest.raises(NumericalError, match="diverges"):
         regression.cross_entropy_curve(1e300 * eye, eye, 0 * eye, lr=1e10, steps=3)
+    far = np.array([[1.7e308, -1.7e308]])  # finite where it is trained, not elsewhere
+    with pytest.raises(NumericalError, match="diverges"):
+        regression.cross_entropy_curve(eye, eye, 0 * eye, lr=8.0, steps=2, cross=far)

@@ -17,6 +17,8 @@ __all__ = ["SelfPacedRun", "self_paced_descent"]
 
 Floats = NDArray[np.float64]
 
+_ASYMMETRY = 1e-6  # relative: kernels may come in float32
+
 
 @dataclass(frozen=True, eq=False)
 class SelfPacedRun:
@@ -136,6 +138,13 @@ def self_paced_descent(
         raise ValueError(
             f"kernel: expected shape (t, k) with k a multiple of n = {n}, at least {2 * n}, and "
             f"t >= k, got {theta.shape}"
+        )
+    among = theta[:k]
+    apart = float(np.abs(among - among.T).max())
+    if apart > _ASYMMETRY * float(np.abs(among).max()):
+        raise ValueError(
+            f"kernel: expected training points with a symmetric kernel, got entries {apart:.3g} "
+            "apart"
         )
     f = _columns("f0", f0)
     if f.shape != (t, c):

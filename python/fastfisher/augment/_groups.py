@@ -251,6 +251,8 @@ def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
 def _axes(axes: Sequence[int] | None, rank: int) -> tuple[int, ...]:
     if axes is None:
         return tuple(range(rank))
+    if np.ndim(axes) != 1:
+        raise ValueError(f"axes: expected a sequence of distinct axes, got {axes!r}")
     chosen = tuple(axes)
     valid = all(isinstance(a, int | np.integer) and -rank <= a < rank for a in chosen)
     if not valid or len({int(a) % rank for a in chosen}) < len(chosen):

@@ -56,6 +56,8 @@ def averaged_kernel(
     ------
     ValueError
         Wrong shapes, NaN or infinity; a kernel that the group does change.
+    TypeError
+        A group that is none.
 
     Notes
     -----
@@ -77,6 +79,10 @@ def averaged_kernel(
     array([[ 0.5,  3. ],
            [ 3. , 18. ]])
     """
+    if not isinstance(group, OrthogonalGroup):
+        raise TypeError(
+            f"group: expected an OrthogonalGroup, as group() makes one, got {type(group).__name__}"
+        )
     left = array("x", x, rank=2)
     right = left if y is None else array("y", y, rank=2, shape=None)
     for name, samples in (("x", left), ("y", right)):

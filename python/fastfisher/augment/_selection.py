@@ -99,7 +99,9 @@ def select(
     check_rule(threshold, quantile, mode)
     values = _losses(losses)
     if quantile is not None:
-        tau = float(np.quantile(values, quantile))
+        # Differences of the largest numbers overflow; a power of two keeps every digit.
+        half = 0.5 if np.abs(values).max() > np.finfo(np.float64).max / 4 else 1.0
+        tau = float(np.quantile(half * values, quantile)) / half
     else:
         assert threshold is not None
         tau = float(threshold)

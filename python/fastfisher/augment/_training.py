@@ -117,6 +117,11 @@ class SelfPaced:
         """Loss of each sample (n,) with the current weights; changes nothing."""
         import torch
 
+        for name, value in (("x", x), ("y", y)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"x: expected at least one sample, got shape {tuple(x.shape)}")
         modules = list(model.modules()) if hasattr(model, "modules") else []
         modes = [module.training for module in modules]
         devices = [x.device] if x.device.type == "cuda" else []
@@ -165,8 +170,15 @@ class SelfPaced:
 def _per_sample(outputs: Any, y: Any) -> Any:
     import torch
 
-    if not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool):
-        values = torch.nn.functional.cross_entropy(outputs, y, reduction="none")
+    if y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"y: expected classes (integers) or real targets, got dtype {y.dtype}")
+    if not y.is_floating_point():
+        if outputs.ndim < 2 or outputs.shape[1] < 2:  # one class has no loss, whatever it is
+            raise ValueError(
+                "y: classes (an integer dtype) need outputs (n, C, ...) with C >= 2, got "
+                f"{tuple(outputs.shape)}; expected floating-point targets"
+            )
+        values = torch.nn.functional.cross_entropy(outputs, y.long(), reduction="none")
         return values.reshape(len(y), -1).mean(1)
     if outputs.shape != y.shape:  # would broadcast to all pairs of samples
         raise ValueError(

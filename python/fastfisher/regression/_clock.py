@@ -12,13 +12,15 @@ import math
 
 import numpy as np
 
-from fastfisher.errors import NumericalError
-from fastfisher.regression._eigen import regular
-from fastfisher.theory._checks import Floats
+from fastfisher.errors import NotPositiveDefiniteError, NumericalError
+from fastfisher.regression._eigen import regular, rounding
+from fastfisher.theory._checks import Floats, number
 
 __all__ = ["moments", "progress"]
 
 LEARNED = "time that is finite, or a kernel with jitter"
+# Share of a mode of curvature zero that may be learned because rounding made it positive.
+_LEARNED_BY_ROUNDING = 1e-6
 
 
 def moments(
@@ -39,8 +41,7 @@ def moments(
         kind = "numbers >= 0" if several else "a number >= 0"
         raise ValueError(f"{name}: expected {kind}, got {value!r}")
     if lr is not None:
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr: expected a finite number > 0, got {lr!r}")
+        lr = number("lr", lr, above=0)
         if several and times.ndim == 0:
             if not float(times).is_integer():
                 raise ValueError(f"steps: expected an integer or an array, got {steps!r}")
@@ -59,6 +60,7 @@ def progress(values: Floats, lr: float | None, times: Floats) -> tuple[Floats, F
                 _check_limit(values, lr)
                 left[index], moved[index] = 0.0, 1 / values
                 continue
+            _check_known(values, float(t) * (lr or 1.0))
             exponents = _exponents(values, lr, float(t))
             left[index] = np.exp(exponents)
             moved[index] = np.where(slow, t * (lr or 1.0), -np.expm1(exponents) / divisor)
@@ -82,6 +84,17 @@ def _exponents(values: Floats, lr: float | None, t: float) -> Floats:
         )
     exponents: Floats = t * np.log1p(np.where(fast, 0.0, -lr * values))
     return exponents
+
+
+def _check_known(values: Floats, time: float) -> None:
+    """Modes whose curvature is rounding must stay where they are as long as is looked at."""
+    least = rounding(values)
+    if least * time > _LEARNED_BY_ROUNDING and (np.abs(values) <= least).any():
+        raise NotPositiveDefiniteError(
+            f"kernel: singular, curvatures down to rounding ({least:.3g}), which is learned after "
+            f"a time of {time:.3g}; expected less than {_LEARNED_BY_ROUNDING / least:.3g}, or a "
+            "kernel with jitter"
+        )
 
 
 def _check_limit(values: Floats, lr: float | None) -> None:

@@ -108,7 +108,8 @@ def cross_entropy_curve(
         changes = None
         if between is not None:
             changes = np.stack([-(lr / n) * _times(between, s) for s in sums])
-    if not (np.isfinite(outputs).all() and np.isfinite(losses).all()):
+    found = (outputs, losses) if changes is None else (outputs, losses, changes)
+    if not all(np.isfinite(values).all() for values in found):
         raise NumericalError("lr: training diverges beyond the largest float64 number")
     return CrossEntropyCurve(outputs, losses, changes)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,8 @@ class Dynamics:
 
     @property
     def critical_learning_rate(self) -> float:
-        """``2 / max(values)``: below it training converges."""
-        return 2 / float(self.values[-1])
+        """``2 / max(values)``: beyond it training diverges; infinite without curvature."""
+        return 2 / float(self.values[-1]) if self.values[-1] > 0 else math.inf
 
     def response(
         self, *, lr: float | None = None, steps: float | None = None, time: float | None = None
@@ -52,7 +53,7 @@ class Dynamics:
         ValueError
             Bad times; no other samples; a learning rate that diverges with infinite steps.
         NotPositiveDefiniteError
-            Infinite time and a singular A.
+            A singular A and a time that is infinite, or so long that rounding would be learned.
         NumericalError
             Training that diverges beyond float64.
         """

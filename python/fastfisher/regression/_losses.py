@@ -68,7 +68,9 @@ def predicted_losses(
     Raises
     ------
     ValueError
-        Both or neither of kernels and starts; bad shapes, learning rate or steps.
+        Both or neither of kernels and starts; bad shapes, learning rate or steps; no test samples.
+    TypeError
+        Kernels that are none of `layer_kernels`.
 
     Examples
     --------
@@ -87,8 +89,14 @@ def predicted_losses(
     if (kernels is None) == (starts is None):
         raise ValueError("starts: expected either kernels or starts")
     steps = count("steps", steps, least=0)
-    n, m = len(dynamics.values), 0 if dynamics.modes is None else len(dynamics.modes)
+    if dynamics.modes is None or len(dynamics.modes) == 0:
+        raise ValueError("dynamics: expected one with test samples (cross), got one without")
+    n, m = len(dynamics.values), len(dynamics.modes)
     target, test_target = targets_of("y", y, n), targets_of("test_y", test_y, m)
+    if target.shape[1:] != test_target.shape[1:]:
+        raise ValueError(
+            f"test_y: expected shape {(m, *target.shape[1:])}, got {test_target.shape}"
+        )
     if starts is not None:
         start, test_start = targets_of("starts", starts[0], n), targets_of("starts", starts[1], m)
         for f, like in ((start, target), (test_start, test_target)):
@@ -100,6 +108,10 @@ def predicted_losses(
         zeros = np.zeros(steps + 1)
         return PredictedLosses(_losses(train), zeros, _losses(test), zeros)
     assert kernels is not None
+    if len(kernels) != 3 or not all(isinstance(k, LayerKernels) for k in kernels):
+        raise TypeError(
+            f"kernels: expected three LayerKernels, got {[type(k).__name__ for k in kernels]}"
+        )
     own, cross, prior = (k.nngp for k in kernels)
     found = []
     for t in range(steps + 1):

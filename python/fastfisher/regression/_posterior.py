@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.regression._dynamics import Dynamics
 from fastfisher.regression._eigen import kernel_matrix, over, symmetric, targets_of
 from fastfisher.theory._checks import Floats, array, number
@@ -15,6 +16,8 @@ from fastfisher.theory._checks import Floats, array, number
 __all__ = ["Posterior", "ensemble", "kernel_regression", "posterior"]
 
 REMEDY = "noise, a ridge or jitter"
+# A variance this far below zero, relative to the largest prior one, is not rounding.
+_NEGATIVE = 1e-3
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,6 +55,8 @@ class Posterior:
         if target.shape != self.mean.shape:
             raise ValueError(f"y: expected shape {self.mean.shape}, got {target.shape}")
         m = len(target)
+        if m == 0:
+            raise ValueError("y: expected at least one sample, got none")
         apart = (self.mean - target).reshape(m, -1)
         outputs = apart.shape[1]
         mean = (np.square(apart).sum() + outputs * np.trace(self.covariance)) / (2 * m)
@@ -145,8 +150,10 @@ def posterior(
 
     Raises
     ------
-    ValueError, NotPositiveDefiniteError
+    ValueError
         As `kernel_regression`.
+    NotPositiveDefiniteError
+        Likewise, or kernels that together are no covariance.
 
     Notes
     -----
@@ -172,8 +179,7 @@ def posterior(
     between = _cross(cross, len(k))
     own = _prior(prior, len(between))
     response = _response(k, between)
-    covariance = own - response @ between.T
-    return Posterior(response @ target, (covariance + covariance.T) / 2)
+    return _law(response @ target, own - response @ between.T, own)
 
 
 def ensemble(
@@ -249,8 +255,18 @@ def ensemble(
         if len(response) != len(between):
             raise ValueError(f"cross: expected shape {response.shape}, got {between.shape}")
     mixed = response @ between.T
-    covariance = own + response @ k @ response.T - mixed - mixed.T
-    return Posterior(response @ target, (covariance + covariance.T) / 2)
+    return _law(response @ target, own + response @ k @ response.T - mixed - mixed.T, own)
+
+
+def _law(mean: Floats, covariance: Floats, prior: Floats) -> Posterior:
+    """Require variances that are not negative but for rounding."""
+    variances = np.diagonal(covariance)
+    if (variances < -_NEGATIVE * np.abs(np.diagonal(prior)).max(initial=0)).any():
+        raise NotPositiveDefiniteError(
+            f"cross: with kernel and prior no covariance, it gives a variance of "
+            f"{variances.min():.3g}; expected kernels of the same networks"
+        )
+    return Posterior(mean, (covariance + covariance.T) / 2)
 
 
 def _cross(cross: ArrayLike, n: int) -> Floats:

@@ -64,12 +64,16 @@ def array(
     name: str, value: ArrayLike, *, rank: int, shape: tuple[int, ...] | None = None
 ) -> Floats:
     """Require a finite real array of `rank` axes, and of `shape` where given."""
-    if np.iscomplexobj(value):
-        raise TypeError(f"{name}: expected real numbers, got dtype {np.asarray(value).dtype}")
     try:
-        checked: NDArray[Any] = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected an array of numbers, got {value!r}") from None
+        given: NDArray[Any] = np.asarray(value)
+        checked = None if np.iscomplexobj(given) else np.asarray(given, np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch, with gradients
+        raise ValueError(
+            f"{name}: expected an array of numbers, got a {type(value).__name__} that numpy does "
+            f"not take ({error})"
+        ) from None
+    if checked is None:
+        raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
     if checked.ndim != rank:
         raise ValueError(f"{name}: expected {rank} axes, got shape {checked.shape}")
     if shape is not None and checked.shape != shape:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfisher.theory._checks import Floats
+from fastfisher.theory._tanh import LARGEST
 from fastfisher.theory.gaussian import pair_overlap, same_overlaps
 
 __all__ = ["Layer", "finite", "pair_layers", "recursion", "single_layers", "single_recursion"]
@@ -62,6 +63,11 @@ def pair_layers(
         if not np.isfinite(values).all():
             index = int(np.argmin(np.isfinite(values)))
             raise ValueError(f"{name}: sample {index} is too large, its square overflows")
+        if activation == "tanh" and depth > 1 and (values > LARGEST).any():
+            raise ValueError(
+                f"{name}: 'tanh' takes pre-activations of variance up to {LARGEST:g}, got "
+                f"{values.max():.6g} (sigma_w2 x.x / M_0 + sigma_b2); expected smaller samples"
+            )
     covariance = w * overlap + b
     if y is None:  # symmetric bit for bit, and the diagonal that of one sample
         covariance = (covariance + covariance.T) / 2
