@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,10 @@ from fastfisher._extras import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+
+MARKERS = "osv^DPX"  # of curves, in turn
+STYLES = ("-", "--", ":", "-.")
 
 
 class Palette(NamedTuple):
@@ -69,6 +74,30 @@ def finite_array(value: Any, name: str, rank: int) -> NDArray[np.float64]:
     if array.ndim != rank:
         raise ValueError(f"{name}: expected {rank} axes, got shape {array.shape}")
     return array
+
+
+def named_arrays(
+    values: Mapping[str, Any] | None, rank: int, what: str | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Arrays by name; an error names `what` they are, where given, else the array itself."""
+    return {
+        name: finite_array(value, name if what is None else f"{what}[{name!r}]", rank)
+        for name, value in (values or {}).items()
+    }
+
+
+def expect_known(what: str, names: Iterable[str], among: Collection[str]) -> None:
+    """Require that lines, bars or bounds belong to something that is drawn."""
+    for name in names:
+        if name not in among:
+            raise ValueError(f"{what}: expected names of {list(among)}, got {name!r}")
+
+
+def frame(ax: Axes, **legend: Any) -> Axes:
+    """Grid and legend as every plot has them."""
+    ax.grid(which="major", alpha=0.25)
+    ax.legend(frameon=False, **legend)
+    return ax
 
 
 def label_short_axis(ax: Axes, name: Literal["x", "y"] = "y") -> None:

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
+from fastfisher.plot._axes import (
+    MARKERS,
+    axes_or_new,
+    expect_known,
+    finite_array,
+    frame,
+    label_short_axis,
+    named_arrays,
+    palette,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_bounds"]
-
-_MARKERS = "osv^DP"
 
 
 def plot_bounds(
@@ -71,13 +78,10 @@ def plot_bounds(
     lines_at = (
         at if predicted_steps is None else finite_array(predicted_steps, "predicted_steps", 1)
     )
-    points = {name: finite_array(value, name, 1) for name, value in measured.items()}
-    areas = {name: finite_array(value, f"bounds[{name!r}]", 2) for name, value in _items(bounds)}
-    lines = {name: finite_array(v, f"predicted[{name!r}]", 1) for name, v in _items(predicted)}
-    for what, known in (("bounds", areas), ("predicted", lines)):
-        for name in known:
-            if name not in points:
-                raise ValueError(f"{what}: expected names of {list(points)}, got {name!r}")
+    points = named_arrays(measured, 1)
+    areas, lines = named_arrays(bounds, 2, "bounds"), named_arrays(predicted, 1, "predicted")
+    expect_known("bounds", areas, points)
+    expect_known("predicted", lines, points)
     expected = (
         *((name, array, (at.size,)) for name, array in points.items()),
         *((f"bounds[{name!r}]", array, (2, at.size)) for name, array in areas.items()),
@@ -97,7 +101,7 @@ def plot_bounds(
             ax.fill_between(at, areas[name][0], areas[name][1], **shade)
         if name in lines:
             ax.plot(lines_at, lines[name], "-", color=colour, linewidth=1.3, zorder=1)
-        ax.plot(at, values, _MARKERS[index % len(_MARKERS)], color=colour, markersize=5, label=name)
+        ax.plot(at, values, MARKERS[index % len(MARKERS)], color=colour, markersize=5, label=name)
     if lines:
         ax.plot([], [], "-", color=colours.faint, linewidth=1.3, label="theory")
     if areas:
@@ -111,10 +115,4 @@ def plot_bounds(
         places = [0, *(10.0 ** np.arange(np.floor(np.log10(last)) + 1))]
         ax.set_xticks(places, [f"{place:g}" for place in places])
     label_short_axis(ax)
-    ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False)
-    return ax
-
-
-def _items(value: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    return [] if value is None else list(value.items())
+    return frame(ax)

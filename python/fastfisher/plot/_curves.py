@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import (
+    MARKERS,
+    axes_or_new,
+    expect_known,
+    finite_array,
+    frame,
+    named_arrays,
+    palette,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_curves"]
-
-_MARKERS = "osv^DPX"
 
 
 def plot_curves(
@@ -66,14 +72,11 @@ def plot_curves(
     3
     """
     places = finite_array(x, "x", 1)
-    points = {name: finite_array(curve, name, 1) for name, curve in measured.items()}
-    lines = {name: finite_array(line, name, 1) for name, line in (predicted or {}).items()}
+    points, lines = named_arrays(measured, 1), named_arrays(predicted, 1)
     for name, curve in (*points.items(), *lines.items()):
         if curve.size != places.size:
             raise ValueError(f"{name}: expected {places.size} values, got {curve.size}")
-    strangers = [name for name in lines if name not in points]
-    if strangers:
-        raise ValueError(f"predicted: expected names of {list(points)}, got {strangers[0]!r}")
+    expect_known("predicted", lines, points)
     if marks < 1:
         raise ValueError(f"marks: expected an integer of at least 1, got {marks}")
     ax = axes_or_new(ax)
@@ -91,7 +94,7 @@ def plot_curves(
         ax.plot(
             places[shown],
             curve[shown],
-            _MARKERS[index % len(_MARKERS)],
+            MARKERS[index % len(MARKERS)],
             linestyle="none" if name in lines else "-",
             linewidth=1.3,
             color=colour,
@@ -101,6 +104,4 @@ def plot_curves(
     if lines:
         ax.plot([], [], "--", color=colours.faint, linewidth=1.3, label="theory")
     ax.set(yscale=scale, xlabel=xlabel, ylabel=label)
-    ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False)
-    return ax
+    return frame(ax)

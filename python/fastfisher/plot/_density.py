@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import STYLES, axes_or_new, finite_array, frame, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_density"]
-
-_STYLES = ("-", "--", ":", "-.")
 
 
 def plot_density(
@@ -84,7 +82,7 @@ def plot_density(
     if values.size:
         heights, edges = np.histogram(values, bins, density=True)
         ax.stairs(heights, edges, fill=True, color=colours.main, alpha=0.55, label=name)
-    for (key, (where, density)), style in zip(lines.items(), _STYLES * 8, strict=False):
+    for (key, (where, density)), style in zip(lines.items(), STYLES * 8, strict=False):
         ax.plot(where, density, style, color=colours.accent, linewidth=1.6, label=key)
     ax.set(xlabel=label, ylabel="density  (1 / eigenvalue)")
     if log:
@@ -106,6 +104,4 @@ def plot_density(
             label=f"{key}: {value:.4g}",
             linestyle="none",
         )
-    ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False, loc="upper center", fontsize="small", ncols=2)
-    return ax
+    return frame(ax, loc="upper center", fontsize="small", ncols=2)

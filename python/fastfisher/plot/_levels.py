@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import MARKERS, axes_or_new, expect_known, finite_array, frame, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_levels"]
-
-_MARKERS = "osv^DP"
 
 
 def plot_levels(
@@ -60,9 +58,8 @@ def plot_levels(
     """
     points = {name: _sorted(name, values) for name, values in measured.items()}
     lines = {name: _sorted(name, values) for name, values in (predicted or {}).items()}
+    expect_known("predicted", lines, points)
     for name, line in lines.items():
-        if name not in points:
-            raise ValueError(f"predicted: expected names of {list(points)}, got {name!r}")
         if line.size != points[name].size:
             raise ValueError(f"{name}: expected {points[name].size} values, got {line.size}")
     ax = axes_or_new(ax)
@@ -88,7 +85,7 @@ def plot_levels(
         ax.plot(
             rank[shown - 1],
             values[shown - 1],
-            _MARKERS[index % len(_MARKERS)],
+            MARKERS[index % len(MARKERS)],
             color=colour,
             markersize=4.5,
             label=name,
@@ -96,9 +93,7 @@ def plot_levels(
     if lines:
         ax.plot([], [], "-", color=colours.faint, linewidth=1.2, label="theory")
     ax.set(xscale="log", yscale="log", xlabel="rank", ylabel=label)
-    ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False)
-    return ax
+    return frame(ax)
 
 
 def _sorted(name: str, values: Any) -> Any:

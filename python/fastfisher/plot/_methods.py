@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
+from fastfisher.plot._axes import axes_or_new, expect_known, label_short_axis, named_arrays, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +55,9 @@ def plot_methods(
     >>> plot_methods({"exact": [0.11, 0.10]}, predicted={"exact": 0.105}).get_yscale()
     'log'
     """
-    points = {name: finite_array(value, name, 1) for name, value in measured.items()}
+    points = named_arrays(measured, 1)
     bars = dict(predicted or {})
-    strangers = [name for name in bars if name not in points]
-    if strangers:
-        raise ValueError(f"predicted: expected names of {list(points)}, got {strangers[0]!r}")
+    expect_known("predicted", bars, points)
     ax = axes_or_new(ax)
     colours = palette()
     for index, values in enumerate(points.values()):

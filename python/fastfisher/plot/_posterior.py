@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, palette
+from fastfisher.plot._axes import axes_or_new, finite_array, frame, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,6 +111,4 @@ def plot_posterior(
             label="training samples",
         )
     ax.set(xlabel=xlabel, ylabel=label)
-    ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False)
-    return ax
+    return frame(ax)

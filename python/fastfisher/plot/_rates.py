@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastfisher._extras import require
-from fastfisher.plot._axes import axes_or_new, finite_array
+from fastfisher.plot._axes import MARKERS, STYLES, axes_or_new, finite_array, named_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_learning_rate_map"]
 
-_MARKERS = "osD^v"
-_STYLES = ("-", "--", ":", "-.")
 _LINE = "#FF5A36"  # vermilion: apart from every colour of viridis, in lightness or in hue
 _DIVERGED = "#9a9a9a"
 
@@ -93,7 +91,7 @@ def plot_learning_rate_map(
     _cells(ax, values, columns, rows, floor, label)
     effects = require("matplotlib.patheffects", purpose="plotting")
     halo = [effects.withStroke(linewidth=3.2, foreground="white")]
-    for (name, line), style in zip(lines.items(), _STYLES * 8, strict=False):
+    for (name, line), style in zip(lines.items(), STYLES * 8, strict=False):
         along, across = _extended(places, line, columns)
         ax.plot(
             along,
@@ -105,7 +103,7 @@ def plot_learning_rate_map(
             label=name,
             zorder=3,
         )
-    for (name, mark), shape in zip(marks.items(), _MARKERS * 8, strict=False):
+    for (name, mark), shape in zip(marks.items(), MARKERS * 8, strict=False):
         ax.plot(
             places,
             mark,
@@ -175,7 +173,7 @@ def _ascending(name: str, value: Any) -> NDArray[np.float64]:
 
 
 def _by_name(what: str, given: Mapping[str, Any] | None, size: int) -> dict[str, Any]:
-    found = {name: finite_array(v, f"{what}[{name!r}]", 1) for name, v in (given or {}).items()}
+    found = named_arrays(given, 1, what)
     for name, array in found.items():
         if array.size != size:
             raise ValueError(f"{what}[{name!r}]: expected {size} values, got {array.size}")

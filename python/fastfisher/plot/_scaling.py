@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
+from fastfisher.plot._axes import (
+    MARKERS,
+    STYLES,
+    axes_or_new,
+    finite_array,
+    frame,
+    label_short_axis,
+    named_arrays,
+    palette,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_scaling"]
-
-_MARKERS = "osv^DP"
-_STYLES = ("-", "--", ":", "-.")
 
 
 def plot_scaling(
@@ -67,9 +73,9 @@ def plot_scaling(
     'log'
     """
     places = finite_array(x, "x", 1)
-    lines = {name: finite_array(value, f"theory[{name!r}]", 1) for name, value in _items(theory)}
+    lines = named_arrays(theory, 1, "theory")
     points = {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}
-    areas = {name: finite_array(value, f"bands[{name!r}]", 2) for name, value in _items(bands)}
+    areas = named_arrays(bands, 2, "bands")
     if xscale not in ("log", "linear"):
         raise ValueError(f"xscale: expected 'log' or 'linear', got {xscale!r}")
     for name, area in areas.items():
@@ -91,7 +97,7 @@ def plot_scaling(
             shade: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0, "label": alone}
             ax.fill_between(places, areas[name][0], areas[name][1], **shade)
         if name in lines:
-            style = _STYLES[0 if name in points else 1 + index % 3]
+            style = STYLES[0 if name in points else 1 + index % 3]
             shown = None if name in points else name
             ax.plot(places, lines[name], style, color=colour, linewidth=1.3, label=shown)
         if name in points:
@@ -100,7 +106,7 @@ def plot_scaling(
                 places,
                 values.mean(1),
                 yerr=values.std(1) if values.shape[1] > 1 else None,
-                fmt=_MARKERS[index % len(_MARKERS)],
+                fmt=MARKERS[index % len(MARKERS)],
                 color=colour,
                 markersize=5,
                 capsize=2,
@@ -110,10 +116,4 @@ def plot_scaling(
     ax.set_xticks(places, [f"{place:g}" for place in places])
     ax.minorticks_off()
     label_short_axis(ax)
-    ax.grid(which="major", alpha=0.25)
-    ax.legend(frameon=False)
-    return ax
-
-
-def _items(value: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    return [] if value is None else list(value.items())
+    return frame(ax)

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
+from fastfisher.plot._axes import (
+    MARKERS,
+    STYLES,
+    axes_or_new,
+    label_short_axis,
+    named_arrays,
+    palette,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_survival"]
-
-_MARKERS = "osv^DPX"
-_STYLES = ("-", "--", ":", "-.")
 
 
 def plot_survival(
@@ -56,10 +60,8 @@ def plot_survival(
     >>> plot_survival({"N = 4": [1.0, 1.1, 0.9, 50.0]}, theory={"N = 4": 49.0}).get_yscale()
     'log'
     """
-    sorted_ = {
-        name: np.sort(finite_array(value, f"spectra[{name!r}]", 1))[::-1]
-        for name, value in spectra.items()
-    }
+    given = named_arrays(spectra, 1, "spectra")
+    sorted_ = {name: np.sort(values)[::-1] for name, values in given.items()}
     ax = axes_or_new(ax)
     colours = palette()
     lines = dict(theory or {})
@@ -75,7 +77,7 @@ def plot_survival(
         ax.plot(
             values[marked],
             share[marked],
-            _MARKERS[index % len(_MARKERS)],
+            MARKERS[index % len(MARKERS)],
             color=colour,
             markersize=5,
             label=name,
@@ -84,7 +86,7 @@ def plot_survival(
             ax.axvline(lines.pop(name), color=colour, linestyle="--", linewidth=1.2, zorder=1)
     if theory and len(lines) < len(theory):
         ax.plot([], [], "--", color=colours.faint, linewidth=1.2, label="theory")
-    for (name, value), style in zip(lines.items(), _STYLES * 8, strict=False):
+    for (name, value), style in zip(lines.items(), STYLES * 8, strict=False):
         ax.axvline(value, color=colours.faint, linestyle=style, linewidth=1.2, label=name)
     ax.set(xscale="log", yscale="log", xlabel=label, ylabel="share of eigenvalues ≥ λ")
     label_short_axis(ax, "x")

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastfisher._extras import require
-from fastfisher.plot._axes import axes_or_new, finite_array, label_short_axis, palette
+from fastfisher.plot._axes import (
+    MARKERS,
+    axes_or_new,
+    expect_known,
+    frame,
+    label_short_axis,
+    named_arrays,
+    palette,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_training_curves"]
-
-_MARKERS = "osv^DPX"
 
 
 def plot_training_curves(
@@ -58,11 +64,8 @@ def plot_training_curves(
     >>> plot_training_curves({"exact": [1.0, 0.3]}, predicted={"exact": [1.0, 0.25]}).get_yscale()
     'log'
     """
-    curves = {name: finite_array(curve, name, 1) for name, curve in measured.items()}
-    lines = {name: finite_array(line, name, 1) for name, line in (predicted or {}).items()}
-    strangers = [name for name in lines if name not in curves]
-    if strangers:
-        raise ValueError(f"predicted: expected names of {list(curves)}, got {strangers[0]!r}")
+    curves, lines = named_arrays(measured, 1), named_arrays(predicted, 1)
+    expect_known("predicted", lines, curves)
     ax = axes_or_new(ax)
     colours = palette()
     for index, (name, curve) in enumerate(curves.items()):
@@ -76,7 +79,7 @@ def plot_training_curves(
         ax.plot(
             np.arange(curve.size),
             curve,
-            _MARKERS[index % len(_MARKERS)],
+            MARKERS[index % len(MARKERS)],
             linestyle="none" if name in lines else "-",
             color=colour,
             markerfacecolor="none",
@@ -91,12 +94,8 @@ def plot_training_curves(
         require("matplotlib.ticker", purpose="plotting").MaxNLocator(integer=True)
     )
     label_short_axis(ax)
-    ax.grid(which="major", alpha=0.25)
-    if len(curves) > 4:  # no room inside
-        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    else:
-        ax.legend(frameon=False)
-    return ax
+    outside = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+    return frame(ax, **(outside if len(curves) > 4 else {}))  # no room inside
 
 
 def _coincide(one: Any, other: Any) -> bool:
