@@ -295,6 +295,8 @@ def cg(
         raise NonFiniteError(f"b: expected finite numbers, got {host[where]} at index {where}")
     if not 0 <= tol < 1:
         raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
+    if max_iter is not None and (isinstance(max_iter, bool) or max_iter < 1):
+        raise ValueError(f"max_iter: expected an integer of at least 1, got {max_iter!r}")
     # Squares of very small or large numbers leave the range of float64.
     largest = np.abs(host.reshape(a.n, -1)).max(axis=0, initial=0.0)
     largest[largest == 0] = 1.0

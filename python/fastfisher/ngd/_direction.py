@@ -12,7 +12,7 @@ from fastfisher._arrays import Array, from_numpy, to_numpy
 from fastfisher._fisher_matrix import Fisher
 from fastfisher.likelihoods import Gaussian
 from fastfisher.ngd._damping import Damping
-from fastfisher.ngd._nystrom import nystrom_cg
+from fastfisher.ngd._nystrom import nystrom
 from fastfisher.ngd._push import can_push, push
 from fastfisher.ngd._push_layers import solve_kfac
 from fastfisher.structures import make
@@ -92,9 +92,12 @@ def solve_by_nystrom(
         v = rows.T @ np.ascontiguousarray(z, F.dtype)
         return np.asarray((rows @ v).astype(np.float64) * F.scale)
 
-    reach = max(tol, 8 * float(np.finfo(F.dtype).eps))
-    z = nystrom_cg(product, inner[:, 0], rho, tol=reach, max_iter=max_iter, rank=rank, seed=seed)
-    found = rows.T @ np.ascontiguousarray(z[:, None], F.dtype)
+    n, rounding = rows.shape[0], float(np.finfo(F.dtype).eps)
+    z = linalg.cg(
+        product, inner[:, :1], damping=rho, tol=max(tol, _ROUNDINGS * rounding),
+        max_iter=max_iter, preconditioner=nystrom(product, n, rho, rank=rank, seed=seed), n=n,
+    ).x  # fmt: skip
+    found = rows.T @ np.ascontiguousarray(z, F.dtype)
     return np.asarray(found.astype(np.float64) * F.scale)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conjugate gradients with a randomised Nystrom preconditioner, from products alone.
+"""Randomised Nystrom preconditioner of conjugate gradients, from products alone.
 
 For a positive semi-definite K (n, n) and an orthonormal sketch Omega (n, r), with Y = K Omega,
 ``K ~ Y (Omega^T Y)^+ Y^T = U diag(lambda) U^T``; the preconditioner of K + rho is
@@ -11,13 +11,10 @@ For a positive semi-definite K (n, n) and an orthonormal sketch Omega (n, r), wi
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from fastfisher.errors import ConvergenceWarning
 
 Host = np.ndarray[Any, Any]
 
@@ -25,56 +22,22 @@ _SHARE = 10
 _LEAST = 10
 
 
-def nystrom_cg(
-    product: Callable[[Host], Host],
-    right: Host,
-    rho: float,
-    *,
-    tol: float,
-    max_iter: int | None,
-    rank: int | None,
-    seed: int,
-) -> Host:
-    """Solve ``(K + rho I) z = right`` for one vector (n,), float64; `product` takes (n, k)."""
-    n = len(right)
+def nystrom(
+    product: Callable[[Host], Host], n: int, rho: float, *, rank: int | None, seed: int
+) -> Callable[[Host], Host]:
+    """Preconditioner of ``K + rho I`` for vectors (n, k); `product` takes such vectors to K."""
     if rank is None:
         rank = min(n, max(_LEAST, n // _SHARE))
     if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank <= n:
         raise ValueError(f"rank: expected an integer from 0 to {n}, got {rank!r}")
-    if max_iter is not None and (isinstance(max_iter, bool) or max_iter < 1):
-        raise ValueError(f"max_iter: expected an integer of at least 1, got {max_iter!r}")
-    # Squares of very small or large numbers leave the range of float64.
-    size = float(np.abs(right).max(initial=0.0))
-    if size == 0:
-        return np.zeros(n)
     u, values = _sketch(product, n, int(rank), seed)
     least = float(values[-1]) if len(values) else 0.0
+    weights = (least + rho) / (values + rho) - 1
 
     def precondition(x: Host) -> Host:
-        inside = u.T @ x
-        return np.asarray(x + u @ (inside * ((least + rho) / (values + rho) - 1)))
+        return np.asarray(x + u @ (weights[:, None] * (u.T @ x)))
 
-    z, r = np.zeros(n), right.astype(np.float64) / size
-    goal = tol * float(np.linalg.norm(r))
-    limit = 10 * n if max_iter is None else max_iter
-    y = precondition(r)
-    p, slope = y, float(r @ y)
-    for _ in range(limit):
-        bent = product(p[:, None])[:, 0] + rho * p
-        step = slope / float(p @ bent)
-        z, r = z + step * p, r - step * bent
-        if float(np.linalg.norm(r)) <= goal:
-            return z * size
-        y = precondition(r)
-        now = float(r @ y)
-        p, slope = y + (now / slope) * p, now
-    warnings.warn(
-        f"nystrom: relative residual {float(np.linalg.norm(r)) / goal * tol:.1e} after {limit} "
-        f"iterations, expected {tol:.1e}",
-        ConvergenceWarning,
-        stacklevel=2,
-    )
-    return z * size
+    return precondition
 
 
 def _sketch(product: Callable[[Host], Host], n: int, rank: int, seed: int) -> tuple[Host, Host]:

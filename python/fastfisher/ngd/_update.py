@@ -105,7 +105,8 @@ def update(
         gradients in sample space, preconditioned by a randomised Nystrom approximation, for "full"
         with damping: products with J and J^T only, no Gram matrix.
     tol, max_iter
-        Of "cg" and "nystrom": relative residual, at best some eps of the dtype, and iterations.
+        Of "cg" and "nystrom": relative residual, at best some eps of the dtype (64 with
+        "nystrom"), and iterations.
     rank, seed : int
         Of "nystrom": columns of the sketch, by default a tenth of the rows, and its seed.
     centred : bool
