@@ -84,7 +84,7 @@ def test_descent_draws_copies_by_seed_and_takes_one_output():
         ({"kernel": np.eye(26)[:, :5]}, ValueError, "kernel: .*at least 10"),
         ({"kernel": np.eye(26)[:15, :20]}, ValueError, "kernel: .*t >= k"),
         ({"kernel": np.full((26, 20), NAN)}, ValueError, "kernel: expected finite"),
-        ({"kernel": np.tri(26, 20)}, ValueError, "kernel: expected training points with a symm"),
+        ({"kernel": np.tri(26, 20)}, ValueError, "kernel: expected a symmetric matrix"),
         ({"f0": np.zeros(26)}, ValueError, r"f0: expected shape \(26, 2\), got \(26, 1\)"),
         ({"y": np.zeros((0, 2))}, ValueError, "kernel: expected shape"),
         ({"copies": np.full((3, 5), 3)}, ValueError, "copies: expected numbers from 0 to 2"),

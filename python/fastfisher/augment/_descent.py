@@ -11,13 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastfisher.augment._selection import check_rule, select
 from fastfisher.errors import NumericalError
-from fastfisher.theory._checks import array, count, number
+from fastfisher.theory._checks import array, count, number, symmetric
 
 __all__ = ["SelfPacedRun", "self_paced_descent"]
 
 Floats = NDArray[np.float64]
-
-_ASYMMETRY = 1e-6  # relative: kernels may come in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,13 +137,7 @@ def self_paced_descent(
             f"kernel: expected shape (t, k) with k a multiple of n = {n}, at least {2 * n}, and "
             f"t >= k, got {theta.shape}"
         )
-    among = theta[:k]
-    apart = float(np.abs(among - among.T).max())
-    if apart > _ASYMMETRY * float(np.abs(among).max()):
-        raise ValueError(
-            f"kernel: expected training points with a symmetric kernel, got entries {apart:.3g} "
-            "apart"
-        )
+    symmetric("kernel", theta[:k])
     f = _columns("f0", f0)
     if f.shape != (t, c):
         raise ValueError(f"f0: expected shape {(t, c)}, got {f.shape}")

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfisher.regression._clock import moments, progress
-from fastfisher.regression._eigen import eigenpairs, kernel_matrix, symmetric, targets_of
-from fastfisher.theory._checks import Floats, array
+from fastfisher.regression._eigen import eigenpairs, kernel_matrix, targets_of
+from fastfisher.theory._checks import Floats, array, symmetric
 
 __all__ = ["Dynamics", "dynamics", "gradient_descent"]
 

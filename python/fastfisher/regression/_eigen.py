@@ -7,24 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfisher.errors import NotPositiveDefiniteError
-from fastfisher.theory._checks import Floats, array, number
+from fastfisher.theory._checks import ASYMMETRY, Floats, array, number, symmetric
 
-__all__ = ["eigenpairs", "kernel_matrix", "over", "regular", "rounding", "symmetric", "targets_of"]
-
-_ASYMMETRY = 1e-6  # relative: kernels may come in float32
-
-
-def symmetric(name: str, matrix: ArrayLike) -> Floats:
-    """Require a finite symmetric matrix (n, n) with n > 0; its symmetric part."""
-    checked = array(name, matrix, rank=2)
-    n = checked.shape[0]
-    if checked.shape != (n, n) or n == 0:
-        raise ValueError(f"{name}: expected shape (n, n) with n > 0, got {checked.shape}")
-    apart = float(np.abs(checked - checked.T).max())
-    if apart > _ASYMMETRY * float(np.abs(checked).max()):
-        raise ValueError(f"{name}: expected a symmetric matrix, got entries {apart:.3g} apart")
-    half: Floats = checked / 2
-    return half + half.T
+__all__ = ["eigenpairs", "kernel_matrix", "over", "regular", "rounding", "targets_of"]
 
 
 def kernel_matrix(name: str, matrix: ArrayLike, jitter: float, *, noise: float = 0.0) -> Floats:
@@ -39,7 +24,7 @@ def kernel_matrix(name: str, matrix: ArrayLike, jitter: float, *, noise: float =
 def eigenpairs(name: str, matrix: Floats) -> tuple[Floats, Floats]:
     """Eigenvalues and vectors of a positive semi-definite matrix; rounding below 0 becomes 0."""
     values, vectors = np.linalg.eigh(matrix)
-    if values[0] < -max(rounding(values), _ASYMMETRY * values[-1]):
+    if values[0] < -max(rounding(values), ASYMMETRY * values[-1]):
         raise NotPositiveDefiniteError(
             f"{name}: expected a positive semi-definite matrix, got an eigenvalue {values[0]:.3g} "
             f"beside {values[-1]:.3g}"

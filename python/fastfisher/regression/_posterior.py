@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.regression._dynamics import Dynamics
-from fastfisher.regression._eigen import kernel_matrix, over, symmetric, targets_of
-from fastfisher.theory._checks import Floats, array, number
+from fastfisher.regression._eigen import kernel_matrix, over, targets_of
+from fastfisher.theory._checks import Floats, array, number, symmetric
 
 __all__ = ["Posterior", "ensemble", "kernel_regression", "posterior"]
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["array", "count", "member", "number", "widths"]
+__all__ = ["array", "count", "member", "number", "symmetric", "widths"]
 
 Floats = NDArray[np.float64]
+
+ASYMMETRY = 1e-6  # relative: kernels may come in float32
 
 
 def member(name: str, value: object, allowed: Collection[object]) -> None:
@@ -82,3 +84,16 @@ def array(
         index = np.argwhere(~np.isfinite(checked))[0].tolist()
         raise ValueError(f"{name}: expected finite numbers, got {checked[tuple(index)]} at {index}")
     return checked
+
+
+def symmetric(name: str, matrix: ArrayLike) -> Floats:
+    """Require a finite symmetric matrix (n, n) with n > 0; its symmetric part."""
+    checked = array(name, matrix, rank=2)
+    n = checked.shape[0]
+    if checked.shape != (n, n) or n == 0:
+        raise ValueError(f"{name}: expected shape (n, n) with n > 0, got {checked.shape}")
+    apart = float(np.abs(checked - checked.T).max())
+    if apart > ASYMMETRY * float(np.abs(checked).max()):
+        raise ValueError(f"{name}: expected a symmetric matrix, got entries {apart:.3g} apart")
+    half: Floats = checked / 2
+    return half + half.T
