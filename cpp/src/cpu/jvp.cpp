@@ -79,20 +79,6 @@ class Jvp {
     return d;
   }
 
-  // How z of a block of units lies: rows of positions (inside: of units), columns of V `plane`
-  // apart. Where panels of V hold whole columns, each column's z is one long row: `planar`.
-  struct ZLayout {
-    bool planar;
-    std::int64_t pitch, plane;
-  };
-
-  static ZLayout layout_of(const Work& work, std::int64_t units, const Panels& inputs,
-                           const Panels& vector) {
-    if (work.piece.positions_inside()) return {false, inputs.rows, units * inputs.rows};
-    if (units % vector.width == 0) return {true, units, inputs.rows * units};
-    return {false, vector.rows, units};
-  }
-
   static std::int64_t units_of(const Work& work, std::int64_t block) {
     const std::int64_t all = work.piece.explicit_form() ? work.piece.features : work.piece.units;
     return std::min(work.plan.units, all - block * work.plan.units);
@@ -182,7 +168,7 @@ class Jvp {
       const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
       const T* packed_vector = scratch_ + b * work.plan.vector.size();
-      const ZLayout layout = layout_of(work, units, inputs, vector);
+      const ZLayout layout = z_layout(work.piece, units, inputs, vector);
       if (inside) {
         multiply(kernels_, vector, packed_vector, 0, rows, inputs, d.inputs, 0, samples * count,
                  d.z, layout.pitch);

@@ -43,6 +43,20 @@ struct JvpPlan {
   std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
 };
 
+/// How z of a block of units lies: rows of positions (inside: of units), columns of V `plane`
+/// apart. Where panels of V hold whole columns, each column's z is one long row: `planar`.
+struct ZLayout {
+  bool planar;
+  std::int64_t pitch, plane;
+};
+
+inline ZLayout z_layout(const Piece& piece, std::int64_t units, const Panels& inputs,
+                        const Panels& vector) {
+  if (piece.positions_inside()) return {false, inputs.rows, units * inputs.rows};
+  if (units % vector.width == 0) return {true, units, inputs.rows * units};
+  return {false, vector.rows, units};
+}
+
 /// The plan for `columns` columns and entries of `item` bytes. Whatever decides the order of a sum
 /// depends on the sizes alone, never on `threads`.
 inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t mr, std::int64_t nr,

@@ -16,7 +16,8 @@ from fastfisher.optim._factors import Pass
 from fastfisher.optim._layers import layers_of
 from fastfisher.optim._sites import Site
 from fastfisher.structures import make
-from fastfisher.structures.kfac import Block, Kfac
+from fastfisher.structures._kronecker import Block, split_damping
+from fastfisher.structures.kfac import Kfac
 
 Host = np.ndarray[Any, Any]
 
@@ -143,14 +144,6 @@ def combined(
     return result
 
 
-def damped_pair(a: Host, g: Host, damping: float, split: str) -> tuple[float, float]:
-    """Say what A and G get on their diagonals."""
-    from fastfisher.structures._place import Place
-
-    place = Place((len(g), len(a)), 0, False)
-    return Block("", place, a, g).damped(damping, split)
-
-
 def invert(states: dict[Site, State], damping: float, split: str, step: int) -> list[Fault]:
     """Inverses of all factors in one call; a factor that fails leaves its site as it is."""
     matrices: list[Host] = []
@@ -159,7 +152,7 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
     for site, state in states.items():
         factors[site] = []
         for a, g in zip(state.a.values(), state.g.values(), strict=True):
-            pair = damped_pair(a, g, damping, split)
+            pair = split_damping(a, g, damping, split)
             factors[site].append((a, g, pair))
             if a.ndim == 2:
                 matrices.append(a)

@@ -79,9 +79,7 @@ class Curvature:
         try:
             blocks, _, samples = self._summed(passes)
             self._folded = blocks, samples
-        except ArithmeticError as error:
-            self._error = error
-        except ValueError as error:
+        except (ArithmeticError, ValueError) as error:
             # A message in the middle of a forward pass would puzzle: it comes with the step.
             self._error = error
 

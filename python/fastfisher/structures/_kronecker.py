@@ -56,15 +56,17 @@ class Block:
 
     def damped(self, damping: float, split: str) -> tuple[float, float]:
         """Say what A and G get on their diagonals; of an exact block only A."""
-        if self.exact:
-            return damping, 0.0
-        if split == "plain":
-            return damping, damping
-        o, i = self.place.shape
-        trace_a = float(self.a.sum() if self.a.ndim == 1 else np.trace(self.a)) / max(1, i)
-        trace_g = float(np.trace(self.g)) / max(1, o)
-        pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
-        return math.sqrt(damping) * pi, math.sqrt(damping) / pi
+        return (damping, 0.0) if self.exact else split_damping(self.a, self.g, damping, split)
+
+
+def split_damping(a: Host, g: Host, damping: float, split: str) -> tuple[float, float]:
+    """Say what A (or its diagonal) and G get on their diagonals (Martens and Grosse 2015, 6.3)."""
+    if split == "plain":
+        return damping, damping
+    trace_a = float(a.sum() if a.ndim == 1 else np.trace(a)) / max(1, len(a))
+    trace_g = float(np.trace(g)) / max(1, len(g))
+    pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
+    return math.sqrt(damping) * pi, math.sqrt(damping) / pi
 
 
 def blocks_of(found: list[Weight], scale: float, weight_sharing: str) -> list[Block]:
