@@ -5,57 +5,25 @@
 // nothing about a device: occupancy, speed and the launches themselves need one.
 #include "check.hpp"
 #include "gram_problem.hpp"
+#include "host_block.hpp"
 
 #include <array>
-#include <atomic>
-#include <barrier>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
-#include <thread>
 #include <vector>
 
 namespace {
 
 using namespace fastfisher;
 using fastfisher::cuda::ScanFound;
+using fastfisher::test::HostBlock;
+using fastfisher::test::launch;
 
 std::mt19937 engine(11);
 
 std::int64_t draw(std::int64_t low, std::int64_t high) {
   return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
-}
-
-struct HostBlock {
-  int thread_index;
-  std::int64_t block_index, block_count;
-  std::barrier<>* barrier;
-
-  [[nodiscard]] int thread() const { return thread_index; }
-  [[nodiscard]] std::int64_t index() const { return block_index; }
-  [[nodiscard]] std::int64_t blocks() const { return block_count; }
-  void sync() const { barrier->arrive_and_wait(); }
-  void atomic_max(std::uint64_t* address, std::uint64_t value) const {
-    const std::atomic_ref<std::uint64_t> at(*address);
-    std::uint64_t now = at.load();
-    while (now < value && !at.compare_exchange_weak(now, value)) {
-    }
-  }
-};
-
-// One launch: blocks one after the other, each with fresh shared memory full of rubbish.
-template <class Kernel, class Body>
-void launch(std::int64_t blocks, const Body& body) {
-  for (std::int64_t index = 0; index < blocks; ++index) {
-    std::barrier<> barrier(Kernel::kThreads);
-    typename Kernel::Shared shared;
-    std::memset(&shared, 0xff, sizeof shared);
-    std::vector<std::jthread> threads;
-    for (int t = 0; t < Kernel::kThreads; ++t) {
-      threads.emplace_back([&, t] { body(HostBlock{t, index, blocks, &barrier}, shared); });
-    }
-  }
 }
 
 // Owns memory for a view with drawn axis order, gaps and direction.
