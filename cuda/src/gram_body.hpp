@@ -1,31 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Kernel bodies of the dense Gram, see gram.cu; plain C++ over a BlockContext. An entry's sums run
-// over depth in order, in one thread: neither the tile nor the launch changes a bit.
+// Kernel body of the Gram, see gram.cu; plain C++ over a WarpContext. What is summed into an entry,
+// and in which order, depends on neither the launch nor the other rows.
 #pragma once
 
-#include "block.hpp"
-#include "scan_body.hpp"
+#include "tile_body.hpp"
 
 #include <cmath>
 #include <cstdint>
 
 namespace fastfisher::cuda {
 
-// Rows of one product in strided memory: row r is (r / inner, r % inner), depth k is (k / run, k %
-// run). All strides count elements.
-struct Rows {
-  const void* data = nullptr;
-  std::int64_t inner = 1, outer_stride = 0, inner_stride = 0;
-  std::int64_t run = 1, run_stride = 0, depth_stride = 0;
-  std::int64_t depth = 0;
-  std::int64_t plane_stride = 0;  // outputs = diagonal: plane c starts c of these further on
-  double scale = 1;               // power of two that entries are multiplied with when read
-  bool across = false;            // neighbours in memory are rows, not depths
+// Where a layer's inner products of inputs, which scale those of its cotangents, come from.
+enum class Inner : int {
+  none,      // an explicit Jacobian
+  computed,  // as another product of the tile: its rows are samples
+  stored,    // in memory, one number a pair of samples
 };
 
 struct Layer {
-  Rows a[2], g[2];        // left, right
+  Rows a[2], g[2];  // left, right
+  Inner inner = Inner::none;
+  const void* stored = nullptr;   // [n,m] in the type of the products
+  std::int64_t stored_first = 0;  // its first sample n
+  std::int64_t stored_stride = 0;
   double fold_bias = 0;   // bias times the scales of a
   double fold_scale = 1;  // takes the scales out again
 };
@@ -33,12 +31,14 @@ struct Layer {
 // Where entry (r, q) of a plane lies in the output.
 struct Target {
   void* data = nullptr;
+  bool wide = false;  // double, not float
   std::int64_t row_inner = 1, row_outer_stride = 0, row_inner_stride = 0;
   std::int64_t col_inner = 1, col_outer_stride = 0, col_inner_stride = 0;
   std::int64_t plane_stride = 0;
+  std::int64_t offset = 0;  // of entry (0, 0)
 
   [[nodiscard]] FF_HD std::int64_t row(std::int64_t r) const {
-    return r / row_inner * row_outer_stride + r % row_inner * row_inner_stride;
+    return offset + r / row_inner * row_outer_stride + r % row_inner * row_inner_stride;
   }
   [[nodiscard]] FF_HD std::int64_t col(std::int64_t q) const {
     return q / col_inner * col_outer_stride + q % col_inner * col_inner_stride;
@@ -46,189 +46,223 @@ struct Target {
 };
 
 struct Problem {
+  std::int64_t first_row = 0;  // rows before it are left out
   std::int64_t rows = 0, cols = 0, planes = 1;
   std::int64_t left_outputs = 1, right_outputs = 1;  // rows that share a sample
   int layers = 0;
-  bool square = false;
+  bool layer_planes = false;  // plane l is layer l alone
+  bool square = false;        // only on and below the diagonal, mirrored
+  bool mirror = true;         // false: leave the upper half as it is
+  bool accumulate = false;    // add to what the output holds
   Target target;
 };
 
-// S: type of the factors and the output. T: type of the products. A block of Lanes^2 threads owns
-// tiles of Edge^2 entries, Micro^2 of them a thread, and reads Depth depths at a time.
-template <class S, class T, int Edge, int Depth, int Lanes>
+// Scratch of one block: a double and a T for every entry of its tile.
+template <class Config>
 struct GramTile {
-  static constexpr int kThreads = Lanes * Lanes;
-  static constexpr int kMicro = Edge / Lanes;
-  static_assert(Edge % Lanes == 0);
+  using Product = TileProduct<Config>;
+  using T = typename Config::T;
+  using Sums = typename Product::Sums;
+  static constexpr int kThreads = Product::kThreads;
+  static constexpr int kEdge = Product::kEdge;
+  static constexpr std::int64_t kSlotBytes =
+      std::int64_t{kEdge} * kEdge * (sizeof(double) + sizeof(T));
 
   struct Shared {
-    T left[Depth][Edge + 1], right[Depth][Edge + 1];  // one more: columns in different banks
-    T samples[Edge][Edge + 1];                        // P of the samples that the tile touches
-    std::int64_t left_rows[Edge], right_rows[Edge];   // their offsets in memory
+    std::int64_t left_rows[kEdge], right_rows[kEdge];  // offsets of the factors' rows
+    std::int64_t put_row[kEdge], put_col[kEdge];       // of the output's
+    std::int64_t mirror_row[kEdge], mirror_col[kEdge];
+    int sample_row[kEdge], sample_col[kEdge];  // from the tile's first sample
   };
 
-  FF_HD static std::int64_t tiles_of(const Problem& problem) {
-    const std::int64_t down = (problem.rows + Edge - 1) / Edge;
-    const std::int64_t across = (problem.cols + Edge - 1) / Edge;
-    return problem.planes * (problem.square ? down * (down + 1) / 2 : down * across);
+  // Tile rows of the problem: the first may begin before first_row.
+  FF_HD static std::int64_t top(const Problem& p) { return p.first_row / kEdge; }
+  FF_HD static std::int64_t down(const Problem& p) { return (p.rows + kEdge - 1) / kEdge; }
+  FF_HD static std::int64_t across(const Problem& p) { return (p.cols + kEdge - 1) / kEdge; }
+  FF_HD static std::int64_t triangle(std::int64_t n) { return n * (n + 1) / 2; }
+
+  FF_HD static std::int64_t plane_tiles(const Problem& p) {
+    return p.square ? triangle(down(p)) - triangle(top(p)) : (down(p) - top(p)) * across(p);
+  }
+  FF_HD static std::int64_t tiles_of(const Problem& p) { return p.planes * plane_tiles(p); }
+
+  // Tile `at` of a plane. Kept together are tiles of few rows and few columns, for the cache: they
+  // are counted down the columns of bands of kBand tile rows.
+  static constexpr std::int64_t kBand = 8;
+  FF_HD static void place(const Problem& p, std::int64_t at, std::int64_t& i, std::int64_t& j) {
+    std::int64_t first = top(p), height = kBand;
+    const auto limit = [&] { height = down(p) - first < kBand ? down(p) - first : kBand; };
+    if (!p.square) {
+      first += at / (kBand * across(p)) * kBand;
+      at %= kBand * across(p);
+      limit();
+      i = first + at % height;
+      j = at / height;
+      return;
+    }
+    // Triangular numbers; the root may be off by one on either side.
+    const std::int64_t absolute = at + triangle(first);
+    auto row =
+        static_cast<std::int64_t>((std::sqrt(8.0 * static_cast<double>(absolute) + 1) - 1) / 2);
+    while (triangle(row) > absolute) --row;
+    while (triangle(row + 1) <= absolute) ++row;
+    first += (row - first) / kBand * kBand;
+    limit();
+    at = absolute - triangle(first);
+    if (at < height * (first + 1)) {  // columns that all rows of the band reach
+      i = first + at % height;
+      j = at / height;
+      return;
+    }
+    at -= height * (first + 1);
+    std::int64_t below = 1;  // the triangle behind them, row by row
+    while (triangle(below) <= at) ++below;
+    i = first + below;
+    j = first + 1 + at - triangle(below - 1);
   }
 
-  // All tiles of the problem, or when square those on and below the diagonal.
-  template <BlockContext Block>
-  FF_HD static void run(const Block& block, Shared& shared, const Problem& problem,
-                        const Layer* layers, std::uint64_t* overflow) {
-    const std::int64_t tiles = tiles_of(problem), plane_tiles = tiles / problem.planes;
-    const std::int64_t across = (problem.cols + Edge - 1) / Edge;
+  // `slot`: scratch of this block; unused when each plane has one layer and no inner product is
+  // computed.
+  template <WarpContext Block>
+  FF_HD static void run(const Block& block, Shared& shared, T* ring, int stages,
+                        const Problem& problem, const Layer* layers, std::byte* slots,
+                        std::uint64_t* overflow) {
+    const std::int64_t tiles = tiles_of(problem), a_plane = plane_tiles(problem);
+    std::byte* const slot = slots + block.index() * kSlotBytes;
     for (std::int64_t index = block.index(); index < tiles; index += block.blocks()) {
-      const std::int64_t at = index % plane_tiles;
-      std::int64_t i = at / across, j = at % across;
-      if (problem.square) {
-        // Triangular numbers; the root may be off by one on either side.
-        i = static_cast<std::int64_t>((std::sqrt(8.0 * static_cast<double>(at) + 1) - 1) / 2);
-        while (i * (i + 1) / 2 > at) --i;
-        while ((i + 1) * (i + 2) / 2 <= at) ++i;
-        j = at - i * (i + 1) / 2;
-      }
-      tile(block, shared, problem, layers, overflow, index / plane_tiles, i * Edge, j * Edge);
+      std::int64_t i = 0, j = 0;
+      place(problem, index % a_plane, i, j);
+      tile(block, shared, ring, stages, problem, layers, slot, overflow, index / a_plane, i * kEdge,
+           j * kEdge);
     }
   }
 
  private:
-  // A stretch of rows of one factor, at most Edge of them.
-  struct Operand {
-    const Rows* rows;
-    std::int64_t first;
-    int count;
-    std::int64_t offset;
-  };
-
   FF_HD static int at_most_edge(std::int64_t count) {
-    return count < Edge ? static_cast<int>(count) : Edge;
+    return count < kEdge ? static_cast<int>(count) : kEdge;
   }
 
-  template <BlockContext Block>
-  FF_HD static void tile(const Block& block, Shared& shared, const Problem& problem,
-                         const Layer* layers, std::uint64_t* overflow, std::int64_t plane,
-                         std::int64_t row, std::int64_t col) {
-    const int ty = block.thread() / Lanes, tx = block.thread() % Lanes;
+  template <WarpContext Block>
+  FF_HD static void tile(const Block& block, Shared& shared, T* ring, int stages,
+                         const Problem& problem, const Layer* layers, std::byte* slot,
+                         std::uint64_t* overflow, std::int64_t plane, std::int64_t row,
+                         std::int64_t col) {
     const int rows = at_most_edge(problem.rows - row), cols = at_most_edge(problem.cols - col);
     const std::int64_t n = row / problem.left_outputs, m = col / problem.right_outputs;
-    const int ns = static_cast<int>((row + rows - 1) / problem.left_outputs - n) + 1;
-    const int ms = static_cast<int>((col + cols - 1) / problem.right_outputs - m) + 1;
-    int sample_row[kMicro], sample_col[kMicro];
-    for (int u = 0; u < kMicro; ++u) {
-      // Beyond the edge of the output any sample will do: those entries are not stored.
-      const int r = ty + u * Lanes, q = tx + u * Lanes;
-      sample_row[u] = r < rows ? static_cast<int>((row + r) / problem.left_outputs - n) : 0;
-      sample_col[u] = q < cols ? static_cast<int>((col + q) / problem.right_outputs - m) : 0;
+    block.sync();  // the tile before has been stored
+    for (int r = block.thread(); r < kEdge; r += kThreads) {
+      const Target& target = problem.target;
+      // Beyond the edge of the output any place will do: those entries are not stored.
+      const std::int64_t y = row + (r < rows ? r : 0), x = col + (r < cols ? r : 0);
+      shared.put_row[r] = target.row(y);
+      shared.put_col[r] = target.col(x);
+      if (problem.square) {
+        shared.mirror_row[r] = target.row(x);
+        shared.mirror_col[r] = target.col(y);
+      }
+      shared.sample_row[r] = static_cast<int>(y / problem.left_outputs - n);
+      shared.sample_col[r] = static_cast<int>(x / problem.right_outputs - m);
     }
 
-    double acc[kMicro][kMicro] = {};
-    for (int index = 0; index < problem.layers; ++index) {
+    const int first = problem.layer_planes ? static_cast<int>(plane) : 0;
+    const int last = problem.layer_planes ? first + 1 : problem.layers;
+    double* const totals = reinterpret_cast<double*>(slot) + block.thread();
+    T* const inners = reinterpret_cast<T*>(slot + std::int64_t{kEdge} * kEdge * 8) + block.thread();
+    Sums sums;
+    for (int index = first; index < last; ++index) {
       const Layer& layer = layers[index];
-      T sums[kMicro][kMicro];
-      product(block, shared, {&layer.a[0], n, ns, 0}, {&layer.a[1], m, ms, 0}, sums);
-      for (int u = 0; u < kMicro; ++u) {
-        for (int v = 0; v < kMicro; ++v)
-          shared.samples[ty + u * Lanes][tx + v * Lanes] = sums[u][v];
+      if (layer.inner == Inner::computed) {
+        product(block, shared, ring, stages, layer.a, row, rows, col, cols, 0, sums);
+        each([&](int i, int j, int e) { inners[at(i, j, e)] = sums[i][j][e]; });
       }
-      // Its barriers also publish `samples`, and keep the next layer from overwriting them too
-      // soon.
-      product(block, shared, {&layer.g[0], row, rows, plane * layer.g[0].plane_stride},
-              {&layer.g[1], col, cols, plane * layer.g[1].plane_stride}, sums);
-      for (int u = 0; u < kMicro; ++u) {
-        for (int v = 0; v < kMicro; ++v) {
-          const auto p = static_cast<double>(shared.samples[sample_row[u]][sample_col[v]]);
-          acc[u][v] += (p + layer.fold_bias) * layer.fold_scale * static_cast<double>(sums[u][v]);
+      const std::int64_t planes = problem.layer_planes ? 0 : plane;
+      product(block, shared, ring, stages, layer.g, row, rows, col, cols, planes, sums);
+      const auto* stored = static_cast<const T*>(layer.stored);
+      if (layer.inner == Inner::stored)
+        stored += (n - layer.stored_first) * layer.stored_stride + m;
+      each([&](int i, int j, int e) {
+        double value = static_cast<double>(sums[i][j][e]);
+        if (layer.inner != Inner::none) {
+          const int r = Product::row_of(block.thread(), i, e),
+                    q = Product::col_of(block.thread(), j, e);
+          const T inner =
+              layer.inner == Inner::computed
+                  ? inners[at(i, j, e)]
+                  : stored[shared.sample_row[r] * layer.stored_stride + shared.sample_col[q]];
+          value *= static_cast<double>(inner) + layer.fold_bias;
         }
-      }
-    }
-    store(problem, plane, row, rows, col, cols, ty, tx, acc, block, overflow);
-  }
-
-  // sums[u][v] = <row ty + u Lanes of x, row tx + v Lanes of y>; zero beyond their counts.
-  template <BlockContext Block>
-  FF_HD static void product(const Block& block, Shared& shared, const Operand& x, const Operand& y,
-                            T (&sums)[kMicro][kMicro]) {
-    const int ty = block.thread() / Lanes, tx = block.thread() % Lanes;
-    for (int u = 0; u < kMicro; ++u) {
-      for (int v = 0; v < kMicro; ++v) sums[u][v] = 0;
-    }
-    block.sync();  // the product before, and the fold after it, have read what changes now
-    locate(block, x, shared.left_rows);
-    locate(block, y, shared.right_rows);
-    for (std::int64_t from = 0; from < x.rows->depth; from += Depth) {
-      block.sync();
-      stage(block, x, from, shared.left_rows, shared.left);
-      stage(block, y, from, shared.right_rows, shared.right);
-      block.sync();
-      for (int k = 0; k < Depth; ++k) {
-        T left[kMicro], right[kMicro];
-        for (int u = 0; u < kMicro; ++u) {
-          left[u] = shared.left[k][ty + u * Lanes];
-          right[u] = shared.right[k][tx + u * Lanes];
+        value *= layer.fold_scale;
+        if (index > first) value += totals[at(i, j, e)];
+        if (index + 1 < last) {
+          totals[at(i, j, e)] = value;
+        } else {
+          store(block, shared, problem, plane, row, rows, col, cols, i, j, e, value, overflow);
         }
-        for (int u = 0; u < kMicro; ++u) {
-          // The same for the whole block: with many outputs a tile has few samples.
-          if (u * Lanes >= x.count) continue;
-          for (int v = 0; v < kMicro; ++v) {
-            if (v * Lanes < y.count) sums[u][v] += left[u] * right[v];
-          }
-        }
+      });
+    }
+  }
+
+  // Neighbouring threads, neighbouring places.
+  FF_HD static std::int64_t at(int i, int j, int e) {
+    return ((i * Product::kAcross + j) * 4 + e) * kThreads;
+  }
+
+  template <class Use>
+  FF_HD static void each(const Use& use) {
+    FF_UNROLL
+    for (int i = 0; i < Product::kDown; ++i) {
+      FF_UNROLL
+      for (int j = 0; j < Product::kAcross; ++j) {
+        FF_UNROLL
+        for (int e = 0; e < 4; ++e) use(i, j, e);
       }
     }
   }
 
-  template <BlockContext Block>
-  FF_HD static void locate(const Block& block, const Operand& x, std::int64_t* to) {
-    const Rows& rows = *x.rows;
-    for (int r = block.thread(); r < x.count; r += kThreads) {
-      const std::int64_t row = x.first + r;
-      to[r] =
-          x.offset + row / rows.inner * rows.outer_stride + row % rows.inner * rows.inner_stride;
+  template <WarpContext Block>
+  FF_HD static void product(const Block& block, Shared& shared, T* ring, int stages,
+                            const Rows (&sides)[2], std::int64_t row, int rows, std::int64_t col,
+                            int cols, std::int64_t plane, Sums& sums) {
+    block.sync();  // the product before has been read
+    for (int r = block.thread(); r < kEdge; r += kThreads) {
+      if (r < rows) shared.left_rows[r] = sides[0].row(row + r) + plane * sides[0].plane_stride;
+      if (r < cols) shared.right_rows[r] = sides[1].row(col + r) + plane * sides[1].plane_stride;
     }
+    block.sync();
+    Product::run(block, ring, stages, {&sides[0], shared.left_rows, rows},
+                 {&sides[1], shared.right_rows, cols}, sums);
   }
 
-  template <BlockContext Block>
-  FF_HD static void stage(const Block& block, const Operand& x, std::int64_t from,
-                          const std::int64_t* offsets, T (*to)[Edge + 1]) {
-    const Rows& rows = *x.rows;
-    const auto scale = static_cast<T>(rows.scale);
-    for (int e = block.thread(); e < Edge * Depth; e += kThreads) {
-      const int k = rows.across ? e / Edge : e % Depth, r = rows.across ? e % Edge : e / Depth;
-      const std::int64_t depth = from + k;
-      T value = 0;
-      if (r < x.count && depth < rows.depth) {
-        const std::int64_t along = depth < rows.run ? depth * rows.depth_stride
-                                                    : depth / rows.run * rows.run_stride +
-                                                          depth % rows.run * rows.depth_stride;
-        value = static_cast<T>(static_cast<const S*>(rows.data)[offsets[r] + along]) * scale;
-      }
-      to[k][r] = value;
-    }
-  }
-
-  // The thread's entries, and when square the mirror image of those below the diagonal.
-  template <BlockContext Block>
-  FF_HD static void store(const Problem& problem, std::int64_t plane, std::int64_t row, int rows,
-                          std::int64_t col, int cols, int ty, int tx,
-                          const double (&acc)[kMicro][kMicro], const Block& block,
-                          std::uint64_t* overflow) {
+  // An entry, and when square the mirror image of one below the diagonal.
+  template <WarpContext Block>
+  FF_HD static void store(const Block& block, const Shared& shared, const Problem& problem,
+                          std::int64_t plane, std::int64_t row, int rows, std::int64_t col,
+                          int cols, int i, int j, int e, double value, std::uint64_t* overflow) {
+    const int y = Product::row_of(block.thread(), i, e), x = Product::col_of(block.thread(), j, e);
+    const std::int64_t r = row + y, q = col + x;
+    if (y >= rows || x >= cols || r < problem.first_row || (problem.square && q > r)) return;
     const Target& target = problem.target;
-    S* out = static_cast<S*>(target.data) + plane * target.plane_stride;
-    bool bad = false;
-    for (int u = 0; u < kMicro; ++u) {
-      const std::int64_t r = row + ty + u * Lanes;
-      for (int v = 0; v < kMicro; ++v) {
-        const std::int64_t q = col + tx + v * Lanes;
-        if (r >= row + rows || q >= col + cols || (problem.square && q > r)) continue;
-        const auto value = static_cast<S>(acc[u][v]);
-        bad = bad || !(std::abs(value) <= kLargest<S>);
-        out[target.row(r) + target.col(q)] = value;
-        if (problem.square && q < r) out[target.row(q) + target.col(r)] = value;
-      }
+    const std::int64_t to = plane * target.plane_stride + shared.put_row[y] + shared.put_col[x];
+    const std::int64_t back =
+        plane * target.plane_stride + shared.mirror_row[x] + shared.mirror_col[y];
+    const bool mirrored = problem.square && problem.mirror && q < r;
+    if (target.wide) {
+      put(static_cast<double*>(target.data), to, mirrored ? back : to, problem, value, block,
+          overflow);
+    } else {
+      put(static_cast<float*>(target.data), to, mirrored ? back : to, problem, value, block,
+          overflow);
     }
-    if (bad) block.atomic_max(overflow, 1);
+  }
+
+  template <class S, WarpContext Block>
+  FF_HD static void put(S* out, std::int64_t to, std::int64_t back, const Problem& problem,
+                        double sum, const Block& block, std::uint64_t* overflow) {
+    if (problem.accumulate) sum += static_cast<double>(out[to]);
+    const auto value = static_cast<S>(sum);
+    if (!(std::abs(value) <= kLargest<S>)) block.atomic_max(overflow, 1);
+    out[to] = value;
+    if (back != to) out[back] = value;
   }
 };
 

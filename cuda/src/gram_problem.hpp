@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The host's side of the dense Gram on a device: layers, target, scales and reports as the kernel
-// bodies read and write them. Plain C++, so that tests run it without a device.
+// The host's side of the Gram on a device: layers, target, scales and reports as the kernel bodies
+// read and write them. Plain C++, so that tests run it without a device.
 #pragma once
 
 #include "fastfisher/ops.hpp"
 #include "gram_body.hpp"
+#include "scan_body.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -15,16 +16,33 @@
 #include <cstdlib>
 #include <limits>
 #include <span>
-#include <type_traits>
 #include <vector>
 
 namespace fastfisher::cuda {
 
 inline constexpr int kSafeExponent = 32;
 
+/// Products in double: of float64 factors, or where the caller asks for exact ones.
+inline bool is_double(DType dtype, GramPrecision precision) {
+  return dtype == DType::f64 || precision == GramPrecision::exact;
+}
+
+/// How rows can be brought in for products in double (`wide`) or float.
+inline Access access_of(const Rows& rows, bool wide) {
+  if (rows.dtype != (wide ? DType::f64 : DType::f32) || rows.scale != 1) return Access::convert;
+  const std::int64_t piece = wide ? 2 : 4;
+  const auto on_pieces = [&](std::int64_t stride) { return stride % piece == 0; };
+  const bool side_by_side = rows.depth <= rows.run && (rows.depth_stride == 1 || rows.depth <= 1);
+  const bool aligned = reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 &&
+                       on_pieces(rows.outer_stride) && on_pieces(rows.inner_stride) &&
+                       on_pieces(rows.plane_stride) && on_pieces(rows.depth);
+  return side_by_side && aligned ? Access::vectors : Access::elements;
+}
+
 inline Rows rows_of_a(const ArrayRef& a) {
   Rows rows;
   rows.data = a.data;
+  rows.dtype = a.dtype;
   rows.outer_stride = a.stride(0);
   rows.depth = rows.run = a.extent(1);
   rows.depth_stride = a.stride(1);
@@ -36,6 +54,7 @@ inline Rows rows_of_g(const ArrayRef& g, GramOutputs outputs) {
   const std::int64_t o = g.extent(2);
   Rows rows;
   rows.data = g.data;
+  rows.dtype = g.dtype;
   rows.outer_stride = g.stride(0);
   rows.depth = rows.run = o;
   rows.depth_stride = g.stride(2);
@@ -43,7 +62,12 @@ inline Rows rows_of_g(const ArrayRef& g, GramOutputs outputs) {
   if (outputs == GramOutputs::full) {
     rows.inner = std::max<std::int64_t>(g.extent(1), 1);
     rows.inner_stride = g.stride(1);
-    rows.across = rows.across || std::abs(g.stride(1)) < std::abs(g.stride(2));
+    rows.across = rows.across || (rows.inner > 1 && std::abs(g.stride(1)) < std::abs(g.stride(2)));
+    if (g.stride(0) == g.extent(1) * g.stride(1)) {  // one run of rows
+      rows.inner = 1;
+      rows.outer_stride = g.stride(1);
+      rows.inner_stride = 0;
+    }
   } else if (outputs == GramOutputs::trace) {
     rows.depth = g.extent(1) * o;
     rows.run = std::max<std::int64_t>(o, 1);
@@ -58,6 +82,7 @@ inline Rows rows_of_g(const ArrayRef& g, GramOutputs outputs) {
 inline Target target_of(const ArrayRef& out, GramOutputs outputs) {
   Target target;
   target.data = out.data;
+  target.wide = out.dtype == DType::f64;
   target.row_outer_stride = out.stride(0);
   if (outputs == GramOutputs::full) {
     target.row_inner = std::max<std::int64_t>(out.extent(1), 1);
@@ -74,20 +99,25 @@ inline Target target_of(const ArrayRef& out, GramOutputs outputs) {
 
 inline Problem problem_of(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                           GramOutputs outputs, const ArrayRef& out) {
-  const ArrayRef& g = left.front().g;
-  const ArrayRef& h = right.empty() ? g : right.front().g;
+  const LayerSizes sizes = sizes_of(left.front());
+  const LayerSizes others = right.empty() ? sizes : sizes_of(right.front());
   Problem problem;
-  problem.rows = g.extent(0);
-  problem.cols = h.extent(0);
+  problem.rows = sizes.samples;
+  problem.cols = others.samples;
   if (outputs == GramOutputs::full) {
-    problem.rows *= problem.left_outputs = g.extent(1);
-    problem.cols *= problem.right_outputs = h.extent(1);
+    problem.rows *= problem.left_outputs = sizes.outputs;
+    problem.cols *= problem.right_outputs = others.outputs;
   }
-  if (outputs == GramOutputs::diagonal) problem.planes = g.extent(1);
-  problem.layers = static_cast<int>(left.size());
+  if (outputs == GramOutputs::diagonal) problem.planes = sizes.outputs;
   problem.square = right.empty();
   problem.target = target_of(out, outputs);
   return problem;
+}
+
+/// Whether the inner products of inputs are computed once and stored: where several rows share a
+/// sample, or several planes do.
+inline bool stores_inner(const Problem& problem) {
+  return problem.left_outputs > 1 || problem.right_outputs > 1 || problem.planes > 1;
 }
 
 /// Adjacent axes that lie behind one another in memory become one: mostly a single run is left.
@@ -95,101 +125,172 @@ inline ScanInput scan_input(const ArrayRef& array) {
   ScanInput input;
   input.data = array.data;
   input.size = array.size();
-  int axis = 2;
+  std::int64_t extents[kMaxRank], strides[kMaxRank];
+  int runs = 0;
   for (int r = array.rank - 1; r >= 0; --r) {
     const std::int64_t extent = array.extent(r), stride = array.stride(r);
     if (extent == 1) continue;
-    if (input.extents[axis] == 1) {
-      input.extents[axis] = extent;
-      input.strides[axis] = stride;
-    } else if (stride == input.strides[axis] * input.extents[axis]) {
-      input.extents[axis] *= extent;
+    if (runs > 0 && stride == strides[runs - 1] * extents[runs - 1]) {
+      extents[runs - 1] *= extent;
     } else {
-      --axis;
-      input.extents[axis] = extent;
-      input.strides[axis] = stride;
+      extents[runs] = extent;
+      strides[runs++] = stride;
     }
   }
+  for (int r = 0; r < runs; ++r) {
+    input.extents[kMaxRank - 1 - r] = extents[r];
+    input.strides[kMaxRank - 1 - r] = strides[r];
+  }
+  input.runs = std::max(runs, 1);
   return input;
 }
 
-// The device's scratch: what the scans find, the overflow flag, the layers. Scans of argument k
-// (a, g of each layer, left before right) write found[k].
-struct GramMemory {
-  static constexpr std::int64_t kAlign = 64;
-  std::int64_t scans, flag_at, layers_at, bytes;
-
-  GramMemory(std::size_t layers, bool square)
-      : scans(static_cast<std::int64_t>(layers) * (square ? 2 : 4)),
-        flag_at(scans * static_cast<std::int64_t>(sizeof(ScanFound))),
-        layers_at(flag_at + static_cast<std::int64_t>(sizeof(std::uint64_t))),
-        bytes(layers_at + static_cast<std::int64_t>(layers * sizeof(Layer)) + kAlign) {}
+/// One array to read before anything else, and who it is.
+struct ScanArgument {
+  int side, layer, argument;  // as GramReport counts them
+  ArrayRef array;
 };
-static_assert(alignof(Layer) == alignof(std::uint64_t));
 
-inline const ArrayRef& argument_of(std::span<const LayerFactors> left,
-                                   std::span<const LayerFactors> right, std::size_t k) {
-  const LayerFactors& layer = k < 2 * left.size() ? left[k / 2] : right[k / 2 - left.size()];
-  return k % 2 == 0 ? layer.a : layer.g;
-}
-
-/// The exponent that is divided out of entries up to `largest`: 0 inside [2^-32, 2^32], where
-/// products of type T neither underflow nor overflow.
-template <class T>
-int exponent_of(double largest) {
-  if (largest == 0) return 0;
-  const int e = std::ilogb(largest);
-  constexpr int kMost = std::is_same_v<T, float> ? 126 : 1000;  // so that 2^-e is a normal T
-  return std::abs(e) <= kSafeExponent ? 0 : std::clamp(e, -kMost, kMost);
-}
-
-/// First argument with an entry that is not finite, in the order of the CPU's report.
-inline GramReport report_of(std::span<const ScanFound> found, std::size_t layers) {
-  for (std::size_t layer = 0; layer < layers; ++layer) {
-    for (std::size_t side = 0; side < found.size() / (2 * layers); ++side) {
-      for (std::size_t argument = 0; argument < 2; ++argument) {
-        const std::uint64_t bad = found[2 * (side * layers + layer) + argument].bad;
-        if (bad == 0) continue;
-        return {GramReport::Kind::non_finite, static_cast<int>(side), static_cast<int>(layer),
-                static_cast<int>(argument), static_cast<std::int64_t>(ScanFound::kFirst - bad)};
+/// In the order of the report: layers, sides of one, arguments of that.
+inline std::vector<ScanArgument> scan_arguments(std::span<const LayerFactors> left,
+                                                std::span<const LayerFactors> right) {
+  std::vector<ScanArgument> arguments;
+  for (std::size_t layer = 0; layer < left.size(); ++layer) {
+    for (int side = 0; side < (right.empty() ? 1 : 2); ++side) {
+      const LayerFactors& factors = side == 0 ? left[layer] : right[layer];
+      const ArrayRef* const arrays[] = {&factors.a, &factors.g, &factors.w};
+      for (int argument = 0; argument < 3; ++argument) {
+        if (arrays[argument]->rank > 0)
+          arguments.push_back({side, static_cast<int>(layer), argument, *arrays[argument]});
       }
     }
+  }
+  return arguments;
+}
+
+inline GramReport report_of(std::span<const ScanArgument> arguments,
+                            std::span<const ScanFound> found) {
+  for (std::size_t k = 0; k < found.size(); ++k) {
+    if (found[k].bad == 0) continue;
+    GramReport report{GramReport::Kind::non_finite, arguments[k].side, arguments[k].layer,
+                      arguments[k].argument};
+    report.index = static_cast<std::int64_t>(ScanFound::kFirst - found[k].bad);
+    return report;
   }
   return {};
 }
 
-/// The layers as the kernel reads them, with the scales that follow from the scans.
-template <class S, class T>
-std::vector<Layer> layers_of(std::span<const LayerFactors> left,
-                             std::span<const LayerFactors> right, GramOutputs outputs,
-                             std::span<const ScanFound> found) {
-  const auto exponent = [&](std::size_t k, bool bias) {
-    using Bits = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
-    const double largest = std::bit_cast<S>(static_cast<Bits>(found[k].largest));
+/// Exponents of two that the factors of one layer and side are multiplied with when read: 0 for
+/// entries inside [2^-32, 2^32], whose products of type T neither underflow nor overflow.
+struct Exponents {
+  int a = 0, g = 0, w = 0;
+};
+
+inline int exponent_of(double largest, bool wide) {
+  if (largest == 0) return 0;
+  const int e = std::ilogb(largest);
+  const int most = wide ? 1000 : 126;  // so that 2^-e is a normal number
+  return std::abs(e) <= kSafeExponent ? 0 : -std::clamp(e, -most, most);
+}
+
+/// [side][layer].
+inline std::vector<Exponents> exponents_of(std::span<const ScanArgument> arguments,
+                                           std::span<const ScanFound> found,
+                                           std::span<const LayerFactors> left, bool wide) {
+  std::vector<Exponents> exponents(2 * left.size());
+  for (std::size_t k = 0; k < found.size(); ++k) {
+    const ScanArgument& argument = arguments[k];
+    double largest = argument.array.dtype == DType::f64
+                         ? std::bit_cast<double>(found[k].largest)
+                         : std::bit_cast<float>(static_cast<std::uint32_t>(found[k].largest));
+    const auto layer = static_cast<std::size_t>(argument.layer);
+    Exponents& of = exponents[layer + (argument.side == 1 ? left.size() : 0)];
     // The bias joins the inner product of a, so it takes part in its scale.
-    return -exponent_of<T>(bias ? std::max(largest, 1.0) : largest);
-  };
-  std::vector<Layer> layers(left.size());
-  for (std::size_t index = 0; index < left.size(); ++index) {
-    Layer& layer = layers[index];
-    int exponents_a = 0, total = 0;
-    for (std::size_t side = 0; side < 2; ++side) {
-      const bool mirrored = side == 1 && right.empty();
-      const LayerFactors& factors = side == 0 || mirrored ? left[index] : right[index];
-      const std::size_t k = 2 * (index + (side == 1 && !mirrored ? left.size() : 0));
-      const int of_a = exponent(k, factors.bias), of_g = exponent(k + 1, false);
-      layer.a[side] = rows_of_a(factors.a);
-      layer.a[side].scale = std::ldexp(1.0, of_a);
-      layer.g[side] = rows_of_g(factors.g, outputs);
-      layer.g[side].scale = std::ldexp(1.0, of_g);
-      exponents_a += of_a;
-      total += of_a + of_g;
-    }
-    layer.fold_bias = left[index].bias ? std::ldexp(1.0, exponents_a) : 0;
-    // Beyond float64's range every entry over- or underflows whatever the exact exponent.
-    layer.fold_scale = std::ldexp(1.0, std::clamp(-total, -1020, 1020));
+    if (argument.argument == 0 && left[layer].bias) largest = std::max(largest, 1.0);
+    (argument.argument == 0   ? of.a
+     : argument.argument == 1 ? of.g
+                              : of.w) = exponent_of(largest, wide);
   }
-  return layers;
+  return exponents;
+}
+
+/// A dense layer or an explicit Jacobian as the kernel reads it; `right` is `left` when square.
+inline Layer layer_of(const LayerFactors& left, const LayerFactors& right, Exponents of_left,
+                      Exponents of_right, GramOutputs outputs, bool wide) {
+  Layer layer;
+  const LayerFactors* const sides[] = {&left, &right};
+  const Exponents exponents[] = {of_left, of_right};
+  const auto scaled = [&](Rows rows, int exponent) {
+    rows.scale = std::ldexp(1.0, exponent);
+    rows.access = access_of(rows, wide);
+    return rows;
+  };
+  const bool dense = left.form == LayerForm::dense;
+  for (std::size_t side = 0; side < 2; ++side) {
+    if (dense) layer.a[side] = scaled(rows_of_a(sides[side]->a), exponents[side].a);
+    layer.g[side] = scaled(rows_of_g(sides[side]->g, outputs), exponents[side].g);
+  }
+  layer.inner = dense ? Inner::computed : Inner::none;
+  const int inner = of_left.a + of_right.a;
+  if (left.bias) layer.fold_bias = std::ldexp(1.0, inner);
+  const int total = inner + of_left.g + of_right.g;
+  // Beyond float64's range every entry over- or underflows whatever the exact exponent.
+  layer.fold_scale = std::ldexp(1.0, std::clamp(-total, -1020, 1020));
+  return layer;
+}
+
+/// Samples [from, to) of the left, and where the inner products of their inputs go: [layer, to -
+/// from, others] in the type of the products.
+struct Strip {
+  std::byte* data;
+  bool wide;
+  std::int64_t from, to, others;
+};
+
+/// The rows of `problem` that belong to the samples of `strip`.
+inline Problem rows_of(const Problem& problem, const Strip& strip) {
+  Problem part = problem;
+  part.first_row = strip.from * problem.left_outputs;
+  part.rows = strip.to * problem.left_outputs;
+  return part;
+}
+
+/// Inner products of all dense layers as a problem of its own, one plane a layer.
+struct InnerProducts {
+  Problem problem;
+  std::vector<Layer> layers;
+};
+
+/// Inner products of a strip of samples, which the dense ones of `layers` then read.
+inline InnerProducts store_inner(const Problem& problem, const Strip& strip,
+                                 std::vector<Layer>& layers) {
+  InnerProducts inner;
+  Problem& p = inner.problem;
+  p.first_row = strip.from;
+  p.rows = strip.to;
+  p.cols = strip.others;
+  p.square = problem.square;
+  p.mirror = false;
+  p.layer_planes = true;
+  p.target.data = strip.data;
+  p.target.wide = strip.wide;
+  p.target.row_outer_stride = strip.others;
+  p.target.col_outer_stride = 1;
+  p.target.plane_stride = (strip.to - strip.from) * strip.others;
+  p.target.offset = -strip.from * strip.others;
+  for (Layer& layer : layers) {
+    if (layer.inner == Inner::none) continue;
+    layer.inner = Inner::stored;
+    layer.stored = strip.data + static_cast<std::int64_t>(inner.layers.size()) *
+                                    p.target.plane_stride * (strip.wide ? 8 : 4);
+    layer.stored_first = strip.from;
+    layer.stored_stride = strip.others;
+    Layer plane;
+    for (std::size_t side = 0; side < 2; ++side) plane.g[side] = layer.a[side];
+    inner.layers.push_back(plane);
+  }
+  p.planes = static_cast<std::int64_t>(inner.layers.size());
+  return inner;
 }
 
 }  // namespace fastfisher::cuda

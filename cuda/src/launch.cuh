@@ -22,7 +22,51 @@ struct DeviceBlock {
     atomicMax(reinterpret_cast<unsigned long long*>(address),
               static_cast<unsigned long long>(value));
   }
+
+  __device__ void mma(float (&d)[4], const float (&a)[4], const float (&b)[2]) const {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])),
+                   "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+                   "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+  }
+
+  __device__ void mma(double (&d)[4], const double (&a)[4], const double (&b)[2]) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+d"(d[0]), "+d"(d[1]), "+d"(d[2]), "+d"(d[3])
+                 : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
+#else
+    for (int half = 0; half < 2; ++half) {
+      for (int k = 0; k < 2; ++k) {
+        asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                     : "+d"(d[2 * half]), "+d"(d[2 * half + 1])
+                     : "d"(a[2 * k + half]), "d"(b[k]));
+      }
+    }
+#endif
+  }
+
+  template <int Bytes>
+  __device__ void copy(void* to, const void* from, bool valid) const {
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    const int size = valid ? Bytes : 0;
+    if constexpr (Bytes == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(size));
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(Bytes),
+                   "r"(size));
+    }
+  }
+  __device__ void commit() const { asm volatile("cp.async.commit_group;" ::); }
+  template <int Pending>
+  __device__ void wait() const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+  }
 };
+static_assert(WarpContext<DeviceBlock>);
 
 /// After every launch. Debug builds wait for the kernel, so that a fault is found where it happens.
 inline void check_launch(const char* op, [[maybe_unused]] cudaStream_t stream) {

@@ -4,24 +4,20 @@
 // finite.
 #pragma once
 
-#include "block.hpp"
+#include "element.hpp"
+#include "fastfisher/view.hpp"
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 namespace fastfisher::cuda {
 
-// Device code may read it, but not call max() itself.
-template <class S>
-inline constexpr S kLargest = std::numeric_limits<S>::max();
-
 struct ScanInput {
   const void* data = nullptr;
   std::int64_t size = 0;
-  std::int64_t extents[3] = {1, 1, 1};
-  std::int64_t strides[3] = {0, 0, 0};
+  int runs = 1;  // of axes that do not lie behind one another: the last entries below
+  std::int64_t extents[kMaxRank] = {}, strides[kMaxRank] = {};
 };
 
 // What the scan leaves behind; zeros before it. Maxima of integers do not depend on the order.
@@ -44,18 +40,17 @@ struct Scan {
   FF_HD static void run(const Block& block, Shared& shared, const ScanInput& input,
                         ScanFound* found) {
     std::uint64_t largest = 0, bad = 0;
-    const bool flat = input.extents[0] == 1 && input.extents[1] == 1;
     for (std::int64_t index = block.index() * Threads + block.thread(); index < input.size;
          index += block.blocks() * Threads) {
-      std::int64_t offset = index * input.strides[2];
-      if (!flat) {
-        const std::int64_t row = index / input.extents[2];
-        offset = row / input.extents[1] * input.strides[0] +
-                 row % input.extents[1] * input.strides[1] +
-                 index % input.extents[2] * input.strides[2];
+      std::int64_t offset = 0, rest = index;
+      for (int r = 1; r < input.runs; ++r) {
+        const std::int64_t extent = input.extents[kMaxRank - r];
+        offset += rest % extent * input.strides[kMaxRank - r];
+        rest /= extent;
       }
-      const S value = std::abs(static_cast<const S*>(input.data)[offset]);
-      if (value <= kLargest<S>) {
+      offset += rest * input.strides[kMaxRank - input.runs];
+      const auto value = std::abs(widen(static_cast<const S*>(input.data)[offset]));
+      if (value <= kLargest<decltype(value)>) {
         // Magnitudes of floats order like their bits read as unsigned integers.
         const std::uint64_t bits = bits_of(value);
         largest = largest < bits ? bits : largest;
@@ -76,18 +71,6 @@ struct Scan {
     if (t != 0) return;
     block.atomic_max(&found->largest, shared.largest[0]);
     block.atomic_max(&found->bad, shared.bad[0]);
-  }
-
- private:
-  FF_HD static std::uint64_t bits_of(float value) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-  }
-  FF_HD static std::uint64_t bits_of(double value) {
-    std::uint64_t bits = 0;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
   }
 };
 

@@ -7,6 +7,7 @@
 #include "gram_problem.hpp"
 #include "host_block.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -69,6 +70,7 @@ struct Size {
   std::int64_t i, o;
   bool bias;
   double scale;
+  bool given = false;  // an explicit Jacobian
 };
 
 template <class T>
@@ -78,34 +80,116 @@ Side<T> draw_side(std::int64_t n, std::int64_t c, const std::vector<Size>& sizes
     side.a.emplace_back(std::array<std::int64_t, 2>{n, size.i}, size.scale);
     side.g.emplace_back(std::array<std::int64_t, 3>{n, c, size.o}, 1 / size.scale);
     side.layers.push_back({side.a.back().ref, side.g.back().ref, size.bias});
+    if (!size.given) continue;
+    side.layers.back().a = {};
+    side.layers.back().form = LayerForm::jacobian;
   }
   return side;
 }
 
-// What gram.cu does, with host memory for the device's.
-template <class S, class T>
+// One warp, and four that share a tile.
+template <class Number>
+struct OneWarp {
+  using T = Number;
+  static constexpr int kTerms = 3, kWarpsDown = 1, kWarpsAcross = 1, kDown = 1, kAcross = 2;
+  static constexpr int kDepth = 8;
+};
+template <class Number>
+struct FourWarps {
+  using T = Number;
+  static constexpr int kTerms = 3, kWarpsDown = 2, kWarpsAcross = 2, kDown = 1, kAcross = 2;
+  static constexpr int kDepth = 8;
+};
+
+template <class Config>
+void launch_tiles(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
+                  std::int64_t blocks, std::uint64_t* overflow) {
+  using Tile = cuda::GramTile<Config>;
+  if (Tile::tiles_of(problem) == 0) return;
+  const int stages = static_cast<int>(draw(2, 4));
+  std::vector<std::byte> slots(static_cast<std::size_t>(blocks * Tile::kSlotBytes));
+  // Of 16-byte pieces: copies of that many ask for it.
+  struct alignas(16) Piece {
+    std::byte bytes[16];
+  };
+  std::vector<Piece> ring(static_cast<std::size_t>(stages * Tile::Product::kStageBytes / 16));
+  launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
+    Tile::run(block, shared, reinterpret_cast<typename Config::T*>(ring.data()), stages, problem,
+              layers.data(), slots.data(), overflow);
+  });
+}
+
+// What gram.cpp does, with host memory for the device's.
+template <class S, class Config>
 GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                GramOutputs outputs, const ArrayRef& out, std::int64_t blocks) {
   using Scan = cuda::Scan<S, 4>;
-  using Tile = cuda::GramTile<S, T, 6, 3, 2>;
-  const cuda::GramMemory memory(left.size(), right.empty());
-  std::vector<ScanFound> found(static_cast<std::size_t>(memory.scans));
+  using T = typename Config::T;
+  constexpr bool kWide = sizeof(T) == 8;
+  const std::vector<cuda::ScanArgument> arguments = cuda::scan_arguments(left, right);
+  std::vector<ScanFound> found(arguments.size());
   for (std::size_t k = 0; k < found.size(); ++k) {
-    const cuda::ScanInput input = cuda::scan_input(cuda::argument_of(left, right, k));
+    const cuda::ScanInput input = cuda::scan_input(arguments[k].array);
     launch<Scan>(2, [&](const HostBlock& block, typename Scan::Shared& shared) {
       Scan::run(block, shared, input, &found[k]);
     });
   }
-  GramReport report = cuda::report_of(found, left.size());
-  const cuda::Problem problem = cuda::problem_of(left, right, outputs, out);
-  if (report.kind != GramReport::Kind::ok || Tile::tiles_of(problem) == 0) return report;
-  const auto layers = cuda::layers_of<S, T>(left, right, outputs, found);
+  GramReport report = cuda::report_of(arguments, found);
+  if (report.kind != GramReport::Kind::ok || out.size() == 0) return report;
+  const auto exponents = cuda::exponents_of(arguments, found, left, kWide);
+  std::vector<cuda::Layer> layers;
+  for (std::size_t k = 0; k < left.size(); ++k) {
+    const bool square = right.empty();
+    layers.push_back(cuda::layer_of(left[k], square ? left[k] : right[k], exponents[k],
+                                    exponents[square ? k : left.size() + k], outputs, kWide));
+  }
+  cuda::Problem problem = cuda::problem_of(left, right, outputs, out);
+  problem.layers = static_cast<int>(layers.size());
   std::uint64_t overflow = 0;
-  launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
-    Tile::run(block, shared, problem, layers.data(), &overflow);
-  });
+  if (!cuda::stores_inner(problem)) {
+    launch_tiles<Config>(problem, layers, blocks, &overflow);
+  } else {
+    const std::int64_t samples = problem.rows / problem.left_outputs;
+    const std::int64_t others = problem.cols / problem.right_outputs;
+    const std::int64_t most = cuda::GramTile<Config>::kEdge * blocks;
+    for (std::int64_t from = 0; from < samples; from += most) {
+      const std::int64_t to = std::min(from + most, samples);
+      std::vector<T> stored(static_cast<std::size_t>((to - from) * others) * layers.size(),
+                            std::numeric_limits<T>::quiet_NaN());
+      const cuda::Strip strip = {reinterpret_cast<std::byte*>(stored.data()), kWide, from, to,
+                                 others};
+      const cuda::InnerProducts inner = cuda::store_inner(problem, strip, layers);
+      launch_tiles<Config>(inner.problem, inner.layers, blocks, &overflow);
+      launch_tiles<Config>(cuda::rows_of(problem, strip), layers, blocks, &overflow);
+    }
+  }
   if (overflow != 0) report.kind = GramReport::Kind::overflow;
   return report;
+}
+
+// Every tile of a problem once, whatever the bands.
+void places() {
+  using Tile = cuda::GramTile<OneWarp<float>>;
+  for (int k = 0; k < 200; ++k) {
+    cuda::Problem p;
+    p.square = draw(0, 1) == 0;
+    p.rows = draw(1, 40) * 16 - draw(0, 15);
+    p.cols = p.square ? p.rows : draw(1, 40) * 16 - draw(0, 15);
+    p.first_row = draw(0, (p.rows - 1) / 16) * 16;
+    std::vector<std::pair<std::int64_t, std::int64_t>> seen;
+    for (std::int64_t at = 0; at < Tile::plane_tiles(p); ++at) {
+      std::int64_t i = -1, j = -1;
+      Tile::place(p, at, i, j);
+      seen.emplace_back(i, j);
+    }
+    std::vector<std::pair<std::int64_t, std::int64_t>> expected;
+    for (std::int64_t i = p.first_row / 16; i * 16 < p.rows; ++i) {
+      for (std::int64_t j = 0; p.square ? j <= i : j * 16 < p.cols; ++j)
+        expected.emplace_back(i, j);
+    }
+    std::sort(seen.begin(), seen.end());
+    FF_CHECK(seen == expected);
+  }
 }
 
 // An entry and the sum of the magnitudes behind it, which bounds its rounding error. In long
@@ -123,11 +207,12 @@ Entry exact(std::span<const LayerFactors> left, std::span<const LayerFactors> ri
     entry.magnitude += std::abs(term);
   };
   for (std::size_t layer = 0; layer < left.size(); ++layer) {
+    const bool given = left[layer].form == LayerForm::jacobian;
     const auto a = view_of<const S, 2>(left[layer].a), b = view_of<const S, 2>(right[layer].a);
     const auto g = view_of<const S, 3>(left[layer].g), h = view_of<const S, 3>(right[layer].g);
     Entry inner, outer;
-    if (left[layer].bias) add(inner, 1);
-    for (std::int64_t i = 0; i < a.extent(1); ++i)
+    if (left[layer].bias || given) add(inner, 1);
+    for (std::int64_t i = 0; !given && i < a.extent(1); ++i)
       add(inner, static_cast<long double>(a(n, i)) * b(m, i));
     for (std::int64_t o = 0; o < g.extent(2); ++o)
       add(outer, static_cast<long double>(g(n, c, o)) * h(m, d, o));
@@ -162,13 +247,13 @@ void each_entry(GramOutputs outputs, std::span<const LayerFactors> left,
 }
 
 // The problem twice, with different launches: right within the tolerance, bits the same.
-template <class S, class T, int Rank>
+template <class S, class Config, int Rank>
 void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, bool square,
                 std::array<std::int64_t, Rank> extents) {
   Strided<S, Rank> out(extents);
   const std::span<const LayerFactors> given = square ? std::span<const LayerFactors>{} : right;
-  FF_CHECK((run<S, T>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
+  FF_CHECK((run<S, Config>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
   bool close = true;
   each_entry<S>(outputs, left, right, out.ref, [&](const Entry& expected, S got) {
     const long double bound = 8 * std::numeric_limits<S>::epsilon() * expected.magnitude;
@@ -176,7 +261,7 @@ void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
   });
   FF_CHECK(close);
   const std::vector<S> first = out.memory;
-  FF_CHECK((run<S, T>(left, given, outputs, out.ref, 3).kind) == GramReport::Kind::ok);
+  FF_CHECK((run<S, Config>(left, given, outputs, out.ref, 3).kind) == GramReport::Kind::ok);
   FF_CHECK(first == out.memory);
   if (!square) return;
   const auto k = view_of<S, Rank>(out.ref);
@@ -198,7 +283,7 @@ void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
   FF_CHECK(symmetric);
 }
 
-template <class S, class T>
+template <class S, class Config>
 void one_problem() {
   const auto outputs = static_cast<GramOutputs>(draw(0, 2));
   const bool square = draw(0, 1) == 0;
@@ -208,17 +293,21 @@ void one_problem() {
   for (Size& size : sizes) {
     // Factors outside [2^-32, 2^32] meet their inverse: the result stays of order one.
     const double scale = sizeof(S) == 4 ? std::ldexp(1, 100) : std::ldexp(1, 700);
-    size = {draw(0, 8), draw(0, 8), draw(0, 1) == 0, draw(0, 2) == 0 ? scale : 1};
+    // Some in whole pieces of 16 bytes, some longer than the ring of buffers.
+    const std::int64_t piece = draw(0, 1) == 0 ? 1 : 4, most = draw(0, 3) == 0 ? 50 : 8;
+    size = {draw(0, most / piece) * piece, draw(0, most / piece) * piece, draw(0, 1) == 0,
+            draw(0, 2) == 0 ? scale : 1};
+    if (draw(0, 3) == 0) size = {0, size.o, false, 1, true};
     if (size.bias) size.scale = draw(0, 2) == 0 ? 1 / std::ldexp(1, 40) : 1;
   }
   const Side<S> left = draw_side<S>(n, c, sizes), other = draw_side<S>(m, d, sizes);
   const std::span<const LayerFactors> right = square ? left.layers : other.layers;
   if (outputs == GramOutputs::full)
-    one_output<S, T, 4>(outputs, left.layers, right, square, {n, c, m, d});
+    one_output<S, Config, 4>(outputs, left.layers, right, square, {n, c, m, d});
   if (outputs == GramOutputs::trace)
-    one_output<S, T, 2>(outputs, left.layers, right, square, {n, m});
+    one_output<S, Config, 2>(outputs, left.layers, right, square, {n, m});
   if (outputs == GramOutputs::diagonal)
-    one_output<S, T, 3>(outputs, left.layers, right, square, {n, m, c});
+    one_output<S, Config, 3>(outputs, left.layers, right, square, {n, m, c});
 }
 
 // The first entry that is not finite in row-major order, whatever the strides.
@@ -234,7 +323,7 @@ void reports() {
     view_of<float, 3>(right.g[1].ref)(at / 8, at / 4 % 2, at % 4) = k % 2 == 0 ? nan : -infinity;
     view_of<float, 3>(right.g[1].ref)(3, 1, 3) = nan;
     const GramReport report =
-        run<float, float>(left.layers, right.layers, GramOutputs::full, out, 1);
+        run<float, OneWarp<float>>(left.layers, right.layers, GramOutputs::full, out, 1);
     FF_CHECK(report.kind == GramReport::Kind::non_finite);
     FF_CHECK(report.side == 1 && report.layer == 1 && report.argument == 1);
     FF_CHECK(report.index == at);
@@ -243,21 +332,24 @@ void reports() {
   const std::vector<LayerFactors> layers = {
       {array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
   const ArrayRef out = array_ref(memory.data(), 2, 2);
-  FF_CHECK((run<float, float>(layers, {}, GramOutputs::trace, out, 1).kind) ==
+  FF_CHECK((run<float, OneWarp<float>>(layers, {}, GramOutputs::trace, out, 1).kind) ==
            GramReport::Kind::overflow);
   const std::vector<LayerFactors> none = {
       {array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
-  FF_CHECK((run<float, float>(none, {}, GramOutputs::trace, out, 1).kind) == GramReport::Kind::ok);
+  FF_CHECK((run<float, OneWarp<float>>(none, {}, GramOutputs::trace, out, 1).kind) ==
+           GramReport::Kind::ok);
 }
 
 }  // namespace
 
 int main() {
   for (int k = 0; k < 40; ++k) {
-    one_problem<float, float>();
-    one_problem<double, double>();
-    one_problem<float, double>();
+    one_problem<float, OneWarp<float>>();
+    one_problem<double, OneWarp<double>>();
+    one_problem<float, OneWarp<double>>();
+    one_problem<float, FourWarps<float>>();
   }
+  places();
   reports();
   return fastfisher::test::report();
 }

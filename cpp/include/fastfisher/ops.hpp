@@ -27,6 +27,7 @@ enum class GramOutputs : int {
 enum class GramPrecision : int {
   highest,  ///< products and depth sums in the dtype of the input
   exact,    ///< float32 input, float64 products and sums
+  medium,   ///< on a device: TF32 products of float32 input; elsewhere highest
 };
 
 struct GramOptions {

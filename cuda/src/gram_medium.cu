@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gram_tiles.cuh"
+
+namespace fastfisher::cuda {
+
+void gram_tiles_medium(const Problem& problem, const Layer* layers, std::byte* slots,
+                       std::uint64_t* overflow, cudaStream_t stream) {
+  gram_launch<GramTile<WideTile<float, 1>>>(problem, layers, slots, overflow, stream);
+}
+
+}  // namespace fastfisher::cuda

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Launches of the Gram's kernels: one file an arithmetic, so that they compile side by side.
+#pragma once
+
+#include "gram_problem.hpp"
+
+#include <cuda_runtime_api.h>
+
+namespace fastfisher::cuda {
+
+/// All tiles of a problem; `slots` is scratch for gram_blocks() blocks.
+void gram_tiles_highest(const Problem& problem, const Layer* layers, std::byte* slots,
+                        std::uint64_t* overflow, cudaStream_t stream);  // float, three TF32
+void gram_tiles_medium(const Problem& problem, const Layer* layers, std::byte* slots,
+                       std::uint64_t* overflow, cudaStream_t stream);  // float, one TF32
+void gram_tiles_double(const Problem& problem, const Layer* layers, std::byte* slots,
+                       std::uint64_t* overflow, cudaStream_t stream);
+
+/// Blocks of a launch at most, each with a slot of scratch.
+std::int64_t gram_blocks(int device);
+std::int64_t gram_slot_bytes(bool wide);
+
+/// Largest magnitude and first entry that is not finite of `array` into `found`, which is zero.
+void scan(const ArrayRef& array, ScanFound* found, cudaStream_t stream);
+
+}  // namespace fastfisher::cuda

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Rows of one side of a product in strided memory, and how a block brings a stretch of them into
+// shared memory.
+#pragma once
+
+#include "element.hpp"
+
+#include <cstdint>
+
+namespace fastfisher::cuda {
+
+enum class Access : int {
+  vectors,   // depths lie side by side, on 16-byte boundaries: copied 16 bytes at a time
+  elements,  // any strides: copied an element at a time
+  convert,   // another dtype, or scaled: through registers
+};
+
+// Row r is (r / inner, r % inner), depth k is (k / run, k % run). All strides count elements.
+struct Rows {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  Access access = Access::convert;
+  bool across = false;  // neighbours in memory are rows, not depths
+  std::int64_t inner = 1, outer_stride = 0, inner_stride = 0;
+  std::int64_t run = 1, run_stride = 0, depth_stride = 0;
+  std::int64_t depth = 0;
+  std::int64_t plane_stride = 0;  // outputs = diagonal: plane c starts c of these further on
+  double scale = 1;               // power of two that entries are multiplied with when read
+
+  [[nodiscard]] FF_HD std::int64_t row(std::int64_t r) const {
+    return inner == 1 ? r * outer_stride : r / inner * outer_stride + r % inner * inner_stride;
+  }
+  [[nodiscard]] FF_HD std::int64_t along(std::int64_t k) const {
+    return k < run ? k * depth_stride : k / run * run_stride + k % run * depth_stride;
+  }
+};
+
+// A stretch of rows: `offsets` (in shared memory) says where each of them begins.
+struct Stretch {
+  const Rows* rows;
+  const std::int64_t* offsets;
+  int count;
+};
+
+// Depths [from, from + Depth) of Edge rows to `to`, row-major with `Pitch`, by Threads threads;
+// zeros beyond the stretch and its depth.
+template <class T, int Edge, int Depth, int Pitch, int Threads>
+struct Stage {
+  static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));  // elements
+  static_assert(Depth % kPiece == 0 && Pitch % kPiece == 0);
+
+  template <WarpContext Block>
+  FF_HD static void run(const Block& block, const Stretch& x, std::int64_t from, T* to) {
+    const Rows& rows = *x.rows;
+    if (rows.access == Access::vectors) {
+      const T* data = static_cast<const T*>(rows.data) + from;
+      const std::int64_t left = rows.depth - from;
+      for (int e = block.thread(); e < Edge * (Depth / kPiece); e += Threads) {
+        const int r = e / (Depth / kPiece), k = e % (Depth / kPiece) * kPiece;
+        const bool valid = r < x.count && k < left;
+        block.template copy<16>(to + r * Pitch + k, data + (valid ? x.offsets[r] + k : 0), valid);
+      }
+      return;
+    }
+    const auto scale = static_cast<T>(rows.scale);
+    for (int e = block.thread(); e < Edge * Depth; e += Threads) {
+      const int k = rows.across ? e / Edge : e % Depth, r = rows.across ? e % Edge : e / Depth;
+      const bool valid = r < x.count && from + k < rows.depth;
+      const std::int64_t at = valid ? x.offsets[r] + rows.along(from + k) : 0;
+      T* const put = to + r * Pitch + k;
+      if (rows.access == Access::elements) {
+        block.template copy<sizeof(T)>(put, static_cast<const T*>(rows.data) + at, valid);
+      } else {
+        *put = valid ? element<T>(rows.data, rows.dtype, at) * scale : T(0);
+      }
+    }
+  }
+};
+
+}  // namespace fastfisher::cuda
