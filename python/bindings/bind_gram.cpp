@@ -9,10 +9,10 @@ namespace fastfisher::python {
 namespace py = pybind11;
 namespace {
 
-GramOptions options_of(int outputs, bool exact, bool batched, std::int64_t memory_limit) {
+GramOptions options_of(int outputs, int precision, bool batched, std::int64_t memory_limit) {
   GramOptions options;
   options.outputs = static_cast<GramOutputs>(outputs);
-  options.precision = exact ? GramPrecision::exact : GramPrecision::highest;
+  options.precision = static_cast<GramPrecision>(precision);
   options.batched = batched;
   options.memory_limit = memory_limit;
   return options;
@@ -23,7 +23,7 @@ GramOptions options_of(int outputs, bool exact, bool batched, std::int64_t memor
 void register_gram(py::module_& module) {
   // From shapes alone: the arrays are borrowed once, by gram itself.
   module.def("gram_workspace", [](const py::list& left, const py::list& right, int dtype, bool cuda,
-                                  int outputs, bool exact, bool batched, std::int64_t memory_limit,
+                                  int outputs, int precision, bool batched, std::int64_t memory_limit,
                                   int threads) {
     Context context;
     context.threads = threads;
@@ -31,7 +31,7 @@ void register_gram(py::module_& module) {
     const GramEstimate estimate =
         gram_workspace(context, layer_shapes(left, static_cast<DType>(dtype), context.device),
                        layer_shapes(right, static_cast<DType>(dtype), context.device),
-                       options_of(outputs, exact, batched, memory_limit));
+                       options_of(outputs, precision, batched, memory_limit));
     py::list choices;
     for (const GramChoice& choice : estimate.layers) {
       choices.append(
@@ -41,7 +41,7 @@ void register_gram(py::module_& module) {
   });
   module.def("gram",
              [](const py::list& left, const py::list& right, const py::handle& out,
-                const py::handle& workspace, const py::handle& progress, int outputs, bool exact,
+                const py::handle& workspace, const py::handle& progress, int outputs, int precision,
                 bool batched, std::int64_t memory_limit, std::intptr_t stream, int threads) {
                const Layers in_left(left, "left", stream), in_right(right, "right", stream);
                const Borrowed result = borrow(out, "out", Access::write, stream);
@@ -54,7 +54,7 @@ void register_gram(py::module_& module) {
                {
                  const py::gil_scoped_release without_gil;
                  report = gram(context, in_left.layers, in_right.layers,
-                               options_of(outputs, exact, batched, memory_limit), result.ref());
+                               options_of(outputs, precision, batched, memory_limit), result.ref());
                }
                return py::make_tuple(static_cast<int>(report.kind), report.side, report.layer,
                                      report.argument, report.index, report.network);

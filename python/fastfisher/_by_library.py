@@ -17,14 +17,13 @@ from fastfisher import _native
 from fastfisher._arrays import (
     Array,
     device_name,
-    dtype_name,
     namespace,
     result_dtype,
     to_dtype,
 )
 from fastfisher._layer import Layer
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense
+from fastfisher.factors import Dense, Explicit
 
 
 def is_needed(layers: Sequence[Layer]) -> bool:
@@ -33,8 +32,8 @@ def is_needed(layers: Sequence[Layer]) -> bool:
         return False
     native = bool(_native.build_info()["backends"]["cuda"]["available"])
     return not native or any(
-        type(layer) is not Dense or layer.batch is not None for layer in layers
-    ) or result_dtype(layers[0].g) != dtype_name(layers[0].g)  # fmt: skip
+        type(layer) not in (Dense, Explicit) or layer.batch is not None for layer in layers
+    )
 
 
 def gram(

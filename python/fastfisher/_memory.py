@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastfisher._arrays import dtype_name, library, result_dtype
+from fastfisher._arrays import device_name, dtype_name, library, result_dtype
 from fastfisher._layer import Layer
 from fastfisher.factors import Dense
 
 DEFAULT_MEMORY = 48 << 20
+_DEVICE_SCRATCH = 1 << 30
 _MOST_MEMORY = 2**62
 _BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -50,6 +51,8 @@ def scratch_bytes(
 ) -> int:
     """Bytes of scratch memory: gradients that are formed in slices like it large."""
     given = memory_bytes(limit)
+    if limit is None and device_name(left[0].g) != "cpu":
+        return _DEVICE_SCRATCH
     if limit is not None or all(type(layer) is Dense for layer in left):
         return given
     factors = sum(layer_bytes(layer) for layer in (*left, *(right or ())))

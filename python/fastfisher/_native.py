@@ -15,6 +15,7 @@ from fastfisher import _core
 from fastfisher._arrays import Array, dtype_name, scratch, stream_of
 
 GRAM_OUTPUTS = {"full": 0, "trace": 1, "diagonal": 2}
+PRECISIONS = {"highest": 0, "high": 0, "exact": 1, "medium": 2}
 GRAM_METHODS = ("S0", "S1", "S2", "S3", "S4")
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 OK, NON_FINITE, OVERFLOW = 0, 1, 2
@@ -50,7 +51,7 @@ def gram(
     out: Array,
     *,
     outputs: str,
-    exact: bool,
+    precision: str,
     method: str,
     memory_limit: int,
     threads: int,
@@ -68,7 +69,7 @@ def gram(
             DTYPES[dtype_name(left[0][2])],
             stream != 0,
             kind,
-            exact,
+            PRECISIONS[precision],
             batched,
             memory_limit,
             threads,
@@ -82,7 +83,7 @@ def gram(
         workspace,
         progress,
         kind,
-        exact,
+        PRECISIONS[precision],
         batched,
         memory_limit,
         stream,

@@ -27,7 +27,7 @@ def test_workspace_crosses_by_dlpack(rng) -> None:
 
     def call(workspace):
         layer = (0, a, g, None, False, None, -1)
-        return core.gram([layer], [], out, workspace, None, 1, False, False, 1 << 24, 0, 1)
+        return core.gram([layer], [], out, workspace, None, 1, 0, False, 1 << 24, 0, 1)
 
     assert call(torch.empty(1 << 20, dtype=torch.uint8))[0] == 0
     np.testing.assert_array_equal(out, ff.gram(a, g, outputs="trace"))
