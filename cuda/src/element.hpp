@@ -67,11 +67,40 @@ FF_HD T element(const void* data, DType dtype, std::int64_t at) {
   }
 }
 
-// x = high + low to 22 bits, each of TF32's 11, rounded to nearest: tensor cores read no more of a
-// float than that. The low 13 bits of `low` are rubbish that they do not see.
-FF_HD inline void split(float x, float& high, float& low) {
-  high = float_of((bits_of(x) + 0x1000U) & 0xffffe000U);
-  low = float_of(bits_of(x - high) + 0x1000U);
+// Two floats rounded to bfloat16, the first in the low half.
+FF_HD inline std::uint32_t pair_of(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t pair = 0;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  const auto nearest = [](float x) {  // ties to even
+    const std::uint32_t bits = bits_of(x);
+    return (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
+  };
+  return nearest(first) | nearest(second) << 16;
+#endif
+}
+
+// Each of two floats as a sum of three bfloat16, which leaves out 2^-27 of it at most.
+inline constexpr int kTerms = 3;
+FF_HD inline void split(float first, float second, std::uint32_t (&pairs)[kTerms]) {
+  FF_UNROLL
+  for (int k = 0; k < kTerms; ++k) {
+    pairs[k] = pair_of(first, second);
+    first -= float_of(pairs[k] << 16);
+    second -= float_of(pairs[k] & 0xffff0000U);
+  }
+}
+
+// Products of two such sums, the small ones first: those left out are 2^-26 of the whole.
+inline constexpr int kProducts = 6;
+struct TermPair {
+  int x, y;
+};
+FF_HD constexpr TermPair term_pair(int product) {
+  constexpr TermPair kPairs[kProducts] = {{2, 0}, {1, 1}, {0, 2}, {1, 0}, {0, 1}, {0, 0}};
+  return kPairs[product];
 }
 
 }  // namespace fastfisher::cuda

@@ -33,17 +33,19 @@ namespace fastfisher::cuda {
 namespace {
 
 constexpr std::int64_t kAlign = 256;
-constexpr std::int64_t kEdge = 128;  // of a tile; strips of samples are multiples of it
+constexpr int kEdge = 128;  // of a tile; strips of samples are multiples of it
 
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
 // The workspace: what the scans find and the overflow flag; layers, each also as the problem of its
-// inner products; a slot of scratch a block; inner products of a strip of samples.
+// inner products; a slot of scratch a block; packed rows where the device takes them and there is
+// room; inner products of a strip of samples.
 struct Layout {
-  std::int64_t scans_at, layers_at, slots_at, strip_at, bytes;
+  std::int64_t scans_at, layers_at, slots_at, panels_at, strip_at, bytes;
   std::int64_t strip = 0;  // samples at a time
+  bool packed = false;
 
   Layout(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
          const GramOptions& options, int device) {
@@ -53,8 +55,36 @@ struct Layout {
     scans_at = kAlign;  // to make up for where the workspace begins
     layers_at = scans_at + aligned(6 * count * std::int64_t{sizeof(ScanFound)} + 8);
     slots_at = layers_at + aligned(2 * count * std::int64_t{sizeof(Layer)});
-    strip_at = slots_at + gram_blocks(device) * gram_slot_bytes(wide);
-    bytes = strip_at;
+    panels_at = slots_at + gram_blocks(device) * gram_slot_bytes(wide);
+    place_strip(left, right, options, problem, wide, panels_at);
+    // Packing pays where the rows fill tiles.
+    const bool pays = std::min(problem.rows, problem.cols) >= kEdge;
+    if (wide || options.precision == GramPrecision::medium || size_of(left.front().g.dtype) == 2 ||
+        !pays || !gram_has_hopper()) {
+      return;
+    }
+    std::int64_t panels = 0;
+    for (const auto side : {left, right}) {
+      for (const LayerFactors& layer : side) {
+        for (const PackProblem& packing : pack_problems(layer, options.outputs))
+          panels += panels_bytes<kEdge>(packing);
+      }
+    }
+    const std::int64_t before = bytes;
+    const std::int64_t strip_before = strip;
+    place_strip(left, right, options, problem, wide, panels_at + panels);
+    packed = bytes <= options.memory_limit;
+    if (packed) return;
+    strip_at = panels_at;
+    bytes = before;
+    strip = strip_before;
+  }
+
+ private:
+  void place_strip(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
+                   const GramOptions& options, const Problem& problem, bool wide, std::int64_t at) {
+    strip = 0;
+    bytes = strip_at = at;
     const auto dense = std::count_if(left.begin(), left.end(), [](const LayerFactors& layer) {
       return layer.form == LayerForm::dense;
     });
@@ -63,7 +93,7 @@ struct Layout {
     const std::int64_t others = right.empty() ? samples : sizes_of(right.front()).samples;
     const std::int64_t row = std::max<std::int64_t>(dense * others, 1) * (wide ? 8 : 4);
     const std::int64_t room = std::max<std::int64_t>(options.memory_limit - strip_at, 0) / row;
-    strip = std::max(room / kEdge * kEdge, kEdge);
+    strip = std::max<std::int64_t>(room / kEdge * kEdge, kEdge);
     if (strip >= samples) strip = samples;
     bytes += strip * row;
   }
@@ -101,10 +131,37 @@ struct Work {
     return reinterpret_cast<ScanFound*>(base + layout.scans_at + 8);
   }
   void tiles(const Problem& problem, const Layer* layers, const Layout& layout) const {
-    const auto launch = wide ? gram_tiles_double : medium ? gram_tiles_medium : gram_tiles_highest;
+    const auto launch = layout.packed ? gram_tiles_hopper
+                        : wide        ? gram_tiles_double
+                        : medium      ? gram_tiles_medium
+                                      : gram_tiles_highest;
     launch(problem, layers, base + layout.slots_at, overflow(layout), stream);
   }
 };
+
+// Rows of all layers to panels, which `layers` then name.
+void pack_all(const Work& work, const Layout& layout, std::span<const LayerFactors> left,
+              std::span<const LayerFactors> right, GramOutputs outputs,
+              std::vector<Layer>& layers) {
+  std::byte* to = work.base + layout.panels_at;
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    for (std::size_t side = 0; side < (right.empty() ? 1U : 2U); ++side) {
+      for (PackProblem& problem : pack_problems(side == 0 ? left[k] : right[k], outputs)) {
+        Rows& rows = problem.inputs ? layers[k].a[side] : layers[k].g[side];
+        problem.rows = rows;
+        problem.out = to;
+        pack(problem, work.stream);
+        rows.panels = to;
+        rows.panels_stride =
+            panels_bytes<kEdge>(problem) / std::max<std::int64_t>(problem.planes, 1);
+        to += panels_bytes<kEdge>(problem);
+      }
+    }
+    if (!right.empty()) continue;
+    layers[k].a[1] = layers[k].a[0];
+    layers[k].g[1] = layers[k].g[0];
+  }
+}
 
 GramReport run(const Context& ctx, std::span<const LayerFactors> left,
                std::span<const LayerFactors> right, const GramOptions& options, const ArrayRef& out,
@@ -138,6 +195,7 @@ GramReport run(const Context& ctx, std::span<const LayerFactors> left,
     layers.push_back(layer_of(left[k], square ? left[k] : right[k], exponents[k],
                               exponents[square ? k : left.size() + k], options.outputs, work.wide));
   }
+  if (layout.packed) pack_all(work, layout, left, right, options.outputs, layers);
   Problem problem = problem_of(left, right, options.outputs, out);
   problem.layers = static_cast<int>(layers.size());
   auto* const on_device = reinterpret_cast<Layer*>(work.base + layout.layers_at);
@@ -182,7 +240,7 @@ std::int64_t gram_blocks(int device) {
 }
 
 std::int64_t gram_slot_bytes(bool wide) {
-  return kEdge * kEdge * (8 + (wide ? 8 : 4));
+  return std::int64_t{kEdge} * kEdge * (8 + (wide ? 8 : 4));
 }
 
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,

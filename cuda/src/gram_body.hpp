@@ -57,14 +57,14 @@ struct Problem {
   Target target;
 };
 
-// Scratch of one block: a double and a T for every entry of its tile.
-template <class Config>
+// Tiles of a problem, their products by `Product`. Scratch of one block: a double and a T for every
+// entry of its tile.
+template <class Product>
 struct GramTile {
-  using Product = TileProduct<Config>;
-  using T = typename Config::T;
+  using T = typename Product::T;
   using Sums = typename Product::Sums;
   static constexpr int kThreads = Product::kThreads;
-  static constexpr int kEdge = Product::kEdge;
+  static constexpr int kEdge = Product::kEdge, kEntries = Product::kEntries;
   static constexpr std::int64_t kSlotBytes =
       std::int64_t{kEdge} * kEdge * (sizeof(double) + sizeof(T));
 
@@ -124,7 +124,7 @@ struct GramTile {
   // `slot`: scratch of this block; unused when each plane has one layer and no inner product is
   // computed.
   template <WarpContext Block>
-  FF_HD static void run(const Block& block, Shared& shared, T* ring, int stages,
+  FF_HD static void run(const Block& block, Shared& shared, Product& product,
                         const Problem& problem, const Layer* layers, std::byte* slots,
                         std::uint64_t* overflow) {
     const std::int64_t tiles = tiles_of(problem), a_plane = plane_tiles(problem);
@@ -132,18 +132,42 @@ struct GramTile {
     for (std::int64_t index = block.index(); index < tiles; index += block.blocks()) {
       std::int64_t i = 0, j = 0;
       place(problem, index % a_plane, i, j);
-      tile(block, shared, ring, stages, problem, layers, slot, overflow, index / a_plane, i * kEdge,
+      tile(block, shared, product, problem, layers, slot, overflow, index / a_plane, i * kEdge,
            j * kEdge);
     }
   }
 
+  // use(sides, tile row, tile column, plane) of every product that run() makes, in its order.
+  template <BlockContext Block, class Use>
+  FF_HD static void each_product(const Block& block, const Problem& problem, const Layer* layers,
+                                 const Use& use) {
+    const std::int64_t tiles = tiles_of(problem), a_plane = plane_tiles(problem);
+    for (std::int64_t index = block.index(); index < tiles; index += block.blocks()) {
+      std::int64_t i = 0, j = 0;
+      place(problem, index % a_plane, i, j);
+      const std::int64_t plane = index / a_plane;
+      const int first = first_layer(problem, plane), last = last_layer(problem, plane);
+      for (int layer = first; layer < last; ++layer) {
+        if (layers[layer].inner == Inner::computed) use(layers[layer].a, i, j, 0);
+        use(layers[layer].g, i, j, problem.layer_planes ? 0 : plane);
+      }
+    }
+  }
+
  private:
+  FF_HD static int first_layer(const Problem& problem, std::int64_t plane) {
+    return problem.layer_planes ? static_cast<int>(plane) : 0;
+  }
+  FF_HD static int last_layer(const Problem& problem, std::int64_t plane) {
+    return problem.layer_planes ? static_cast<int>(plane) + 1 : problem.layers;
+  }
+
   FF_HD static int at_most_edge(std::int64_t count) {
     return count < kEdge ? static_cast<int>(count) : kEdge;
   }
 
   template <WarpContext Block>
-  FF_HD static void tile(const Block& block, Shared& shared, T* ring, int stages,
+  FF_HD static void tile(const Block& block, Shared& shared, Product& product,
                          const Problem& problem, const Layer* layers, std::byte* slot,
                          std::uint64_t* overflow, std::int64_t plane, std::int64_t row,
                          std::int64_t col) {
@@ -163,82 +187,72 @@ struct GramTile {
       shared.sample_row[r] = static_cast<int>(y / problem.left_outputs - n);
       shared.sample_col[r] = static_cast<int>(x / problem.right_outputs - m);
     }
+    if constexpr (Product::kPanels) block.sync();  // other products have a barrier of their own
 
-    const int first = problem.layer_planes ? static_cast<int>(plane) : 0;
-    const int last = problem.layer_planes ? first + 1 : problem.layers;
+    const int first = first_layer(problem, plane), last = last_layer(problem, plane);
     double* const totals = reinterpret_cast<double*>(slot) + block.thread();
     T* const inners = reinterpret_cast<T*>(slot + std::int64_t{kEdge} * kEdge * 8) + block.thread();
     Sums sums;
     for (int index = first; index < last; ++index) {
       const Layer& layer = layers[index];
       if (layer.inner == Inner::computed) {
-        product(block, shared, ring, stages, layer.a, row, rows, col, cols, 0, sums);
-        each([&](int i, int j, int e) { inners[at(i, j, e)] = sums[i][j][e]; });
+        multiply(block, shared, product, layer.a, row, rows, col, cols, 0, sums);
+        FF_UNROLL
+        for (int x = 0; x < kEntries; ++x) inners[at(x)] = Product::entry(sums, x);
       }
       const std::int64_t planes = problem.layer_planes ? 0 : plane;
-      product(block, shared, ring, stages, layer.g, row, rows, col, cols, planes, sums);
+      multiply(block, shared, product, layer.g, row, rows, col, cols, planes, sums);
       const auto* stored = static_cast<const T*>(layer.stored);
       if (layer.inner == Inner::stored)
         stored += (n - layer.stored_first) * layer.stored_stride + m;
-      each([&](int i, int j, int e) {
-        double value = static_cast<double>(sums[i][j][e]);
+      FF_UNROLL
+      for (int x = 0; x < kEntries; ++x) {
+        const int r = Product::row_of(block.thread(), x), q = Product::col_of(block.thread(), x);
+        auto value = static_cast<double>(Product::entry(sums, x));
         if (layer.inner != Inner::none) {
-          const int r = Product::row_of(block.thread(), i, e),
-                    q = Product::col_of(block.thread(), j, e);
           const T inner =
               layer.inner == Inner::computed
-                  ? inners[at(i, j, e)]
+                  ? inners[at(x)]
                   : stored[shared.sample_row[r] * layer.stored_stride + shared.sample_col[q]];
           value *= static_cast<double>(inner) + layer.fold_bias;
         }
         value *= layer.fold_scale;
-        if (index > first) value += totals[at(i, j, e)];
+        if (index > first) value += totals[at(x)];
         if (index + 1 < last) {
-          totals[at(i, j, e)] = value;
+          totals[at(x)] = value;
         } else {
-          store(block, shared, problem, plane, row, rows, col, cols, i, j, e, value, overflow);
+          store(block, shared, problem, plane, row, rows, col, cols, r, q, value, overflow);
         }
-      });
-    }
-  }
-
-  // Neighbouring threads, neighbouring places.
-  FF_HD static std::int64_t at(int i, int j, int e) {
-    return ((i * Product::kAcross + j) * 4 + e) * kThreads;
-  }
-
-  template <class Use>
-  FF_HD static void each(const Use& use) {
-    FF_UNROLL
-    for (int i = 0; i < Product::kDown; ++i) {
-      FF_UNROLL
-      for (int j = 0; j < Product::kAcross; ++j) {
-        FF_UNROLL
-        for (int e = 0; e < 4; ++e) use(i, j, e);
       }
     }
   }
 
+  // Neighbouring threads, neighbouring places.
+  FF_HD static std::int64_t at(int x) { return static_cast<std::int64_t>(x) * kThreads; }
+
   template <WarpContext Block>
-  FF_HD static void product(const Block& block, Shared& shared, T* ring, int stages,
-                            const Rows (&sides)[2], std::int64_t row, int rows, std::int64_t col,
-                            int cols, std::int64_t plane, Sums& sums) {
-    block.sync();  // the product before has been read
-    for (int r = block.thread(); r < kEdge; r += kThreads) {
-      if (r < rows) shared.left_rows[r] = sides[0].row(row + r) + plane * sides[0].plane_stride;
-      if (r < cols) shared.right_rows[r] = sides[1].row(col + r) + plane * sides[1].plane_stride;
+  FF_HD static void multiply(const Block& block, Shared& shared, Product& product,
+                             const Rows (&sides)[2], std::int64_t row, int rows, std::int64_t col,
+                             int cols, std::int64_t plane, Sums& sums) {
+    if constexpr (Product::kPanels) {
+      product.run(block, sides, row / kEdge, col / kEdge, plane, sums);
+    } else {
+      block.sync();  // the product before has been read
+      for (int r = block.thread(); r < kEdge; r += kThreads) {
+        if (r < rows) shared.left_rows[r] = sides[0].row(row + r) + plane * sides[0].plane_stride;
+        if (r < cols) shared.right_rows[r] = sides[1].row(col + r) + plane * sides[1].plane_stride;
+      }
+      block.sync();
+      product.run(block, {&sides[0], shared.left_rows, rows}, {&sides[1], shared.right_rows, cols},
+                  sums);
     }
-    block.sync();
-    Product::run(block, ring, stages, {&sides[0], shared.left_rows, rows},
-                 {&sides[1], shared.right_rows, cols}, sums);
   }
 
   // An entry, and when square the mirror image of one below the diagonal.
   template <WarpContext Block>
   FF_HD static void store(const Block& block, const Shared& shared, const Problem& problem,
                           std::int64_t plane, std::int64_t row, int rows, std::int64_t col,
-                          int cols, int i, int j, int e, double value, std::uint64_t* overflow) {
-    const int y = Product::row_of(block.thread(), i, e), x = Product::col_of(block.thread(), j, e);
+                          int cols, int y, int x, double value, std::uint64_t* overflow) {
     const std::int64_t r = row + y, q = col + x;
     if (y >= rows || x >= cols || r < problem.first_row || (problem.square && q > r)) return;
     const Target& target = problem.target;

@@ -5,7 +5,7 @@ namespace fastfisher::cuda {
 
 void gram_tiles_double(const Problem& problem, const Layer* layers, std::byte* slots,
                        std::uint64_t* overflow, cudaStream_t stream) {
-  gram_launch<GramTile<WideTile<double, 1>>>(problem, layers, slots, overflow, stream);
+  gram_launch<WideTile<DoubleSteps>>(problem, layers, slots, overflow, stream);
 }
 
 }  // namespace fastfisher::cuda

@@ -5,7 +5,7 @@ namespace fastfisher::cuda {
 
 void gram_tiles_highest(const Problem& problem, const Layer* layers, std::byte* slots,
                         std::uint64_t* overflow, cudaStream_t stream) {
-  gram_launch<GramTile<WideTile<float, 3>>>(problem, layers, slots, overflow, stream);
+  gram_launch<WideTile<TripleSteps>>(problem, layers, slots, overflow, stream);
 }
 
 }  // namespace fastfisher::cuda

@@ -5,7 +5,7 @@ namespace fastfisher::cuda {
 
 void gram_tiles_medium(const Problem& problem, const Layer* layers, std::byte* slots,
                        std::uint64_t* overflow, cudaStream_t stream) {
-  gram_launch<GramTile<WideTile<float, 1>>>(problem, layers, slots, overflow, stream);
+  gram_launch<WideTile<Tf32Steps>>(problem, layers, slots, overflow, stream);
 }
 
 }  // namespace fastfisher::cuda

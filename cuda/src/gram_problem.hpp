@@ -6,6 +6,7 @@
 
 #include "fastfisher/ops.hpp"
 #include "gram_body.hpp"
+#include "panel_body.hpp"
 #include "scan_body.hpp"
 
 #include <algorithm>
@@ -237,6 +238,28 @@ inline Layer layer_of(const LayerFactors& left, const LayerFactors& right, Expon
   // Beyond float64's range every entry over- or underflows whatever the exact exponent.
   layer.fold_scale = std::ldexp(1.0, std::clamp(-total, -1020, 1020));
   return layer;
+}
+
+/// What is packed of a layer.
+inline std::vector<PackProblem> pack_problems(const LayerFactors& layer, GramOutputs outputs) {
+  const LayerSizes sizes = sizes_of(layer);
+  std::vector<PackProblem> problems;
+  if (layer.form == LayerForm::dense) {
+    PackProblem& inputs = problems.emplace_back();
+    inputs.rows = rows_of_a(layer.a);
+    inputs.count = sizes.samples;
+    inputs.inputs = true;
+  }
+  PackProblem& cotangents = problems.emplace_back();
+  cotangents.rows = rows_of_g(layer.g, outputs);
+  cotangents.count = sizes.samples * (outputs == GramOutputs::full ? sizes.outputs : 1);
+  if (outputs == GramOutputs::diagonal) cotangents.planes = sizes.outputs;
+  return problems;
+}
+
+template <int Edge>
+std::int64_t panels_bytes(const PackProblem& problem) {
+  return problem.planes * Panels<Edge>::bytes(problem.count, problem.rows.depth);
 }
 
 /// Samples [from, to) of the left, and where the inner products of their inputs go: [layer, to -

@@ -10,19 +10,21 @@
 
 namespace fastfisher::cuda {
 
-template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
+template <class Product>
+__global__ void __launch_bounds__(Product::kThreads, 1)
     gram_kernel(const __grid_constant__ Problem problem, const Layer* __restrict__ layers,
                 int stages, std::byte* slots, std::uint64_t* overflow) {
+  using Tile = GramTile<Product>;
   __shared__ typename Tile::Shared shared;
   extern __shared__ __align__(16) unsigned char ring[];
-  Tile::run(DeviceBlock{}, shared, reinterpret_cast<typename Tile::T*>(ring), stages, problem,
-            layers, slots, overflow);
+  Product product{reinterpret_cast<typename Product::T*>(ring), stages};
+  Tile::run(DeviceBlock{}, shared, product, problem, layers, slots, overflow);
 }
 
-template <class Tile>
+template <class Product>
 void gram_launch(const Problem& problem, const Layer* layers, std::byte* slots,
                  std::uint64_t* overflow, cudaStream_t stream) {
+  using Tile = GramTile<Product>;
   const std::int64_t tiles = Tile::tiles_of(problem);
   if (tiles == 0) return;
   int device = 0, most = 0;
@@ -30,12 +32,13 @@ void gram_launch(const Problem& problem, const Layer* layers, std::byte* slots,
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "gram",
         "asking for the shared memory of a block");
   most -= static_cast<int>(sizeof(typename Tile::Shared)) + 1024;
-  const int stages = std::clamp(most / Tile::Product::kStageBytes, 2, 4);
-  const int bytes = stages * Tile::Product::kStageBytes;
-  check(cudaFuncSetAttribute(gram_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  const int stages = std::clamp(most / Product::kStageBytes, 2, 4);
+  const int bytes = stages * Product::kStageBytes;
+  check(cudaFuncSetAttribute(gram_kernel<Product>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             bytes),
         "gram", "asking for shared memory");
   const auto blocks = static_cast<unsigned>(std::min(tiles, gram_blocks(device)));
-  gram_kernel<Tile><<<blocks, Tile::kThreads, static_cast<std::size_t>(bytes), stream>>>(
+  gram_kernel<Product><<<blocks, Tile::kThreads, static_cast<std::size_t>(bytes), stream>>>(
       problem, layers, stages, slots, overflow);
   check_launch("gram", stream);
 }

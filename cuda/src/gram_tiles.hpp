@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gram_problem.hpp"
+#include "panel_body.hpp"
 
 #include <cuda_runtime_api.h>
 
@@ -11,11 +12,18 @@ namespace fastfisher::cuda {
 
 /// All tiles of a problem; `slots` is scratch for gram_blocks() blocks.
 void gram_tiles_highest(const Problem& problem, const Layer* layers, std::byte* slots,
-                        std::uint64_t* overflow, cudaStream_t stream);  // float, three TF32
+                        std::uint64_t* overflow, cudaStream_t stream);  // float, three bfloat16
+void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* slots,
+                       std::uint64_t* overflow, cudaStream_t stream);  // the same of packed rows
 void gram_tiles_medium(const Problem& problem, const Layer* layers, std::byte* slots,
                        std::uint64_t* overflow, cudaStream_t stream);  // float, one TF32
 void gram_tiles_double(const Problem& problem, const Layer* layers, std::byte* slots,
                        std::uint64_t* overflow, cudaStream_t stream);
+
+/// Whether the current device runs gram_tiles_hopper.
+bool gram_has_hopper();
+/// Packs rows for it.
+void pack(const PackProblem& problem, cudaStream_t stream);
 
 /// Blocks of a launch at most, each with a slot of scratch.
 std::int64_t gram_blocks(int device);

@@ -32,6 +32,15 @@ struct DeviceBlock {
                    "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
   }
 
+  __device__ void mma(float (&d)[4], const std::uint32_t (&a)[4],
+                      const std::uint32_t (&b)[2]) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+
   __device__ void mma(double (&d)[4], const double (&a)[4], const double (&b)[2]) const {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "

@@ -6,6 +6,7 @@
 
 #include "element.hpp"
 
+#include <cstddef>
 #include <cstdint>
 
 namespace fastfisher::cuda {
@@ -25,8 +26,10 @@ struct Rows {
   std::int64_t inner = 1, outer_stride = 0, inner_stride = 0;
   std::int64_t run = 1, run_stride = 0, depth_stride = 0;
   std::int64_t depth = 0;
-  std::int64_t plane_stride = 0;  // outputs = diagonal: plane c starts c of these further on
-  double scale = 1;               // power of two that entries are multiplied with when read
+  std::int64_t plane_stride = 0;      // outputs = diagonal: plane c starts c of these further on
+  double scale = 1;                   // power of two that entries are multiplied with when read
+  const std::byte* panels = nullptr;  // the same rows packed, see panel_body.hpp, or null
+  std::int64_t panels_stride = 0;     // bytes from plane to plane
 
   [[nodiscard]] FF_HD std::int64_t row(std::int64_t r) const {
     return inner == 1 ? r * outer_stride : r / inner * outer_stride + r % inner * inner_stride;

@@ -2,65 +2,53 @@
 //
 // The product of two stretches of rows, sums[r][q] = <x[r], y[q]>, by one block on tensor cores.
 //
-// Warps lie in a grid over the tile, each with Config::kDown x Config::kAcross products of 16 x 8.
-// Chunks of the depth pass through a ring of buffers in shared memory while earlier ones are
-// multiplied. float: three TF32 products x_high y_high + x_high y_low + x_low y_high (kTerms = 3),
-// short of a float32 product by x_low y_low, some 2^-23 of it, or the first alone (kTerms = 1,
-// TF32, for numbers that are no longer than that). Tensor cores round float32 sums towards zero:
-// they add up one chunk at most, whose sum is added to the others' rounded to nearest.
+// Warps lie in a grid over the tile, each with Down x Across products of 16 x 8. Chunks of the
+// depth pass through a ring of buffers in shared memory while earlier ones are multiplied. Tensor
+// cores round float32 sums towards zero: they add up one chunk at most, whose sum is added to the
+// others' rounded to nearest.
 #pragma once
 
 #include "rows.hpp"
+#include "tile_steps.hpp"
 
 #include <cstdint>
-#include <type_traits>
 
 namespace fastfisher::cuda {
 
-// Warps and products of a block: 128 x 128 entries, 64 a thread.
-template <class Number, int Terms>
-struct WideTile {
-  using T = Number;
-  static constexpr int kTerms = Terms;
-  static constexpr int kWarpsDown = 2, kWarpsAcross = 4;  // of the tile
-  static constexpr int kDown = 4, kAcross = 4;            // products of a warp
-  static constexpr int kDepth = sizeof(T) == 4 ? 32 : 16;
-};
-
-template <class Config>
+template <class Steps, int WarpsDown, int WarpsAcross, int Down, int Across>
 struct TileProduct {
-  using T = typename Config::T;
-  static constexpr int kThreads = 32 * Config::kWarpsDown * Config::kWarpsAcross;
-  static constexpr int kDown = Config::kDown, kAcross = Config::kAcross;
-  static constexpr int kEdge = 16 * kDown * Config::kWarpsDown;
-  static_assert(kEdge == 8 * kAcross * Config::kWarpsAcross, "tiles must be square");
-  static constexpr int kDepth = Config::kDepth;
-  // 4 more than a power of two: the lanes of a warp read from different banks.
-  static constexpr int kPitch = kDepth + 4;
+  using T = typename Steps::T;
+  static constexpr int kThreads = 32 * WarpsDown * WarpsAcross;
+  static constexpr int kEdge = 16 * Down * WarpsDown;
+  static_assert(kEdge == 8 * Across * WarpsAcross, "tiles must be square");
+  static constexpr int kDepth = Steps::kDepth, kPitch = Steps::kPitch;
   static constexpr int kSide = kEdge * kPitch;
   static constexpr int kStageBytes = 2 * kSide * static_cast<int>(sizeof(T));
-  using Sums = T[kDown][kAcross][4];
+  static constexpr int kEntries = Down * Across * 4;  // of a thread
+  static constexpr bool kPanels = false;
+  using Sums = T[Down][Across][4];
 
-  // Row and column in the tile of the thread's entry e of the product (i, j).
-  FF_HD static int row_of(int thread, int i, int e) {
+  // Row and column in the tile of the thread's entry x.
+  FF_HD static int row_of(int thread, int x) {
     const int warp = thread / 32, lane = thread % 32;
-    return (warp / Config::kWarpsAcross * kDown + i) * 16 + lane / 4 + e / 2 * 8;
+    return (warp / WarpsAcross * Down + x / (4 * Across)) * 16 + lane / 4 + x % 4 / 2 * 8;
   }
-  FF_HD static int col_of(int thread, int j, int e) {
+  FF_HD static int col_of(int thread, int x) {
     const int warp = thread / 32, lane = thread % 32;
-    return (warp % Config::kWarpsAcross * kAcross + j) * 8 + lane % 4 * 2 + e % 2;
+    return (warp % WarpsAcross * Across + x / 4 % Across) * 8 + lane % 4 * 2 + x % 2;
+  }
+  FF_HD static T entry(const Sums& sums, int x) {
+    return sums[x / (4 * Across)][x / 4 % Across][x % 4];
   }
 
-  // `ring` holds 2 to 4 stages. Nobody may read what `ring` or the offsets held before.
+  T* ring;  // in shared memory: 2 to 4 stages
+  int stages;
+
+  // Nobody may read what `ring` or the offsets held before.
   template <WarpContext Block>
-  FF_HD static void run(const Block& block, T* ring, int stages, const Stretch& x, const Stretch& y,
-                        Sums& sums) {
+  FF_HD void run(const Block& block, const Stretch& x, const Stretch& y, Sums& sums) const {
     using Load = Stage<T, kEdge, kDepth, kPitch, kThreads>;
-    for (int i = 0; i < kDown; ++i) {
-      for (int j = 0; j < kAcross; ++j) {
-        for (int e = 0; e < 4; ++e) sums[i][j][e] = 0;
-      }
-    }
+    clear(sums);
     const std::int64_t chunks = (x.rows->depth + kDepth - 1) / kDepth;
     const auto load = [&](std::int64_t chunk, int slot) {
       if (chunk < chunks) {
@@ -90,67 +78,38 @@ struct TileProduct {
   }
 
  private:
+  FF_HD static void clear(Sums& sums) {
+    FF_UNROLL
+    for (int x = 0; x < kEntries; ++x) sums[x / (4 * Across)][x / 4 % Across][x % 4] = 0;
+  }
+
   template <WarpContext Block>
   FF_HD static void multiply(const Block& block, const T* x, const T* y, Sums& sums) {
     const int lane = block.thread() % 32, g = lane / 4, t = lane % 4;
-    x += row_of(block.thread(), 0, 0) * kPitch + t;
-    y += (col_of(block.thread(), 0, 0) - 2 * t + g) * kPitch + t;
-    if constexpr (std::is_same_v<T, double>) {
-      for (int k = 0; k < kDepth; k += 8) steps(block, x + k, y + k, sums);
+    x += row_of(block.thread(), 0) * kPitch + t * Steps::kLane;
+    y += (col_of(block.thread(), 0) - 2 * t + g) * kPitch + t * Steps::kLane;
+    if constexpr (Steps::kParts) {
+      Sums part;
+      clear(part);
+      steps(block, x, y, part);
+      FF_UNROLL
+      for (int e = 0; e < kEntries; ++e)
+        sums[e / (4 * Across)][e / 4 % Across][e % 4] += entry(part, e);
     } else {
-      Sums part = {};
-      FF_UNROLL
-      for (int k = 0; k < kDepth; k += 8) steps(block, x + k, y + k, part);
-      FF_UNROLL
-      for (int i = 0; i < kDown; ++i) {
-        FF_UNROLL
-        for (int j = 0; j < kAcross; ++j) {
-          FF_UNROLL
-          for (int e = 0; e < 4; ++e) sums[i][j][e] += part[i][j][e];
-        }
-      }
+      steps(block, x, y, sums);
     }
   }
 
-  // Depths k to k + 8.
   template <WarpContext Block>
   FF_HD static void steps(const Block& block, const T* x, const T* y, Sums& sums) {
-    constexpr bool kSplit = std::is_same_v<T, float> && Config::kTerms == 3;
-    T high_y[kAcross][2], low_y[kAcross][2];
     FF_UNROLL
-    for (int j = 0; j < kAcross; ++j) {
-      FF_UNROLL
-      for (int h = 0; h < 2; ++h)
-        take<kSplit>(y[j * 8 * kPitch + 4 * h], high_y[j][h], low_y[j][h]);
-    }
-    FF_UNROLL
-    for (int i = 0; i < kDown; ++i) {
-      T high_x[4], low_x[4];
-      FF_UNROLL
-      for (int h = 0; h < 4; ++h)
-        take<kSplit>(x[(i * 16 + h % 2 * 8) * kPitch + h / 2 * 4], high_x[h], low_x[h]);
-      // The small ones first; and neighbours in this order do not wait for each other.
-      if constexpr (kSplit) {
-        FF_UNROLL
-        for (int j = 0; j < kAcross; ++j) block.mma(sums[i][j], low_x, high_y[j]);
-        FF_UNROLL
-        for (int j = 0; j < kAcross; ++j) block.mma(sums[i][j], high_x, low_y[j]);
-      }
-      FF_UNROLL
-      for (int j = 0; j < kAcross; ++j) block.mma(sums[i][j], high_x, high_y[j]);
-    }
-  }
-
-  template <bool Split>
-  FF_HD static void take(T value, T& high, T& low) {
-    if constexpr (Split) {
-      split(value, high, low);
-    } else if constexpr (std::is_same_v<T, float>) {
-      high = float_of(bits_of(value) + 0x1000U);  // rounded: what is cut off does not matter
-    } else {
-      high = value;
-    }
+    for (int k = 0; k < kDepth; k += Steps::kStep)
+      Steps::template run<Down, Across>(block, x + k, y + k, sums);
   }
 };
+
+// 128 x 128 entries by 16 warps, 32 a thread.
+template <class Steps>
+using WideTile = TileProduct<Steps, 4, 4, 2, 4>;
 
 }  // namespace fastfisher::cuda

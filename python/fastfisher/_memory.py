@@ -52,7 +52,9 @@ def scratch_bytes(
     """Bytes of scratch memory: gradients that are formed in slices like it large."""
     given = memory_bytes(limit)
     if limit is None and device_name(left[0].g) != "cpu":
-        return _DEVICE_SCRATCH
+        # Room to pack the factors, half as large again, and for the inner products of inputs.
+        factors = sum(layer_bytes(layer) for layer in (*left, *(right or ())))
+        return _DEVICE_SCRATCH + 2 * factors
     if limit is not None or all(type(layer) is Dense for layer in left):
         return given
     factors = sum(layer_bytes(layer) for layer in (*left, *(right or ())))

@@ -47,6 +47,15 @@ struct HostBlock {
       return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xffffe000U);
     });
   }
+  void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
+    // Two products of depth 8: the first and the second of every pair.
+    for (const std::uint32_t shift : {16U, 0U}) {
+      float x[4], y[2];
+      for (int k = 0; k < 4; ++k) x[k] = std::bit_cast<float>(a[k] << shift & 0xffff0000U);
+      for (int k = 0; k < 2; ++k) y[k] = std::bit_cast<float>(b[k] << shift & 0xffff0000U);
+      mma(d, x, y);
+    }
+  }
   void mma(double (&d)[4], const double (&a)[4], const double (&b)[2]) const {
     exchange(d, a, b, [](double x) { return x; });
   }

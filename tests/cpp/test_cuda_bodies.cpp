@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -88,43 +90,113 @@ Side<T> draw_side(std::int64_t n, std::int64_t c, const std::vector<Size>& sizes
 }
 
 // One warp, and four that share a tile.
-template <class Number>
-struct OneWarp {
-  using T = Number;
-  static constexpr int kTerms = 3, kWarpsDown = 1, kWarpsAcross = 1, kDown = 1, kAcross = 2;
-  static constexpr int kDepth = 8;
-};
-template <class Number>
-struct FourWarps {
-  using T = Number;
-  static constexpr int kTerms = 3, kWarpsDown = 2, kWarpsAcross = 2, kDown = 1, kAcross = 2;
-  static constexpr int kDepth = 8;
+template <class Steps>
+using OneWarp = cuda::TileProduct<Steps, 1, 1, 1, 2>;
+template <class Steps>
+using FourWarps = cuda::TileProduct<Steps, 2, 2, 1, 2>;
+
+// Products of packed rows, one thread an entry: what Hopper's own does, without its tensor cores.
+struct PanelProduct {
+  using T = float;
+  using Panel = cuda::Panels<16>;
+  static constexpr bool kPanels = true;
+  static constexpr int kThreads = 32, kEdge = 16, kEntries = 8;
+  static constexpr int kStageBytes = 16;
+  using Sums = float[kEntries];
+  float* ring;
+  int stages;
+
+  static int row_of(int thread, int x) { return thread / 2 + 0 * x; }
+  static int col_of(int thread, int x) { return thread % 2 * 8 + x; }
+  static float entry(const Sums& sums, int x) { return sums[x]; }
+
+  void run(const HostBlock& block, const cuda::Rows (&sides)[2], std::int64_t i, std::int64_t j,
+           std::int64_t plane, Sums& sums) const {
+    const auto term = [](const std::byte* panel, int which, int r, int k) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, panel + which * Panel::kTermBytes + Panel::offset(r, k), sizeof bits);
+      return cuda::widen(BFloat16{bits});
+    };
+    for (int x = 0; x < kEntries; ++x) {
+      sums[x] = 0;
+      const int r = row_of(block.thread(), x), q = col_of(block.thread(), x);
+      for (std::int64_t chunk = 0; chunk < Panel::chunks(sides[0].depth); ++chunk) {
+        const std::byte* a = Panel::at(sides[0], plane, i) + chunk * Panel::kBytes;
+        const std::byte* b = Panel::at(sides[1], plane, j) + chunk * Panel::kBytes;
+        float part = 0;
+        for (int p = 0; p < cuda::kProducts; ++p) {
+          for (int k = 0; k < Panel::kDepth; ++k)
+            part += term(a, cuda::term_pair(p).x, r, k) * term(b, cuda::term_pair(p).y, q, k);
+        }
+        sums[x] += part;
+      }
+    }
+  }
 };
 
-template <class Config>
+// Each place of a term once, eight rows of a piece in different banks.
+void panel_offsets() {
+  using Panel = cuda::Panels<128>;
+  std::vector<bool> seen(Panel::kTermBytes);
+  for (int r = 0; r < 128; ++r) {
+    for (int k = 0; k < 32; ++k) {
+      const auto at = static_cast<std::size_t>(Panel::offset(r, k));
+      FF_CHECK(at % 2 == 0 && !seen[at]);
+      seen[at] = true;
+    }
+  }
+  for (int k = 0; k < 32; k += 8) {
+    std::vector<int> banks;
+    for (int r = 0; r < 8; ++r) banks.push_back(Panel::offset(r, k) / 16 % 8);
+    std::sort(banks.begin(), banks.end());
+    FF_CHECK(std::unique(banks.begin(), banks.end()) == banks.end());
+  }
+}
+
+// Rows of all layers to panels, as gram.cpp has it.
+void pack_all(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
+              GramOutputs outputs, std::vector<cuda::Layer>& layers,
+              std::vector<std::vector<cuda::Quad>>& memory) {
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    for (std::size_t side = 0; side < (right.empty() ? 1U : 2U); ++side) {
+      for (auto& problem : cuda::pack_problems(side == 0 ? left[k] : right[k], outputs)) {
+        cuda::Rows& rows = problem.inputs ? layers[k].a[side] : layers[k].g[side];
+        problem.rows = rows;
+        const std::int64_t bytes = cuda::panels_bytes<16>(problem);
+        memory.emplace_back(static_cast<std::size_t>(bytes / 16));
+        problem.out = reinterpret_cast<std::byte*>(memory.back().data());
+        using Pack = cuda::Pack<16>;
+        launch<Pack>(2, [&](const HostBlock& block, Pack::Shared&) { Pack::run(block, problem); });
+        rows.panels = problem.out;
+        rows.panels_stride = bytes / problem.planes;
+      }
+    }
+    if (!right.empty()) continue;
+    layers[k].a[1] = layers[k].a[0];
+    layers[k].g[1] = layers[k].g[0];
+  }
+}
+
+template <class Product>
 void launch_tiles(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
                   std::int64_t blocks, std::uint64_t* overflow) {
-  using Tile = cuda::GramTile<Config>;
+  using Tile = cuda::GramTile<Product>;
   if (Tile::tiles_of(problem) == 0) return;
   const int stages = static_cast<int>(draw(2, 4));
   std::vector<std::byte> slots(static_cast<std::size_t>(blocks * Tile::kSlotBytes));
-  // Of 16-byte pieces: copies of that many ask for it.
-  struct alignas(16) Piece {
-    std::byte bytes[16];
-  };
-  std::vector<Piece> ring(static_cast<std::size_t>(stages * Tile::Product::kStageBytes / 16));
+  std::vector<cuda::Quad> ring(static_cast<std::size_t>(stages * Product::kStageBytes / 16));
   launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
-    Tile::run(block, shared, reinterpret_cast<typename Config::T*>(ring.data()), stages, problem,
-              layers.data(), slots.data(), overflow);
+    Product product{reinterpret_cast<typename Product::T*>(ring.data()), stages};
+    Tile::run(block, shared, product, problem, layers.data(), slots.data(), overflow);
   });
 }
 
 // What gram.cpp does, with host memory for the device's.
-template <class S, class Config>
+template <class S, class Product>
 GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                GramOutputs outputs, const ArrayRef& out, std::int64_t blocks) {
   using Scan = cuda::Scan<S, 4>;
-  using T = typename Config::T;
+  using T = typename Product::T;
   constexpr bool kWide = sizeof(T) == 8;
   const std::vector<cuda::ScanArgument> arguments = cuda::scan_arguments(left, right);
   std::vector<ScanFound> found(arguments.size());
@@ -143,15 +215,17 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
     layers.push_back(cuda::layer_of(left[k], square ? left[k] : right[k], exponents[k],
                                     exponents[square ? k : left.size() + k], outputs, kWide));
   }
+  std::vector<std::vector<cuda::Quad>> panels;
+  if constexpr (Product::kPanels) pack_all(left, right, outputs, layers, panels);
   cuda::Problem problem = cuda::problem_of(left, right, outputs, out);
   problem.layers = static_cast<int>(layers.size());
   std::uint64_t overflow = 0;
   if (!cuda::stores_inner(problem)) {
-    launch_tiles<Config>(problem, layers, blocks, &overflow);
+    launch_tiles<Product>(problem, layers, blocks, &overflow);
   } else {
     const std::int64_t samples = problem.rows / problem.left_outputs;
     const std::int64_t others = problem.cols / problem.right_outputs;
-    const std::int64_t most = cuda::GramTile<Config>::kEdge * blocks;
+    const std::int64_t most = cuda::GramTile<Product>::kEdge * blocks;
     for (std::int64_t from = 0; from < samples; from += most) {
       const std::int64_t to = std::min(from + most, samples);
       std::vector<T> stored(static_cast<std::size_t>((to - from) * others) * layers.size(),
@@ -159,8 +233,8 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
       const cuda::Strip strip = {reinterpret_cast<std::byte*>(stored.data()), kWide, from, to,
                                  others};
       const cuda::InnerProducts inner = cuda::store_inner(problem, strip, layers);
-      launch_tiles<Config>(inner.problem, inner.layers, blocks, &overflow);
-      launch_tiles<Config>(cuda::rows_of(problem, strip), layers, blocks, &overflow);
+      launch_tiles<Product>(inner.problem, inner.layers, blocks, &overflow);
+      launch_tiles<Product>(cuda::rows_of(problem, strip), layers, blocks, &overflow);
     }
   }
   if (overflow != 0) report.kind = GramReport::Kind::overflow;
@@ -169,7 +243,7 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
 
 // Every tile of a problem once, whatever the bands.
 void places() {
-  using Tile = cuda::GramTile<OneWarp<float>>;
+  using Tile = cuda::GramTile<OneWarp<cuda::TripleSteps>>;
   for (int k = 0; k < 200; ++k) {
     cuda::Problem p;
     p.square = draw(0, 1) == 0;
@@ -247,13 +321,13 @@ void each_entry(GramOutputs outputs, std::span<const LayerFactors> left,
 }
 
 // The problem twice, with different launches: right within the tolerance, bits the same.
-template <class S, class Config, int Rank>
+template <class S, class Product, int Rank>
 void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, bool square,
                 std::array<std::int64_t, Rank> extents) {
   Strided<S, Rank> out(extents);
   const std::span<const LayerFactors> given = square ? std::span<const LayerFactors>{} : right;
-  FF_CHECK((run<S, Config>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
+  FF_CHECK((run<S, Product>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
   bool close = true;
   each_entry<S>(outputs, left, right, out.ref, [&](const Entry& expected, S got) {
     const long double bound = 8 * std::numeric_limits<S>::epsilon() * expected.magnitude;
@@ -261,7 +335,7 @@ void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
   });
   FF_CHECK(close);
   const std::vector<S> first = out.memory;
-  FF_CHECK((run<S, Config>(left, given, outputs, out.ref, 3).kind) == GramReport::Kind::ok);
+  FF_CHECK((run<S, Product>(left, given, outputs, out.ref, 3).kind) == GramReport::Kind::ok);
   FF_CHECK(first == out.memory);
   if (!square) return;
   const auto k = view_of<S, Rank>(out.ref);
@@ -283,7 +357,7 @@ void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
   FF_CHECK(symmetric);
 }
 
-template <class S, class Config>
+template <class S, class Product>
 void one_problem() {
   const auto outputs = static_cast<GramOutputs>(draw(0, 2));
   const bool square = draw(0, 1) == 0;
@@ -303,11 +377,11 @@ void one_problem() {
   const Side<S> left = draw_side<S>(n, c, sizes), other = draw_side<S>(m, d, sizes);
   const std::span<const LayerFactors> right = square ? left.layers : other.layers;
   if (outputs == GramOutputs::full)
-    one_output<S, Config, 4>(outputs, left.layers, right, square, {n, c, m, d});
+    one_output<S, Product, 4>(outputs, left.layers, right, square, {n, c, m, d});
   if (outputs == GramOutputs::trace)
-    one_output<S, Config, 2>(outputs, left.layers, right, square, {n, m});
+    one_output<S, Product, 2>(outputs, left.layers, right, square, {n, m});
   if (outputs == GramOutputs::diagonal)
-    one_output<S, Config, 3>(outputs, left.layers, right, square, {n, m, c});
+    one_output<S, Product, 3>(outputs, left.layers, right, square, {n, m, c});
 }
 
 // The first entry that is not finite in row-major order, whatever the strides.
@@ -322,8 +396,8 @@ void reports() {
     const auto infinity = std::numeric_limits<float>::infinity();
     view_of<float, 3>(right.g[1].ref)(at / 8, at / 4 % 2, at % 4) = k % 2 == 0 ? nan : -infinity;
     view_of<float, 3>(right.g[1].ref)(3, 1, 3) = nan;
-    const GramReport report =
-        run<float, OneWarp<float>>(left.layers, right.layers, GramOutputs::full, out, 1);
+    const GramReport report = run<float, OneWarp<cuda::TripleSteps>>(left.layers, right.layers,
+                                                                     GramOutputs::full, out, 1);
     FF_CHECK(report.kind == GramReport::Kind::non_finite);
     FF_CHECK(report.side == 1 && report.layer == 1 && report.argument == 1);
     FF_CHECK(report.index == at);
@@ -332,11 +406,11 @@ void reports() {
   const std::vector<LayerFactors> layers = {
       {array_ref(a.data(), 2, 3), array_ref(g.data(), 2, 1, 3)}};
   const ArrayRef out = array_ref(memory.data(), 2, 2);
-  FF_CHECK((run<float, OneWarp<float>>(layers, {}, GramOutputs::trace, out, 1).kind) ==
+  FF_CHECK((run<float, OneWarp<cuda::TripleSteps>>(layers, {}, GramOutputs::trace, out, 1).kind) ==
            GramReport::Kind::overflow);
   const std::vector<LayerFactors> none = {
       {array_ref(a.data(), 0, 3), array_ref(g.data(), 0, 1, 3)}};
-  FF_CHECK((run<float, OneWarp<float>>(none, {}, GramOutputs::trace, out, 1).kind) ==
+  FF_CHECK((run<float, OneWarp<cuda::TripleSteps>>(none, {}, GramOutputs::trace, out, 1).kind) ==
            GramReport::Kind::ok);
 }
 
@@ -344,12 +418,14 @@ void reports() {
 
 int main() {
   for (int k = 0; k < 40; ++k) {
-    one_problem<float, OneWarp<float>>();
-    one_problem<double, OneWarp<double>>();
-    one_problem<float, OneWarp<double>>();
-    one_problem<float, FourWarps<float>>();
+    one_problem<float, OneWarp<cuda::TripleSteps>>();
+    one_problem<double, OneWarp<cuda::DoubleSteps>>();
+    one_problem<float, OneWarp<cuda::DoubleSteps>>();
+    one_problem<float, FourWarps<cuda::TripleSteps>>();
+    one_problem<float, PanelProduct>();
   }
   places();
+  panel_offsets();
   reports();
   return fastfisher::test::report();
 }

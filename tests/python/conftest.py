@@ -18,6 +18,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="fail instead of skip where there is no CUDA device",
     )
+    parser.addoption(
+        "--cuda-stream",
+        action="store_true",
+        help="run every test on a CUDA stream of its own, of torch and of cupy",
+    )
 
 
 class ArrayLibrary:
@@ -69,7 +74,24 @@ def cuda_device(request) -> str:
 
 
 @pytest.fixture(autouse=True)
+def _own_stream(request):
+    if not request.config.getoption("--cuda-stream"):
+        yield
+        return
+    import cupy
+    import torch
+
+    # What the default stream was given before must be there.
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()), cupy.cuda.Stream(non_blocking=True):
+        yield
+        torch.cuda.synchronize()
+
+
+@pytest.fixture(autouse=True)
 def _ignore_foreign_warnings():
+    # Torch says so of the threads of its backward pass.
+    warnings.filterwarnings("ignore", message=".*there was no current CUDA context.*")
     # Forking beside the threads of jax and torch is what the fork tests are about.
     warnings.filterwarnings("ignore", message=".*os.fork.*")
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork.*")

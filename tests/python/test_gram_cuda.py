@@ -95,11 +95,11 @@ def test_cuda_takes_any_strides_and_streams(rng, cuda_device) -> None:
 def test_cuda_reports_bad_input(rng, to_device) -> None:
     a, g = factors(rng, 6, 2, 3, 4, np.float32)
     big = to_device(np.full_like(a, 3e30)), to_device(np.full_like(g, 3e30))
-    with pytest.raises(ff.NumericalError, match="overflow"):
+    with pytest.raises(ff.errors.NumericalError, match="overflow"):
         ff.gram(*big)
     g[4, 1, 2] = np.inf
     g[5, 0, 0] = np.nan
-    with pytest.raises(ff.NonFiniteError, match=r"g: .* at index \(4, 1, 2\)"):
+    with pytest.raises(ff.errors.NonFiniteError, match=r"g: .* at index \(4, 1, 2\)"):
         ff.gram(to_device(a), to_device(g))
 
 
