@@ -88,10 +88,10 @@ def gram(
         memmap too. Returned.
     memory_limit : int or str, optional
         Bytes of scratch memory beside the factors and the output, for instance ``"512MB"``; by
-        default on a GPU 1 GiB and twice the factors, elsewhere 48 MiB, or an eighth of the factors or two thirds of a
-        byte a parameter where that is more and a weight is shared. Less memory means more passes
-        over the factors. The summed gradients of "sum" and its float32 copies of 16-bit factors
-        are part of a given limit, and come on top of the default.
+        default on a GPU 1 GiB and twice the factors, elsewhere 48 MiB, or an eighth of the factors
+        or two thirds of a byte a parameter where that is more and a weight is shared. Less memory
+        means more passes over the factors. The summed gradients of "sum" and its float32 copies of
+        16-bit factors are part of a given limit, and come on top of the default.
     threads : int
         0 means FASTFISHER_NUM_THREADS, else OMP_NUM_THREADS, else the cores this process may use.
     batch : bool
