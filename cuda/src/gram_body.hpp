@@ -205,27 +205,41 @@ struct GramTile {
       const auto* stored = static_cast<const T*>(layer.stored);
       if (layer.inner == Inner::stored)
         stored += (n - layer.stored_first) * layer.stored_stride + m;
+      // A few entries at a time: all that is read of them is asked for before anything is written.
       FF_UNROLL
-      for (int x = 0; x < kEntries; ++x) {
-        const int r = Product::row_of(block.thread(), x), q = Product::col_of(block.thread(), x);
-        auto value = static_cast<double>(Product::entry(sums, x));
-        if (layer.inner != Inner::none) {
-          const T inner =
-              layer.inner == Inner::computed
-                  ? inners[at(x)]
-                  : stored[shared.sample_row[r] * layer.stored_stride + shared.sample_col[q]];
-          value *= static_cast<double>(inner) + layer.fold_bias;
+      for (int begin = 0; begin < kEntries; begin += kFew) {
+        T inner[kFew];
+        double before[kFew];
+        FF_UNROLL
+        for (int e = 0; e < kFew; ++e) {
+          const int x = begin + e;
+          before[e] = index > first ? totals[at(x)] : 0;
+          if (layer.inner == Inner::computed) inner[e] = inners[at(x)];
+          if (layer.inner == Inner::stored) {
+            inner[e] =
+                stored[shared.sample_row[Product::row_of(block.thread(), x)] * layer.stored_stride +
+                       shared.sample_col[Product::col_of(block.thread(), x)]];
+          }
         }
-        value *= layer.fold_scale;
-        if (index > first) value += totals[at(x)];
-        if (index + 1 < last) {
-          totals[at(x)] = value;
-        } else {
-          store(block, shared, problem, plane, row, rows, col, cols, r, q, value, overflow);
+        FF_UNROLL
+        for (int e = 0; e < kFew; ++e) {
+          const int x = begin + e;
+          auto value = static_cast<double>(Product::entry(sums, x));
+          if (layer.inner != Inner::none) value *= static_cast<double>(inner[e]) + layer.fold_bias;
+          value = value * layer.fold_scale + before[e];
+          if (index + 1 < last) {
+            totals[at(x)] = value;
+          } else {
+            store(block, shared, problem, plane, row, rows, col, cols,
+                  Product::row_of(block.thread(), x), Product::col_of(block.thread(), x), value,
+                  overflow);
+          }
         }
       }
     }
   }
+
+  static constexpr int kFew = kEntries < 8 ? kEntries : 8;
 
   // Neighbouring threads, neighbouring places.
   FF_HD static std::int64_t at(int x) { return static_cast<std::int64_t>(x) * kThreads; }

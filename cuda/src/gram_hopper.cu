@@ -18,6 +18,7 @@ using Panel = Panels<128>;
 constexpr int kStages = 4;
 constexpr int kStageBytes = 2 * Panel::kBytes;
 constexpr int kMultipliers = 256;  // threads
+constexpr int kThreads = kMultipliers + 128;  // one warp of the last 128 copies
 constexpr int kAlign = 1024;       // of a stage
 
 struct Barriers {
@@ -122,7 +123,7 @@ __device__ void copy_panels(const Rows (&sides)[2], std::int64_t i, std::int64_t
 }
 #endif
 
-__global__ void __launch_bounds__(kMultipliers + 128, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     hopper_kernel(const __grid_constant__ Problem problem, const Layer* __restrict__ layers,
                   std::byte* slots, std::uint64_t* overflow) {
 #if FF_HOPPER
@@ -140,6 +141,7 @@ __global__ void __launch_bounds__(kMultipliers + 128, 1)
     hopper::barrier_fence();
   }
   __syncthreads();
+  // Registers go from those who copy to those who multiply.
   if (thread >= kMultipliers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (thread == kMultipliers) {
@@ -184,7 +186,7 @@ void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* s
                              kDynamicBytes),
         "gram", "asking for shared memory");
   const auto blocks = static_cast<unsigned>(std::min(tiles, gram_blocks(device)));
-  hopper_kernel<<<blocks, kMultipliers + 128, kDynamicBytes, stream>>>(problem, layers, slots,
+  hopper_kernel<<<blocks, kThreads, kDynamicBytes, stream>>>(problem, layers, slots,
                                                                        overflow);
   check_launch("gram", stream);
 }

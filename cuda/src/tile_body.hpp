@@ -108,8 +108,8 @@ struct TileProduct {
   }
 };
 
-// 128 x 128 entries by 16 warps, 32 a thread.
+// 128 x 128 entries by 8 warps, 64 a thread.
 template <class Steps>
-using WideTile = TileProduct<Steps, 4, 4, 2, 4>;
+using WideTile = TileProduct<Steps, 2, 4, 4, 4>;
 
 }  // namespace fastfisher::cuda
