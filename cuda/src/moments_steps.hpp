@@ -5,9 +5,10 @@
 
 #include "fastfisher/ops.hpp"
 #include "product_plan.hpp"
-#include "layer_operands.hpp"
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 
 namespace fastfisher::cuda {
 
@@ -34,6 +35,43 @@ Product<T> moment_of(const MomentItem& item) {
   p.sums_mirror = p.out + i * m;
   p.sums_corner = p.out + i * m + i;
   return p;
+}
+
+/// Shares out the depths of a list that runs at once, so that no tile takes much longer than its
+/// part of the whole, and gives each product its part of `partial`.
+template <class T>
+void share_list(std::span<Product<T>> products, const ProductLimits& limits, T* partial) {
+  if (products.size() == 1) {
+    share(products.front(), limits);
+    products.front().partial = partial;
+    return;
+  }
+  const auto tiles_of = [&](const Product<T>& p) {
+    const std::int64_t down = parts_of(p.rows, limits.edge);
+    return std::max<std::int64_t>(down * (down + 1) / 2, 1);
+  };
+  double work = 0;
+  std::int64_t longest = limits.least_depth;
+  for (const Product<T>& p : products) {
+    work += static_cast<double>(tiles_of(p)) * static_cast<double>(p.depth);
+    longest = std::max(longest, std::min(p.depth, limits.most_depth));
+  }
+  const auto fair = static_cast<std::int64_t>(work / static_cast<double>(limits.slots));
+  // A tile of half the fair part at most leaves a third of the device idle at the end at worst.
+  std::int64_t most = std::clamp(fair / 2, limits.least_depth, longest);
+  for (;;) {
+    std::int64_t bytes = 0;
+    for (Product<T>& p : products) {
+      const std::int64_t splits = std::max<std::int64_t>(parts_of(p.depth, most), 1);
+      p.split_depth = parts_of(parts_of(std::max<std::int64_t>(p.depth, 1), splits), limits.step) *
+                      limits.step;
+      p.splits = std::max<std::int64_t>(parts_of(p.depth, p.split_depth), 1);
+      p.partial = partial + bytes / static_cast<std::int64_t>(sizeof(T));
+      if (p.splits > 1) bytes += p.splits * p.entries() * static_cast<std::int64_t>(sizeof(T));
+    }
+    if (bytes <= limits.partial_bytes) return;
+    most *= 2;
+  }
 }
 
 }  // namespace fastfisher::cuda

@@ -92,9 +92,7 @@ struct Product {
     value *= scale;
     T* to = sums + batch_offset(sums_batch, b) + sums_row.offset(r);
     for (std::int64_t c = 0; c < weight_count; ++c) put(to[c * sums_c], value * weight(b, r, c));
-    if (!square) return;
-    put(sums_mirror[r], value);
-    if (r == 0) put(*sums_corner, static_cast<T>(depth) * scale);
+    if (sums_mirror != nullptr) put(sums_mirror[r], value);
   }
 };
 
@@ -110,6 +108,7 @@ struct ProductTile {
   static constexpr int kPitch = Edge + 4;  // columns of depths in different banks
   static constexpr int kWide = 16 / static_cast<int>(sizeof(T));
   static constexpr int kAlong = Depth < 8 ? Depth : 8;
+  static_assert(kThreads >= Edge);  // a thread adds up one row
   static_assert(Edge % Lanes == 0 && Depth % kAlong == 0 && (Edge * Depth) % kThreads == 0);
 
   // Addresses of rows, and what depths add to them, in bytes; coordinates for patches.
@@ -152,8 +151,7 @@ struct ProductTile {
   };
 
   FF_HD static std::int64_t tiles_of(const Product<T>& p) {
-    const std::int64_t down = (p.rows + Edge - 1) / Edge;
-    const std::int64_t across = cols_of(p);
+    const std::int64_t down = rows_of(p), across = cols_of(p);
     return p.batches * p.splits * (p.square ? down * (down + 1) / 2 : down * across);
   }
 
@@ -170,7 +168,7 @@ struct ProductTile {
       std::memcpy(to + 4 * word, from + 4 * word, 4);
     block.sync();
     const Product<T>& p = shared.product;
-    const std::int64_t down = (p.rows + Edge - 1) / Edge, across = cols_of(p);
+    const std::int64_t down = rows_of(p), across = cols_of(p);
     const std::int64_t each = p.square ? down * (down + 1) / 2 : down * across;
     const std::int64_t at = index % each, split = index / each % p.splits;
     const std::int64_t b = index / each / p.splits;
@@ -198,6 +196,11 @@ struct ProductTile {
 #else
     return __builtin_sqrt(x);
 #endif
+  }
+  // Tiles one below the other: at least one where there is a corner to be written.
+  FF_HD static std::int64_t rows_of(const Product<T>& p) {
+    const std::int64_t down = (p.rows + Edge - 1) / Edge;
+    return down == 0 && p.sums_corner != nullptr ? 1 : down;
   }
   // Tiles side by side: at least one where the sums of rows are wanted.
   FF_HD static std::int64_t cols_of(const Product<T>& p) {
@@ -288,7 +291,7 @@ struct ProductTile {
     store(block, shared, sums, of_row, wants_sums);
   }
 
-  // Where the rows of both operands lie. Beyond the last row any will do: those sums are not
+  // Where the rows of both operands lie. Beyond the last one the first will do: those sums are not
   // stored.
   template <PipelinedBlock Block>
   FF_HD static void locate(const Block& block, Shared& shared) {
@@ -297,10 +300,10 @@ struct ProductTile {
     for (int e = block.thread(); e < 2 * Edge; e += kThreads) {
       const int r = e % Edge;
       if (e < Edge && t.rows > 0) {
-        shared.left_rows.put(r, p.left.rows.cell(t.row + (r < t.rows ? r : t.rows - 1)),
+        shared.left_rows.put(r, p.left.rows.cell(t.row + (r < t.rows ? r : 0)),
                              base_of(p.left, p.batch_offset(p.left.batch, t.b)), size_of(p.left));
       } else if (e >= Edge && t.cols > 0) {
-        shared.right_rows.put(r, p.right.rows.cell(t.col + (r < t.cols ? r : t.cols - 1)),
+        shared.right_rows.put(r, p.right.rows.cell(t.col + (r < t.cols ? r : 0)),
                               base_of(p.right, p.batch_offset(p.right.batch, t.b)),
                               size_of(p.right));
       }
@@ -356,8 +359,10 @@ struct ProductTile {
     const Product<T>& p = shared.product;
     const std::int64_t rest = shared.tile.depth - std::int64_t{step} * Depth;
     const int depths = rest < Depth ? static_cast<int>(rest) : Depth;
-    load<false>(block, p.left, shared.left_rows, shared.left_depth[step % 2], depths,
-                shared.operands.left[stage]);
+    if (shared.tile.rows > 0) {
+      load<false>(block, p.left, shared.left_rows, shared.left_depth[step % 2], depths,
+                  shared.operands.left[stage]);
+    }
     if (shared.tile.cols == 0) return;
     if (p.right.patch) {
       load<true>(block, p.right, shared.right_rows, shared.right_depth[step % 2], depths,
@@ -474,6 +479,8 @@ struct ProductTile {
     const Tile& t = shared.tile;
     const bool shares = p.splits > 1;
     T* partial = p.partial + (t.split * p.batches + t.b) * p.rows * p.pitch();
+    if (p.sums_corner != nullptr && t.split == 0 && t.row + t.col == 0 && thread == 0)
+      p.put(*p.sums_corner, static_cast<T>(p.depth) * p.scale);
     if (wants_sums && thread < t.rows) {
       if (shares) {
         partial[(t.row + thread) * p.pitch() + p.cols] = of_row;

@@ -5,11 +5,13 @@
 
 #include "fastfisher/context.hpp"
 #include "fastfisher/error.hpp"
+#include "fastfisher/view.hpp"
 #include "product_launch.hpp"
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 namespace fastfisher::cuda {
@@ -26,6 +28,16 @@ struct ProductMemory {
     return kAlign + kHead + padded(middle) + padded(partial);
   }
 };
+
+/// A vector or result for a MeasuringMachine, which only looks at extents; nothing is behind it.
+inline ArrayRef shape_only(std::initializer_list<std::int64_t> extents, DType dtype) {
+  ArrayRef array;
+  array.dtype = dtype;
+  array.data = reinterpret_cast<void*>(std::uintptr_t{ProductMemory::kAlign});
+  for (const std::int64_t extent : extents)
+    array.extents.at(static_cast<std::size_t>(array.rank++)) = extent;
+  return array;
+}
 
 template <class T>
 class MeasuringMachine {
@@ -77,13 +89,25 @@ class DeviceMachine {
     partial_ = reinterpret_cast<T*>(middle_ + ProductMemory::padded(memory.middle));
   }
 
+  /// With whatever workspace there is, for steps without a middle: shares of depths only.
+  DeviceMachine(const Context& ctx, const char* op, const ProductLimits& limits)
+      : ctx_(ctx), op_(op), limits_(limits), head_(nullptr), middle_(nullptr) {
+    const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
+    const std::uintptr_t gap =
+        (ProductMemory::kAlign - start % ProductMemory::kAlign) % ProductMemory::kAlign;
+    const auto given = static_cast<std::int64_t>(ctx.workspace.size());
+    memory_.partial = std::max<std::int64_t>(given - static_cast<std::int64_t>(gap), 0);
+    limits_.partial_bytes = std::min(limits.partial_bytes, memory_.partial);
+    partial_ = reinterpret_cast<T*>(start + gap);
+  }
+
   [[nodiscard]] const ProductLimits& limits() const { return limits_; }
   [[nodiscard]] std::byte* head() const { return head_; }
   [[nodiscard]] T* partial() const { return partial_; }
   T* middle(std::int64_t) { return reinterpret_cast<T*>(middle_); }
 
   void product(Product<T>& p) {
-    if (share(p, limits_) > memory_.partial) undivided(p);
+    share(p, limits_);
     p.partial = partial_;
     launch_product(p, ctx_.stream, op_);
   }
@@ -105,12 +129,6 @@ class DeviceMachine {
   void widen(const Widening<T>& p) { launch_widen(p, ctx_.stream, op_); }
 
  private:
-  // Only where the caller measured with other limits.
-  static void undivided(Product<T>& p) {
-    p.splits = 1;
-    p.split_depth = std::max<std::int64_t>(p.depth, 1);
-  }
-
   const Context& ctx_;
   const char* op_;
   ProductMemory memory_;
