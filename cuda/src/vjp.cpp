@@ -34,8 +34,8 @@ ProductMemory memory_of(std::span<const LayerFactors> layers, std::int64_t colum
   for (const LayerFactors& layer : layers) parameters += sizes_of(layer).parameters;
   MeasuringMachine<T> machine(product_limits<T>());
   VjpSteps<S, T, MeasuringMachine<T>>(
-      machine, layers, shape_only(first.samples, first.outputs, columns, dtype_of<T>),
-      shape_only(parameters, columns, dtype_of<T>))
+      machine, layers, shape_only({first.samples, first.outputs, columns}, dtype_of<T>),
+      shape_only({parameters, columns}, dtype_of<T>))
       .run();
   return machine.memory();
 }
