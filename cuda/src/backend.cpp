@@ -14,6 +14,17 @@ GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                 const ArrayRef& out);
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options);
+ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
+                  const ArrayRef& out);
+std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns);
+void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+void moments(const Context& ctx, std::span<const MomentItem> items);
+std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
+ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
+                  const ArrayRef& out);
+std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
+                           std::int64_t columns);
 
 namespace {
 
@@ -62,6 +73,13 @@ const Backend& backend() {
     b.state = &state;
     b.gram = &cuda::gram;
     b.gram_workspace = &cuda::gram_workspace;
+    b.jvp = &cuda::jvp;
+    b.jvp_workspace = &cuda::jvp_workspace;
+    b.matmul = &cuda::matmul;
+    b.moments = &cuda::moments;
+    b.moments_workspace = &cuda::moments_workspace;
+    b.vjp = &cuda::vjp;
+    b.vjp_workspace = &cuda::vjp_workspace;
     return b;
   }();
   return table;

@@ -38,9 +38,10 @@ std::vector<Borrowed> borrow_all(const py::list& list, const std::string& name, 
 }  // namespace
 
 void register_psd(py::module_& module) {
-  module.def("moments_workspace", [](std::int64_t most, int dtype, int threads) {
+  module.def("moments_workspace", [](std::int64_t most, int dtype, bool cuda, int threads) {
     Context context;
     context.threads = threads;
+    if (cuda) context.device.kind = DeviceKind::cuda;
     return moments_workspace(context, most, static_cast<DType>(dtype));
   });
   module.def("moments",

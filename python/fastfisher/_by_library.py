@@ -36,6 +36,15 @@ def is_needed(layers: Sequence[Layer]) -> bool:
     )
 
 
+def is_needed_for_products(layers: Sequence[Layer]) -> bool:
+    """Whether these layers are on a device where no native backend multiplies with them."""
+    device = device_name(layers[0].g)
+    if device == "cpu":
+        return False
+    native = bool(_native.build_info()["backends"]["cuda"]["available"])
+    return not (native and device.startswith("cuda"))
+
+
 def gram(
     left: Sequence[Layer],
     right: Sequence[Layer] | None,

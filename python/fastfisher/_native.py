@@ -154,9 +154,10 @@ def moments(
     """
     if not outs:
         return
+    stream = stream_of(outs[0])
     most = max(out.shape[0] for out in outs)
-    size = _core.moments_workspace(most, DTYPES[dtype_name(outs[0])], threads)
-    _core.moments(arrays, outs, scales, scratch(size, outs[0]), stream_of(outs[0]), threads)
+    size = _core.moments_workspace(most, DTYPES[dtype_name(outs[0])], stream != 0, threads)
+    _core.moments(arrays, outs, scales, scratch(size, outs[0]), stream, threads)
 
 
 def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:

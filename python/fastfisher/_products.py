@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with a Jacobian held as factors: ``J v`` and ``J^T u``, no matrix formed.
 
-On the CPU native ops do the work; elsewhere the caller's library does.
+Native ops do the work on the CPU and, where the CUDA backend is available, on a GPU; the caller's
+library does elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import numpy as np
 from fastfisher import _by_library, _native
 from fastfisher._arrays import (
     Array,
-    device_name,
     empty,
     final,
     result_dtype,
@@ -25,7 +25,7 @@ from fastfisher.errors import NonFiniteError, NumericalError
 
 def jvp(layers: Sequence[Layer], v: Array, given: Array) -> Array:
     """``J v`` (n, c, k) for v (p, k); `given` is v as the caller has it, for messages."""
-    if device_name(v) != "cpu":
+    if _by_library.is_needed_for_products(layers):
         return _by_library.jvp(layers, v)
     like = layers[0].g
     shape = (layers[0].samples, layers[0].n_outputs, int(v.shape[1]))
@@ -38,7 +38,7 @@ def jvp(layers: Sequence[Layer], v: Array, given: Array) -> Array:
 
 def vjp(layers: Sequence[Layer], u: Array, given: Array) -> Array:
     """``J^T u`` (p, k) for u (n, c, k); `given` is u as the caller has it, for messages."""
-    if device_name(u) != "cpu":
+    if _by_library.is_needed_for_products(layers):
         return _by_library.vjp(layers, u)
     like = layers[0].g
     shape = (sum(layer.parameters for layer in layers), int(u.shape[2]))
