@@ -12,7 +12,8 @@ namespace {
 constexpr int kThreads = 128;
 
 template <class Kernel, class Problem>
-__global__ void __launch_bounds__(Kernel::kThreads) plain_kernel(const __grid_constant__ Problem p) {
+__global__ void __launch_bounds__(Kernel::kThreads)
+    plain_kernel(const __grid_constant__ Problem p) {
   Kernel::run(DeviceBlock{}, p);
 }
 

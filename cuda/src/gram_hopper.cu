@@ -17,9 +17,9 @@ namespace {
 using Panel = Panels<128>;
 constexpr int kStages = 4;
 constexpr int kStageBytes = 2 * Panel::kBytes;
-constexpr int kMultipliers = 256;  // threads
+constexpr int kMultipliers = 256;             // threads
 constexpr int kThreads = kMultipliers + 128;  // one warp of the last 128 copies
-constexpr int kAlign = 1024;       // of a stage
+constexpr int kAlign = 1024;                  // of a stage
 
 struct Barriers {
   std::uint64_t full[kStages], empty[kStages];
@@ -165,9 +165,8 @@ constexpr int kDynamicBytes = kStages * kStageBytes + kAlign;
 }  // namespace
 
 // The code is there only in an image for sm_90a; elsewhere the kernel is empty and shares nothing.
-bool gram_has_hopper() {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "gram", "cudaGetDevice");
+bool gram_has_hopper(int device) {
+  int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "gram",
         "asking for the compute capability");
   if (major != 9) return false;
@@ -186,8 +185,7 @@ void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* s
                              kDynamicBytes),
         "gram", "asking for shared memory");
   const auto blocks = static_cast<unsigned>(std::min(tiles, gram_blocks(device)));
-  hopper_kernel<<<blocks, kThreads, kDynamicBytes, stream>>>(problem, layers, slots,
-                                                                       overflow);
+  hopper_kernel<<<blocks, kThreads, kDynamicBytes, stream>>>(problem, layers, slots, overflow);
   check_launch("gram", stream);
 }
 

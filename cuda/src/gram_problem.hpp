@@ -181,38 +181,55 @@ inline GramReport report_of(std::span<const ScanArgument> arguments,
   return {};
 }
 
-/// Exponents of two that the factors of one layer and side are multiplied with when read: 0 for
-/// entries inside [2^-32, 2^32], whose products of type T neither underflow nor overflow.
-struct Exponents {
-  int a = 0, g = 0, w = 0;
+/// Largest magnitudes of the factors of one layer and side.
+struct Magnitudes {
+  double a = 0, g = 0, w = 0;
+  bool separable = false;
 };
 
-inline int exponent_of(double largest, bool wide) {
-  if (largest == 0) return 0;
-  const int e = std::ilogb(largest);
-  const int most = wide ? 1000 : 126;  // so that 2^-e is a normal number
-  return std::abs(e) <= kSafeExponent ? 0 : -std::clamp(e, -most, most);
-}
-
 /// [side][layer].
-inline std::vector<Exponents> exponents_of(std::span<const ScanArgument> arguments,
-                                           std::span<const ScanFound> found,
-                                           std::span<const LayerFactors> left, bool wide) {
-  std::vector<Exponents> exponents(2 * left.size());
+inline std::vector<Magnitudes> magnitudes_of(std::span<const ScanArgument> arguments,
+                                             std::span<const ScanFound> found,
+                                             std::span<const LayerFactors> left) {
+  std::vector<Magnitudes> magnitudes(2 * left.size());
   for (std::size_t k = 0; k < found.size(); ++k) {
     const ScanArgument& argument = arguments[k];
     double largest = argument.array.dtype == DType::f64
                          ? std::bit_cast<double>(found[k].largest)
                          : std::bit_cast<float>(static_cast<std::uint32_t>(found[k].largest));
     const auto layer = static_cast<std::size_t>(argument.layer);
-    Exponents& of = exponents[layer + (argument.side == 1 ? left.size() : 0)];
+    Magnitudes& of = magnitudes[layer + (argument.side == 1 ? left.size() : 0)];
+    of.separable = left[layer].separable();
     // The bias joins the inner product of a, so it takes part in its scale.
     if (argument.argument == 0 && left[layer].bias) largest = std::max(largest, 1.0);
-    (argument.argument == 0   ? of.a
-     : argument.argument == 1 ? of.g
-                              : of.w) = exponent_of(largest, wide);
+    (argument.argument == 0 ? of.a : argument.argument == 1 ? of.g : of.w) = largest;
   }
-  return exponents;
+  return magnitudes;
+}
+
+/// Exponents of two that factors are multiplied with when read: 0 for entries inside [2^-32, 2^32],
+/// whose products neither underflow nor overflow.
+struct Exponents {
+  int a = 0, g = 0;
+};
+
+inline int exponent_of(int e, bool wide) {
+  const int most = wide ? 1000 : 126;  // so that 2^-e is a normal number
+  return std::abs(e) <= kSafeExponent ? 0 : -std::clamp(e, -most, most);
+}
+
+inline int log_of(double magnitude) {
+  return magnitude == 0 ? 0 : std::ilogb(magnitude);
+}
+
+inline Exponents exponents_of(const Magnitudes& of, bool wide) {
+  return {exponent_of(log_of(of.a), wide), exponent_of(log_of(of.g), wide)};
+}
+
+/// Of gradients that have been formed: they are near the product of their factors.
+inline Exponents formed_exponents(const Magnitudes& of, bool wide) {
+  const int e = log_of(of.a) + log_of(of.g) + (of.separable ? log_of(of.w) : 0);
+  return {0, exponent_of(e, wide)};
 }
 
 /// A dense layer or an explicit Jacobian as the kernel reads it; `right` is `left` when square.

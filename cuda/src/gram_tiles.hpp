@@ -20,14 +20,13 @@ void gram_tiles_medium(const Problem& problem, const Layer* layers, std::byte* s
 void gram_tiles_double(const Problem& problem, const Layer* layers, std::byte* slots,
                        std::uint64_t* overflow, cudaStream_t stream);
 
-/// Whether the current device runs gram_tiles_hopper.
-bool gram_has_hopper();
+/// Whether the device, which is current, runs gram_tiles_hopper.
+bool gram_has_hopper(int device);
 /// Packs rows for it.
 void pack(const PackProblem& problem, cudaStream_t stream);
 
 /// Blocks of a launch at most, each with a slot of scratch.
 std::int64_t gram_blocks(int device);
-std::int64_t gram_slot_bytes(bool wide);
 
 /// Largest magnitude and first entry that is not finite of `array` into `found`, which is zero.
 void scan(const ArrayRef& array, ScanFound* found, cudaStream_t stream);

@@ -9,13 +9,13 @@
 //   one read of out for the verdict; wait
 //
 // Explicit Jacobians are read once for every 8 outputs and 4 columns, which the second cache level
-// serves, or from kReducedColumns columns on are one matrix product. Flops a sample and column: 2 (s
-// i o + c s o). Bytes: g once, z twice, a once for each 128 units and columns. Layers and chunks
-// are added in their order in the dtype of out. A launch runs to its end: interrupts are not polled.
-#include "jvp_steps.hpp"
-
+// serves, or from kReducedColumns columns on are one matrix product. Flops a sample and column: 2
+// (s i o + c s o). Bytes: g once, z twice, a once for each 128 units and columns. Layers and chunks
+// are added in their order in the dtype of out. A launch runs to its end: interrupts are not
+// polled.
 #include "device_guard.hpp"
 #include "fastfisher/ops.hpp"
+#include "jvp_steps.hpp"
 #include "product_machine.hpp"
 #include "verdict.hpp"
 

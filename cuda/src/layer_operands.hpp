@@ -129,7 +129,8 @@ inline CotangentAxes positions_of(const LayerFactors& layer) {
     return axes;
   }
   axes.unit = g.stride(g.rank - 1);
-  if (layer.form == LayerForm::shared) axes.positions.nest(g.extent(g.rank - 2), g.stride(g.rank - 2));
+  if (layer.form == LayerForm::shared)
+    axes.positions.nest(g.extent(g.rank - 2), g.stride(g.rank - 2));
   return axes;
 }
 

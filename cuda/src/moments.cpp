@@ -68,9 +68,7 @@ void moments(const Context& ctx, std::span<const MomentItem> items) {
                     std::to_string(needed) + " as moments_workspace says");
   }
   const DeviceGuard guard(ctx.device.index, "moments");
-  visit_dtype(dtype, [&](auto tag) {
-    run<typename decltype(tag)::type>(ctx, items, most);
-  });
+  visit_dtype(dtype, [&](auto tag) { run<typename decltype(tag)::type>(ctx, items, most); });
 }
 
 }  // namespace fastfisher::cuda

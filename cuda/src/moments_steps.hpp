@@ -63,8 +63,8 @@ void share_list(std::span<Product<T>> products, const ProductLimits& limits, T* 
     std::int64_t bytes = 0;
     for (Product<T>& p : products) {
       const std::int64_t splits = std::max<std::int64_t>(parts_of(p.depth, most), 1);
-      p.split_depth = parts_of(parts_of(std::max<std::int64_t>(p.depth, 1), splits), limits.step) *
-                      limits.step;
+      p.split_depth =
+          parts_of(parts_of(std::max<std::int64_t>(p.depth, 1), splits), limits.step) * limits.step;
       p.splits = std::max<std::int64_t>(parts_of(p.depth, p.split_depth), 1);
       p.partial = partial + bytes / static_cast<std::int64_t>(sizeof(T));
       if (p.splits > 1) bytes += p.splits * p.entries() * static_cast<std::int64_t>(sizeof(T));

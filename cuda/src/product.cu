@@ -72,8 +72,9 @@ void launch(std::span<const Product<T>> products, const Product<T>* table, cudaS
   check(cudaFuncSetAttribute(product_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(sizeof(Shared))),
         op, "shared memory of the product");
-  product_kernel<T><<<grid_of(tiles.from[tiles.count]), DeviceTile<T>::kThreads, sizeof(Shared),
-                      stream>>>(products.front(), table, tiles);
+  product_kernel<T>
+      <<<grid_of(tiles.from[tiles.count]), DeviceTile<T>::kThreads, sizeof(Shared), stream>>>(
+          products.front(), table, tiles);
   check_launch(op, stream);
   if (sums.from[sums.count] == 0) return;
   sum_kernel<T><<<grid_of(sums.from[sums.count]), DeviceSum<T>::kThreads, 0, stream>>>(

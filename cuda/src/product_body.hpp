@@ -25,7 +25,7 @@ enum class Path : std::int32_t {
 struct Operand {
   const void* data = nullptr;
   Axis rows, depth;
-  std::int64_t batch[2] = {0, 0};  // strides of the outer and the inner batch axis
+  std::int64_t batch[2] = {0, 0};       // strides of the outer and the inner batch axis
   std::int32_t extents[3] = {1, 1, 1};  // of a convolution's input, innermost first
   bool patch = false;                   // outside those it is zero
   Stored stored = Stored::same;

@@ -2,7 +2,6 @@
 //
 // The verdict on a product with a Jacobian: one read of the result, and of the inputs if it is bad.
 #include "fastfisher/view.hpp"
-
 #include "finite_body.hpp"
 #include "launch.cuh"
 #include "verdict.hpp"

@@ -11,12 +11,11 @@
 //
 // Explicit Jacobians are read once for every 8 columns, or from kReducedColumns columns on are one
 // matrix product. Flops and bytes as for jvp. A launch runs to its end: interrupts are not polled.
-#include "vjp_steps.hpp"
-
 #include "device_guard.hpp"
 #include "fastfisher/ops.hpp"
 #include "product_machine.hpp"
 #include "verdict.hpp"
+#include "vjp_steps.hpp"
 
 #include <type_traits>
 

@@ -143,7 +143,6 @@ class VjpSteps {
     return p;
   }
 
-
   void place(Product<T>& p, const LayerFactors& layer, const LayerSizes& sizes, std::int64_t k,
              std::int64_t columns) {
     const std::int64_t units = sizes.out / sizes.groups;

@@ -42,7 +42,8 @@ T drawn() {
   if constexpr (sizeof(T) == 2) {
     // Random signs and digits, sizes from 1/8 to 4.
     const auto bits = static_cast<unsigned>(draw(0, 0xffff));
-    const auto exponent = static_cast<unsigned>(draw(-3, 1) + (dtype_of<T> == DType::f16 ? 15 : 127));
+    const auto exponent =
+        static_cast<unsigned>(draw(-3, 1) + (dtype_of<T> == DType::f16 ? 15 : 127));
     const unsigned shift = dtype_of<T> == DType::f16 ? 10 : 7;
     const unsigned mantissa = (1U << shift) - 1;
     return T{static_cast<std::uint16_t>((bits & (0x8000U | mantissa)) | exponent << shift)};

@@ -104,9 +104,8 @@ class HostMachine {
   }
   template <class Kernel, class Problem>
   void plain(const Problem& p) {
-    launch<Kernel>(blocks, [&](const HostBlock& block, typename Kernel::Shared&) {
-      Kernel::run(block, p);
-    });
+    launch<Kernel>(
+        blocks, [&](const HostBlock& block, typename Kernel::Shared&) { Kernel::run(block, p); });
   }
 
   cuda::ProductLimits limits_;

@@ -208,12 +208,13 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
   }
   GramReport report = cuda::report_of(arguments, found);
   if (report.kind != GramReport::Kind::ok || out.size() == 0) return report;
-  const auto exponents = cuda::exponents_of(arguments, found, left, kWide);
+  const auto magnitudes = cuda::magnitudes_of(arguments, found, left);
   std::vector<cuda::Layer> layers;
   for (std::size_t k = 0; k < left.size(); ++k) {
     const bool square = right.empty();
-    layers.push_back(cuda::layer_of(left[k], square ? left[k] : right[k], exponents[k],
-                                    exponents[square ? k : left.size() + k], outputs, kWide));
+    layers.push_back(cuda::layer_of(
+        left[k], square ? left[k] : right[k], cuda::exponents_of(magnitudes[k], kWide),
+        cuda::exponents_of(magnitudes[square ? k : left.size() + k], kWide), outputs, kWide));
   }
   std::vector<std::vector<cuda::Quad>> panels;
   if constexpr (Product::kPanels) pack_all(left, right, outputs, layers, panels);

@@ -234,7 +234,8 @@ void device_tile() {
   limits.step = Depth;
   limits.slots = 2;
   for (const std::int64_t transposed : {0, 1, 2}) {
-    const std::int64_t rows = transposed == 2 ? Edge + 8 : Edge + 3, cols = 9, depth = 2 * Depth + 3;
+    const std::int64_t rows = transposed == 2 ? Edge + 8 : Edge + 3, cols = 9,
+                       depth = 2 * Depth + 3;
     Arrays<T> arrays;
     const ArrayRef a = transposed != 0 ? arrays.make({depth, rows}) : arrays.make({rows, depth});
     const ArrayRef b = arrays.make({cols, depth});
