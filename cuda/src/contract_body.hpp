@@ -11,6 +11,7 @@
 
 #include "axis.hpp"
 #include "block.hpp"
+#include "element.hpp"
 
 #include <cstdint>
 
@@ -212,9 +213,9 @@ struct Weigh {
         u_at[a] = 0;
         if (valid) {
           u_at[a] = outer * p.u_row[0] + inner * p.u_row[1];
-          x[a] = static_cast<T>(
-              w == nullptr ? widen(g[at + outer * p.g_row[0] + inner * p.g_row[1]])
-                           : widen(w[inner * p.g.w_output]));
+          x[a] =
+              static_cast<T>(w == nullptr ? widen(g[at + outer * p.g_row[0] + inner * p.g_row[1]])
+                                          : widen(w[inner * p.g.w_output]));
           if (++inner == p.inner_rows) {
             inner = 0;
             ++outer;
@@ -253,9 +254,7 @@ struct Collection {
   T* out = nullptr;
   bool accumulate = false;
 
-  [[nodiscard]] FF_HD std::int64_t entries() const {
-    return extents[0] * extents[1] * extents[2];
-  }
+  [[nodiscard]] FF_HD std::int64_t entries() const { return extents[0] * extents[1] * extents[2]; }
 };
 
 template <class T, int Threads>
@@ -274,8 +273,7 @@ struct Collect {
     for (std::int64_t e = block.index() * Threads + block.thread(); e < entries;
          e += block.blocks() * Threads) {
       T sum = 0;
-      for (std::int64_t split = 0; split < p.splits; ++split)
-        sum += p.partial[split * entries + e];
+      for (std::int64_t split = 0; split < p.splits; ++split) sum += p.partial[split * entries + e];
       const std::int64_t row = e / p.extents[2];
       T& to = p.out[row / p.extents[1] * p.strides[0] + row % p.extents[1] * p.strides[1] +
                     e % p.extents[2] * p.strides[2]];
@@ -288,7 +286,7 @@ struct Collect {
 template <class T>
 struct Widening {
   const void* data = nullptr;
-  Stored stored = Stored::same;
+  DType dtype = dtype_of<T>;
   std::int64_t extents[3] = {0, 0, 0}, from[3] = {0, 0, 0}, to[3] = {0, 0, 0};
   T* out = nullptr;
 
@@ -311,7 +309,7 @@ struct Widen {
       const std::int64_t row = e / p.extents[2], k = e % p.extents[2];
       const std::int64_t i = row / p.extents[1], j = row % p.extents[1];
       p.out[i * p.to[0] + j * p.to[1] + k * p.to[2]] = static_cast<T>(
-          read<T>(p.data, p.stored, i * p.from[0] + j * p.from[1] + k * p.from[2]));
+          element<T>(p.data, p.dtype, i * p.from[0] + j * p.from[1] + k * p.from[2]));
     }
   }
 };

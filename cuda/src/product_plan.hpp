@@ -19,10 +19,10 @@ constexpr int kContractOutputs = 8, kContractColumns = 4, kWeighColumns = 8;
 
 /// What the shares are fitted to; the defaults suit a large device and are not asked from it.
 struct ProductLimits {
-  std::int64_t slots = 264;        ///< tiles that run at once
-  std::int64_t edge = 128;         ///< of a tile
-  std::int64_t step = 16;          ///< depths that a tile works on at once
-  std::int64_t least_depth = 128;  ///< of a share
+  std::int64_t slots = 264;                         ///< tiles that run at once
+  std::int64_t edge = 128;                          ///< of a tile
+  std::int64_t step = 16;                           ///< depths that a tile works on at once
+  std::int64_t least_depth = 128;                   ///< of a share
   std::int64_t most_depth = std::int64_t{1} << 16;  ///< of a sum in one register, if memory allows
   std::int64_t threads = std::int64_t{1} << 17;     ///< of a reduction
   std::int64_t least_terms = 8;                     ///< of a thread of one
@@ -90,9 +90,8 @@ std::int64_t share(Contraction<T>& p, const ProductLimits& limits) {
   p.lanes = tasks * 32 < limits.threads && terms >= 4 * limits.lanes * limits.least_terms
                 ? 4 * limits.lanes
                 : limits.lanes;
-  const std::int64_t wanted =
-      std::min(limits.threads / std::max<std::int64_t>(tasks * p.lanes, 1),
-               terms / (p.lanes * limits.least_terms));
+  const std::int64_t wanted = std::min(limits.threads / std::max<std::int64_t>(tasks * p.lanes, 1),
+                                       terms / (p.lanes * limits.least_terms));
   p.split_terms = parts_of(std::max<std::int64_t>(terms, 1), std::max<std::int64_t>(wanted, 1));
   p.splits = std::max<std::int64_t>(parts_of(terms, p.split_terms), 1);
   const std::int64_t entries = p.samples * p.outputs * p.columns;
@@ -123,12 +122,9 @@ Collection<T> collection_of(const Contraction<T>& p) {
 }
 template <class T>
 Collection<T> collection_of(const Weighing<T>& p) {
-  return {p.partial,
-          p.splits,
-          {p.batches, p.g.t.count, p.columns},
-          {p.out_batch, p.out_t, p.out_k},
-          p.out,
-          p.accumulate};
+  return {
+      p.partial, p.splits,    {p.batches, p.g.t.count, p.columns}, {p.out_batch, p.out_t, p.out_k},
+      p.out,     p.accumulate};
 }
 
 /// Chooses how a tile reads the operand, whose rows and depths are set.
@@ -141,8 +137,7 @@ void choose_path(Operand& x) {
   const std::int64_t run = inner(x.rows);
   x.path = across < along && run >= 8 ? Path::across : Path::along;
   if (inner(x.depth) < 8 && run >= 8) x.path = Path::across;
-  if (x.patch || x.stored != Stored::same || x.path != Path::across || x.rows.strides[0] != 1)
-    return;
+  if (x.patch || narrow(x.dtype) || x.path != Path::across || x.rows.strides[0] != 1) return;
   constexpr auto kWide = static_cast<std::int64_t>(16 / sizeof(T));
   bool aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && run % kWide == 0 &&
                  x.rows.start % kWide == 0;
