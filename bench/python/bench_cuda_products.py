@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""J v, J^T u and Kronecker factors on a GPU, one line a measure; `python -m` with ``--quick``.
+"""J v, J^T u and Kronecker factors on a GPU, one line a measure.
 
-Each is checked against float64 first, then timed by CUDA events, medians of interleaved rounds, with
+``python -m bench.python.bench_cuda_products [--quick] [--json FILE]``. Each is checked against
+float64 first, then timed by CUDA events round whole calls, medians of interleaved rounds, beside
 the best torch expression at highest precision on the same device. Floors: the counted flops at the
-rate of a 4096^3 product of the same run by torch (float32, highest precision), and the bytes of
-factors, vector and result once at the rate of a copy on the device; the longer of the two is the
-floor that the ratio is taken to.
+rate of torch's 4096^3 product of the same run (float32, highest precision), and the bytes of
+factors, vector and result once at the rate of a copy on the device; the longer one is the floor.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
 
 import fastfisher as ff
@@ -49,6 +51,9 @@ class Rates:
         product, copy = milliseconds([lambda: a @ b, lambda: other.copy_(big)], 7)
         self.flops, self.bytes = 2 * 4096**3 / product, 2 * big.nbytes / copy
         name = torch.cuda.get_device_name()
+        self.rows: list[dict[str, object]] = [
+            {"device": name, "flops": self.flops * 1e3, "bytes": self.bytes * 1e3}
+        ]
         print(f"{name}: {self.flops / 1e9:.1f} TFLOP/s, {self.bytes / 1e9:.2f} TB/s by torch")
 
 
@@ -71,6 +76,17 @@ def report(
     del expected, got
     mine, other = milliseconds([ours, theirs], rounds)
     work, reading = flops / rates.flops, size / rates.bytes
+    rates.rows.append(
+        {
+            "case": name,
+            "seconds": mine / 1e3,
+            "torch_seconds": other / 1e3,
+            "flops_floor_seconds": work / 1e3,
+            "bytes_floor_seconds": reading / 1e3,
+            "error": error,
+            "torch_error": rival,
+        }
+    )
     print(
         f"{name}: {mine:.3f} ms, torch {other:.3f} ms ({other / mine:.2f} x), floor "
         f"{max(work, reading):.3f} ms (flops {work:.3f}, bytes {reading:.3f}; "
@@ -82,7 +98,7 @@ def report(
 
 def dense(columns: int, n: int, rates: Rates, rounds: int) -> None:
     """Both products for the layers of a network."""
-    pairs = list(zip(WIDTHS[:-1], WIDTHS[1:], strict=True))
+    pairs = list(itertools.pairwise(WIDTHS))
     c = WIDTHS[-1]
     factors = [
         (torch.randn(n, i, device="cuda"), torch.randn(n, c, o, device="cuda") / o)
@@ -210,7 +226,7 @@ def factors(n: int, rates: Rates, rounds: int) -> None:
 
         def ours(arrays=arrays, outs=outs, scales=scales):
             _native.moments(arrays, outs, scales)
-            return torch.cat([out.reshape(-1) for out in outs]) if len(outs) == 1 else outs[0]
+            return outs[0].reshape(-1)
 
         def theirs(items=items, double=False):
             results = []
@@ -225,7 +241,7 @@ def factors(n: int, rates: Rates, rounds: int) -> None:
                 results.append(out / n)
                 if double:
                     break
-            return results[0].reshape(-1) if len(items) == 1 else results[0]
+            return results[0].reshape(-1)
 
         flops = sum(float(a.shape[0]) * (a.shape[1] + one) ** 2 for a, one in items)
         size = 4.0 * sum(a.numel() for a in arrays) + 4.0 * sum(out.numel() for out in outs)
@@ -245,8 +261,9 @@ def main() -> None:
     """Print all measures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer rounds and samples")
-    quick = parser.parse_args().quick
-    np.random.default_rng(0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     rates, rounds = Rates(), 5 if quick else 15
@@ -254,6 +271,8 @@ def main() -> None:
         dense(columns, 1024 if quick else 4096, rates, rounds)
         convolution(columns, 64 if quick else 256, rates, rounds)
     factors(1024 if quick else 4096, rates, rounds)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rates.rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

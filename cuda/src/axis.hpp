@@ -1,20 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Where the entries of a strided operand lie: indices of a matrix' rows or depths that stand for up
-// to four nested axes, and 16-bit storage widened when read. For kernel bodies and their host side.
+// to four nested axes. For kernel bodies and their host side.
 #pragma once
 
 #include "block.hpp"
-#include "fastfisher/dtype.hpp"
 
 #include <cstdint>
-#include <cstring>
-
-#if defined(__CUDA_ARCH__)
-#define FF_UNROLL _Pragma("unroll")
-#else
-#define FF_UNROLL
-#endif
 
 namespace fastfisher::cuda {
 
@@ -86,39 +78,5 @@ struct Axis {
 
   std::int64_t last_ = 1;  // extent of the last level
 };
-
-template <class To>
-FF_HD To bits_as(std::uint32_t bits) {
-  To value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-FF_HD inline float widen(float value) {
-  return value;
-}
-FF_HD inline double widen(double value) {
-  return value;
-}
-FF_HD inline float widen(BFloat16 value) {
-  return bits_as<float>(std::uint32_t{value.bits} << 16);
-}
-// Normal numbers move their exponent by a product, subnormal ones by a difference; both are exact.
-FF_HD inline float widen(Float16 value) {
-  const std::uint32_t twice = std::uint32_t{value.bits} << 17;
-  const float normal = bits_as<float>((twice >> 4) + (std::uint32_t{0xe0} << 23)) * 0x1.0p-112f;
-  const float subnormal = bits_as<float>((twice >> 17) | (std::uint32_t{126} << 23)) - 0.5f;
-  const float magnitude = twice < (std::uint32_t{1} << 27) ? subnormal : normal;
-  return (value.bits & 0x8000U) != 0 ? -magnitude : magnitude;
-}
-
-enum class Stored : std::int32_t { same, bf16, f16 };  // how an operand's entries are kept
-
-template <class T>
-FF_HD T read(const void* data, Stored stored, std::int64_t at) {
-  if (stored == Stored::bf16) return static_cast<T>(widen(static_cast<const BFloat16*>(data)[at]));
-  if (stored == Stored::f16) return static_cast<T>(widen(static_cast<const Float16*>(data)[at]));
-  return static_cast<const T*>(data)[at];
-}
 
 }  // namespace fastfisher::cuda

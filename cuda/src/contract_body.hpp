@@ -11,6 +11,7 @@
 
 #include "axis.hpp"
 #include "block.hpp"
+#include "element.hpp"
 
 #include <cstdint>
 
@@ -49,11 +50,17 @@ template <class S, class T, int Threads, int Outputs, int Columns>
 struct Contract {
   static constexpr int kThreads = Threads;
   static constexpr int kEntries = Outputs * Columns;
+  static constexpr int kTerms = 2;  // that a thread reads before it uses them
 
   struct Shared {
     T sums[Threads][kEntries + 1];  // one more: rows in different banks
   };
 
+  // Outputs of a task: as even as can be, so that all threads have about as much to read.
+  FF_HD static std::int64_t outputs_each(const Contraction<T>& p) {
+    const std::int64_t groups = output_groups(p);
+    return (p.outputs + groups - 1) / (groups > 0 ? groups : 1);
+  }
   FF_HD static std::int64_t output_groups(const Contraction<T>& p) {
     return (p.outputs + Outputs - 1) / Outputs;
   }
@@ -75,7 +82,7 @@ struct Contract {
     for (std::int64_t at = block.index(); at < blocks; at += block.blocks()) {
       std::int64_t task = at * (Threads / p.lanes) + team;
       const bool busy = task < tasks;
-      const std::int64_t c = busy ? task % groups * Outputs : 0;
+      const std::int64_t c = busy ? task % groups * outputs_each(p) : 0;
       task /= groups;
       const std::int64_t k = busy ? task % column_steps * Columns : 0;
       task /= column_steps;
@@ -87,14 +94,16 @@ struct Contract {
         FF_UNROLL
         for (int j = 0; j < Columns; ++j) sums[i][j] = 0;
       }
-      if (busy) add(p, n, c, k, split, lane, sums);
+      const std::int64_t left = p.outputs - c, most = outputs_each(p);
+      const int outputs = static_cast<int>(left < most ? (left > 0 ? left : 0) : most);
+      if (busy) add(p, n, c, outputs, k, split, lane, sums);
       FF_UNROLL
       for (int e = 0; e < kEntries; ++e)
         shared.sums[block.thread()][e] = sums[e / Columns][e % Columns];
       block.sync();
       for (std::int64_t e = lane; busy && e < kEntries; e += p.lanes) {
         const std::int64_t output = c + e / Columns, column = k + e % Columns;
-        if (output >= p.outputs || column >= p.columns) continue;
+        if (e / Columns >= outputs || column >= p.columns) continue;
         T total = 0;
         for (std::int64_t l = 0; l < p.lanes; ++l) total += shared.sums[team * p.lanes + l][e];
         if (p.splits > 1) {
@@ -109,41 +118,42 @@ struct Contract {
   }
 
  private:
-  FF_HD static void add(const Contraction<T>& p, std::int64_t n, std::int64_t c, std::int64_t k,
-                        std::int64_t split, std::int64_t lane, T (&sums)[Outputs][Columns]) {
+  FF_HD static void add(const Contraction<T>& p, std::int64_t n, std::int64_t c, int outputs,
+                        std::int64_t k, std::int64_t split, std::int64_t lane,
+                        T (&sums)[Outputs][Columns]) {
     const S* g = static_cast<const S*>(p.g.data) + n * p.g.sample + c * p.g.output;
     const S* w = static_cast<const S*>(p.g.w);
+    if (w != nullptr) w += c * p.g.w_output;
+    const std::int64_t step = w == nullptr ? p.g.output : p.g.w_output;
     const T* z = p.z + n * p.z_sample + k * p.z_k;
     const std::int64_t first = split * p.split_terms, rest = p.g.t.count - first;
     const std::int64_t end = first + (rest < p.split_terms ? rest : p.split_terms);
-    const int outputs = at_most<Outputs>(p.outputs - c), columns = at_most<Columns>(p.columns - k);
-    for (std::int64_t t = first + lane; t < end; t += p.lanes) {
-      const std::int64_t at = p.g.t.offset(t);
-      T x[Outputs], y[Columns];
+    const int columns = p.columns - k < Columns ? static_cast<int>(p.columns - k) : Columns;
+    for (std::int64_t from = first + lane; from < end; from += kTerms * p.lanes) {
+      T x[kTerms][Outputs], y[kTerms][Columns];
       FF_UNROLL
-      for (int j = 0; j < Columns; ++j) y[j] = j < columns ? z[t * p.z_t + j * p.z_k] : T(0);
-      if (w == nullptr) {
+      for (int a = 0; a < kTerms; ++a) {
+        const std::int64_t t = from + a * p.lanes;
+        const bool valid = t < end;
+        const std::int64_t at = valid ? p.g.t.offset(t) : 0;
+        const S* line = w == nullptr ? g + at : w + (valid ? p.g.weight_offset(t) : 0);
         FF_UNROLL
         for (int i = 0; i < Outputs; ++i)
-          x[i] = i < outputs ? static_cast<T>(widen(g[at + i * p.g.output])) : T(0);
-      } else {
-        const T m = static_cast<T>(widen(g[at]));
-        const S* line = w + c * p.g.w_output + p.g.weight_offset(t);
+          x[a][i] = valid && i < outputs ? static_cast<T>(widen(line[i * step])) : T(0);
+        const T m = valid && w != nullptr ? static_cast<T>(widen(g[at])) : T(1);
         FF_UNROLL
-        for (int i = 0; i < Outputs; ++i)
-          x[i] = i < outputs ? m * static_cast<T>(widen(line[i * p.g.w_output])) : T(0);
+        for (int j = 0; j < Columns; ++j)
+          y[a][j] = valid && j < columns ? m * z[t * p.z_t + j * p.z_k] : T(0);
       }
       FF_UNROLL
-      for (int i = 0; i < Outputs; ++i) {
+      for (int a = 0; a < kTerms; ++a) {
         FF_UNROLL
-        for (int j = 0; j < Columns; ++j) sums[i][j] += x[i] * y[j];
+        for (int i = 0; i < Outputs; ++i) {
+          FF_UNROLL
+          for (int j = 0; j < Columns; ++j) sums[i][j] += x[a][i] * y[a][j];
+        }
       }
     }
-  }
-
-  template <int Most>
-  FF_HD static int at_most(std::int64_t count) {
-    return count < Most ? static_cast<int>(count) : Most;
   }
 };
 
@@ -165,8 +175,18 @@ struct Weighing {
 template <class S, class T, int Threads, int Columns>
 struct Weigh {
   static constexpr int kThreads = Threads;
-  static constexpr int kAhead = 4;  // rows that a thread reads before it uses them
+  static constexpr int kAhead = Columns == 1 ? 8 : 5;  // rows read before they are used
   struct Shared {};
+  struct Place {
+    std::int64_t outer, inner;
+
+    FF_HD void advance(std::int64_t extent) {
+      if (++inner == extent) {
+        inner = 0;
+        ++outer;
+      }
+    }
+  };
 
   FF_HD static std::int64_t blocks_of(const Weighing<T>& p) {
     return p.batches * p.splits * ((p.g.t.count + Threads - 1) / Threads) *
@@ -201,33 +221,28 @@ struct Weigh {
     T sums[Columns];
     FF_UNROLL
     for (int j = 0; j < Columns; ++j) sums[j] = 0;
-    std::int64_t outer = first / p.inner_rows, inner = first % p.inner_rows;
+    Place place{first / p.inner_rows, first % p.inner_rows};
     for (std::int64_t r = first; r < end; r += kAhead) {
       T x[kAhead];
-      std::int64_t u_at[kAhead];
+      Place next = place;
       FF_UNROLL
       for (int a = 0; a < kAhead; ++a) {
-        const bool valid = r + a < end;
         x[a] = 0;
-        u_at[a] = 0;
-        if (valid) {
-          u_at[a] = outer * p.u_row[0] + inner * p.u_row[1];
-          x[a] =
-              static_cast<T>(w == nullptr ? widen(g[at + outer * p.g_row[0] + inner * p.g_row[1]])
-                                          : widen(w[inner * p.g.w_output]));
-          if (++inner == p.inner_rows) {
-            inner = 0;
-            ++outer;
-          }
-        }
+        if (r + a >= end) continue;
+        x[a] = static_cast<T>(w == nullptr
+                                  ? widen(g[at + next.outer * p.g_row[0] + next.inner * p.g_row[1]])
+                                  : widen(w[next.inner * p.g.w_output]));
+        next.advance(p.inner_rows);
       }
       FF_UNROLL
       for (int a = 0; a < kAhead; ++a) {
-        if (r + a >= end) break;
+        if (r + a >= end) continue;
+        const T* line = u + place.outer * p.u_row[0] + place.inner * p.u_row[1];
         FF_UNROLL
         for (int j = 0; j < Columns; ++j) {
-          if (j < columns) sums[j] += x[a] * u[u_at[a] + j * p.u_k];
+          if (j < columns) sums[j] += x[a] * line[j * p.u_k];
         }
+        place.advance(p.inner_rows);
       }
     }
     const T m = w == nullptr ? T(1) : static_cast<T>(widen(g[at]));
@@ -285,7 +300,7 @@ struct Collect {
 template <class T>
 struct Widening {
   const void* data = nullptr;
-  Stored stored = Stored::same;
+  DType dtype = dtype_of<T>;
   std::int64_t extents[3] = {0, 0, 0}, from[3] = {0, 0, 0}, to[3] = {0, 0, 0};
   T* out = nullptr;
 
@@ -307,8 +322,8 @@ struct Widen {
          e += block.blocks() * Threads) {
       const std::int64_t row = e / p.extents[2], k = e % p.extents[2];
       const std::int64_t i = row / p.extents[1], j = row % p.extents[1];
-      p.out[i * p.to[0] + j * p.to[1] + k * p.to[2]] =
-          static_cast<T>(read<T>(p.data, p.stored, i * p.from[0] + j * p.from[1] + k * p.from[2]));
+      p.out[i * p.to[0] + j * p.to[1] + k * p.to[2]] = static_cast<T>(
+          element<T>(p.data, p.dtype, i * p.from[0] + j * p.from[1] + k * p.from[2]));
     }
   }
 };

@@ -100,13 +100,13 @@ class FormSteps {
     const CotangentAxes cotangents = positions_of(layer_);
     const ArrayRef& g = layer_.g;
     p.left.data = g.data;
-    p.left.stored = stored_of(g.dtype);
+    p.left.dtype = g.dtype;
     p.left.rows.origin = unit * cotangents.unit;
     p.left.rows.nest(count, cotangents.unit);
     p.rows = count;
     if (layer_.separable()) {
       p.weights = advanced(layer_.w, unit * layer_.w.stride(1));
-      p.weights_stored = p.left.stored;
+      p.weights_dtype = p.left.dtype;
       p.weight_row = layer_.w.stride(1);
       p.weight_batch = units_ * layer_.w.stride(1);
       p.weight_c = layer_.w.stride(0);
@@ -129,7 +129,7 @@ class FormSteps {
   void copied() {
     Widening<T> p;
     p.data = advanced(layer_.g, first_ * layer_.g.stride(2));
-    p.stored = stored_of(layer_.g.dtype);
+    p.dtype = layer_.g.dtype;
     p.extents[0] = sizes_.samples;
     p.extents[1] = sizes_.outputs;
     p.extents[2] = end_ - first_;

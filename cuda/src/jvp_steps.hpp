@@ -81,7 +81,7 @@ class JvpSteps {
       p.left.rows.nest(sizes.outputs, layer.g.stride(1));
       p.left.rows.nest(sizes.samples, layer.g.stride(0));
       p.left.depth.nest(sizes.in, layer.g.stride(2));
-      p.left.stored = stored_of(layer.g.dtype);
+      p.left.dtype = layer.g.dtype;
       choose_path<T>(p.left);
       p.right.data = v_at(0, 0);
       p.right.rows.nest(out_.extent(2), v_.stride(1));

@@ -12,11 +12,6 @@
 
 namespace fastfisher::cuda {
 
-inline Stored stored_of(DType dtype) {
-  if (dtype == DType::bf16) return Stored::bf16;
-  return dtype == DType::f16 ? Stored::f16 : Stored::same;
-}
-
 inline void* advanced(const ArrayRef& array, std::int64_t elements) {
   // Arrays without entries may have no memory at all.
   if (array.data == nullptr || elements == 0) return array.data;
@@ -86,7 +81,7 @@ Operand input_operand(const LayerFactors& layer, const InputAxes& inputs, std::i
   x.depth = rows_are_features ? inputs.places : inputs.features;
   for (int r = 0; r < 3; ++r) x.extents[r] = inputs.extents[r];
   x.patch = inputs.patch;
-  x.stored = stored_of(layer.a.dtype);
+  x.dtype = layer.a.dtype;
   choose_path<T>(x);
   if (x.patch) x.path = rows_are_features ? Path::along : Path::across;
   return x;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "axis.hpp"
+#include "element.hpp"
 #include "pipelined_block.hpp"
 
 #include <cstdint>
@@ -22,13 +23,18 @@ enum class Path : std::int32_t {
   wide,    // the same, in aligned groups of 16 bytes
 };
 
+// 16-bit numbers are widened on their way, the others copied.
+FF_HD inline bool narrow(DType dtype) {
+  return dtype == DType::bf16 || dtype == DType::f16;
+}
+
 struct Operand {
   const void* data = nullptr;
   Axis rows, depth;
   std::int64_t batch[2] = {0, 0};       // strides of the outer and the inner batch axis
   std::int32_t extents[3] = {1, 1, 1};  // of a convolution's input, innermost first
   bool patch = false;                   // outside those it is zero
-  Stored stored = Stored::same;
+  DType dtype = DType::f32;
   Path path = Path::along;
 };
 
@@ -58,7 +64,7 @@ struct Product {
   std::int64_t out_batch[2] = {0, 0};
   // What each row of C is multiplied with, for every index c a row of its own; none: 1.
   const void* weights = nullptr;
-  Stored weights_stored = Stored::same;
+  DType weights_dtype = DType::f32;
   std::int64_t weight_row = 0, weight_batch = 0, weight_c = 0;  // strides; of the inner batch axis
   std::int64_t weight_count = 1, out_c = 0, sums_c = 0;
   const T* add = nullptr;
@@ -84,7 +90,7 @@ struct Product {
   [[nodiscard]] FF_HD T weight(std::int64_t b, std::int64_t row, std::int64_t c) const {
     if (weights == nullptr) return 1;
     const std::int64_t offset = b % inner_batches * weight_batch + row * weight_row + c * weight_c;
-    return read<T>(weights, weights_stored, offset);
+    return element<T>(weights, weights_dtype, offset);
   }
 
   // The sum of row r, of batch b.
@@ -347,7 +353,7 @@ struct ProductTile {
   }
 
   FF_HD static std::int64_t size_of(const Operand& x) {
-    return x.stored == Stored::same ? static_cast<std::int64_t>(sizeof(T)) : 2;
+    return !narrow(x.dtype) ? static_cast<std::int64_t>(sizeof(T)) : 2;
   }
   FF_HD static std::uint64_t base_of(const Operand& x, std::int64_t offset) {
     return reinterpret_cast<std::uint64_t>(x.data) +
@@ -392,7 +398,7 @@ struct ProductTile {
       for (int j = 0; j < kCount; ++j) {
         const Spot spot = across_spot<kRows>(thread, j);
         if (spot.depth < Depth)
-          block.copy_wide(&to[spot.depth][spot.row * kWide], from[j], spot.depth < depths);
+          block.template copy<16>(&to[spot.depth][spot.row * kWide], from[j], spot.depth < depths);
       }
       return;
     }
@@ -427,14 +433,15 @@ struct ProductTile {
         }
       }
     }
-    if (x.stored == Stored::same) {
+    if (!narrow(x.dtype)) {
       FF_UNROLL
       for (int j = 0; j < kCount; ++j) {
         const Spot spot = spot_of(j);
-        block.copy(&to[spot.depth][spot.row], reinterpret_cast<const T*>(from[j]), valid[j]);
+        block.template copy<static_cast<int>(sizeof(T))>(
+            &to[spot.depth][spot.row], reinterpret_cast<const T*>(from[j]), valid[j]);
       }
     } else if constexpr (sizeof(T) == 4) {
-      const bool brain = x.stored == Stored::bf16;
+      const bool brain = x.dtype == DType::bf16;
       FF_UNROLL
       for (int j = 0; j < kCount; ++j) {
         const Spot spot = spot_of(j);

@@ -137,8 +137,7 @@ void choose_path(Operand& x) {
   const std::int64_t run = inner(x.rows);
   x.path = across < along && run >= 8 ? Path::across : Path::along;
   if (inner(x.depth) < 8 && run >= 8) x.path = Path::across;
-  if (x.patch || x.stored != Stored::same || x.path != Path::across || x.rows.strides[0] != 1)
-    return;
+  if (x.patch || narrow(x.dtype) || x.path != Path::across || x.rows.strides[0] != 1) return;
   constexpr auto kWide = static_cast<std::int64_t>(16 / sizeof(T));
   bool aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && run % kWide == 0 &&
                  x.rows.start % kWide == 0;

@@ -69,7 +69,7 @@ class VjpSteps {
     p.right.rows.nest(sizes.in, layer.g.stride(2));
     p.right.depth.nest(sizes.outputs, layer.g.stride(1));
     p.right.depth.nest(sizes.samples, layer.g.stride(0));
-    p.right.stored = stored_of(layer.g.dtype);
+    p.right.dtype = layer.g.dtype;
     choose_path<T>(p.right);
     p.rows = out_.extent(1);
     p.cols = sizes.in;

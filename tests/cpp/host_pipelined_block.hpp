@@ -19,13 +19,9 @@ class PipelinedHostBlock : public HostBlock {
   PipelinedHostBlock(const HostBlock& block, bool late) : HostBlock(block), late_(late) {}
 
   [[nodiscard]] int thread_again() const { return thread(); }
-  template <class T>
-  void copy(T* to, const T* from, bool valid) const {
-    ask({to, from, sizeof(T), valid});
-  }
-  template <class T>
-  void copy_wide(T* to, const T* from, bool valid) const {
-    ask({to, from, 16, valid});
+  template <int Bytes>
+  void copy(void* to, const void* from, bool valid) const {
+    ask({to, from, Bytes, valid});
   }
   void commit() const { groups_.emplace_back(); }
   template <int Pending>

@@ -12,11 +12,23 @@ from fastfisher import _arrays, _by_library, _native, reference
 from product_cases import CASES, PARTS, Case, Spec, conv, layer_of
 
 # Many of the CPU's cases differ in what its tiles make of them, or take the reference long.
-IDS = (
-    "dense-off-the-tile shared-long shared-separable conv1-strided conv2-all-options "
-    "conv2-depthwise conv2-only-padding conv2-separable conv3 all-forms no-samples no-outputs "
-    "no-inputs no-positions no-parameters"
-).split()
+IDS = [
+    "dense-off-the-tile",
+    "shared-long",
+    "shared-separable",
+    "conv1-strided",
+    "conv2-all-options",
+    "conv2-depthwise",
+    "conv2-only-padding",
+    "conv2-separable",
+    "conv3",
+    "all-forms",
+    "no-samples",
+    "no-outputs",
+    "no-inputs",
+    "no-positions",
+    "no-parameters",
+]
 EVERY = [case for case in CASES if case.id in IDS]
 MIXED = next(case for case in CASES if case.id == "all-forms")
 # Tiles of 128, vectors of 16 bytes, shares of the depth, more columns than are read at once.
