@@ -49,10 +49,10 @@ void expect_known(std::span<const LayerFactors> layers, const GramOptions& optio
                           layer.g.dtype == DType::f64;
     return (layer.method == GramMethod::automatic || layer.method == own) && formable;
   });
-  if (known && !options.batched) return;
+  if (known) return;
   throw Error(ErrorCode::missing, "gram", "",
               "the CUDA backend has methods S0 of dense layers and S1 of others, not exact for "
-              "float32 there, and one network a call");
+              "float32 there");
 }
 
 bool all_empty(std::span<const LayerFactors> layers) {
@@ -123,8 +123,16 @@ class Call {
                                 exponents_of(magnitudes[other_index(k)], wide_), options_.outputs,
                                 wide_));
     }
-    // Without parameters everything is zero.
-    if (layers.empty() && !layout_.groups.empty()) return true;
+    if (layers.empty()) {
+      if (!layout_.groups.empty()) return true;
+      // No parameters at all: a Jacobian of none writes zeros.
+      const LayerFactors none = formed(left_.front(), {0, 0, 0}, wide_, base_);
+      const LayerFactors other =
+          right_.empty() ? none : formed(right_.front(), {0, 0, 0}, wide_, base_);
+      left.push_back(none);
+      if (!right_.empty()) right.push_back(other);
+      layers.push_back(layer_of(none, other, {}, {}, options_.outputs, wide_));
+    }
     if (layout_.direct.packed) pack_all(left, right, base_ + layout_.direct.panels_at, layers);
     const bool narrow = size_of(left_.front().g.dtype) == 2;
     tiles(layers, layout_.direct, narrow || options_.precision == GramPrecision::medium, false);
@@ -244,6 +252,10 @@ GramMachine machine_of(int device) {
 
 }  // namespace
 
+GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
+                std::span<const LayerFactors> right, const GramOptions& options,
+                const ArrayRef& out);
+
 std::int64_t gram_blocks(int device) {
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "gram",
@@ -251,9 +263,38 @@ std::int64_t gram_blocks(int device) {
   return processors;
 }
 
+namespace {
+
+std::vector<LayerFactors> network(std::span<const LayerFactors> batch, std::int64_t index) {
+  std::vector<LayerFactors> layers;
+  for (const LayerFactors& layer : batch) layers.push_back(network_of(layer, index));
+  return layers;
+}
+
+// Networks of a batch one after the other.
+GramReport gram_batch(const Context& ctx, std::span<const LayerFactors> left,
+                      std::span<const LayerFactors> right, GramOptions options,
+                      const ArrayRef& out) {
+  options.batched = false;
+  for (std::int64_t e = 0; e < out.extent(0); ++e) {
+    GramReport report =
+        gram(ctx, network(left, e), network(right, e), options, without_axis(out, e));
+    report.network = e;
+    if (report.kind != GramReport::Kind::ok) return report;
+  }
+  return {};
+}
+
+}  // namespace
+
 GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> left,
                             std::span<const LayerFactors> right, const GramOptions& options) {
   expect_known(left, options);
+  if (options.batched) {
+    GramOptions one = options;
+    one.batched = false;
+    return gram_workspace(ctx, network(left, 0), network(right, 0), one);
+  }
   const DeviceGuard guard(ctx.device.index, "gram_workspace");
   const GramLayout layout(left, right, options, machine_of(ctx.device.index));
   GramEstimate estimate;
@@ -291,6 +332,7 @@ GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, const GramOptions& options,
                 const ArrayRef& out) {
   expect_known(left, options);
+  if (options.batched) return gram_batch(ctx, left, right, options, out);
   if (out.size() == 0 && all_empty(left) && all_empty(right)) return {};
   const DeviceGuard guard(ctx.device.index, "gram");
   const GramLayout layout(left, right, options, machine_of(ctx.device.index));

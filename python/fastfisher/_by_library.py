@@ -23,17 +23,15 @@ from fastfisher._arrays import (
 )
 from fastfisher._layer import Layer
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense, Explicit
+from fastfisher.factors import Dense
 
 
 def is_needed(layers: Sequence[Layer]) -> bool:
-    """Whether these layers are on a device where the native Gram does not cover them."""
+    """Whether these layers are on a device for which there is no native Gram."""
     if device_name(layers[0].g) == "cpu":
         return False
     native = bool(_native.build_info()["backends"]["cuda"]["available"])
-    return not native or any(
-        type(layer) not in (Dense, Explicit) or layer.batch is not None for layer in layers
-    )
+    return not native
 
 
 def is_needed_for_products(layers: Sequence[Layer]) -> bool:
@@ -119,11 +117,18 @@ def _pieces(layers: Sequence[Layer], limit: int) -> list[slice]:
 def _part(layer: Layer, span: slice) -> Layer:
     """Take samples of a layer, 16-bit floats widened."""
     piece = copy.copy(layer)
-    dtype = result_dtype(layer.g)
-    piece.g = to_dtype(layer.g[span], dtype)
-    piece.a = None if layer.a is None else to_dtype(layer.a[span], dtype)
-    piece.w = None if layer.w is None else to_dtype(layer.w, dtype)
-    return piece
+    piece.g = layer.g[span]
+    piece.a = None if layer.a is None else layer.a[span]
+    return in_dtype(piece, result_dtype(layer.g))
+
+
+def in_dtype(layer: Layer, dtype: str) -> Layer:
+    """Layer with its factors in `dtype`."""
+    other = copy.copy(layer)
+    other.g = to_dtype(layer.g, dtype)
+    other.a = None if layer.a is None else to_dtype(layer.a, dtype)
+    other.w = None if layer.w is None else to_dtype(layer.w, dtype)
+    return other
 
 
 def _block(layer: Layer, span: slice) -> Array:

@@ -21,6 +21,7 @@ from fastfisher._arrays import (
     final,
     library,
     result_dtype,
+    to_dtype,
     to_numpy,
 )
 from fastfisher._info import GramInfo, LayerInfo
@@ -29,7 +30,7 @@ from fastfisher._lookup import cut_pair
 from fastfisher._memory import layer_bytes, memory_bytes, noted, scratch_bytes, sum_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.errors import NonFiniteError, NumericalError
-from fastfisher.factors import Dense, Separable, Shared
+from fastfisher.factors import Dense, Explicit, Separable, Shared
 
 if TYPE_CHECKING:
     from fastfisher._jacobian import Jacobian
@@ -256,6 +257,12 @@ def gram_factors(
         _by_library.gram(left, right, result, outputs=kind, memory_limit=limit)
         seconds = time.perf_counter() - start
         return (result, library_info(left, limit, seconds)) if return_info else result
+    target = result
+    if precision == "exact" and not _is_exact(left):
+        # There gradients are formed in the dtype of the factors.
+        left = [_by_library.in_dtype(layer, "float64") for layer in left]
+        right = right and [_by_library.in_dtype(layer, "float64") for layer in right]
+        result = empty(shape, like, "float64")
     with progress_numbers(progress, "Gram") as numbers_, noted(besides, memory_limit):
         report, estimate = _native.gram(
             [layer.native() for layer in left],
@@ -271,10 +278,23 @@ def gram_factors(
         )
     if report.kind != _native.OK:
         _raise(report, given_left, given_right)
+    if target is not result:
+        target[...] = to_dtype(result, dtype)
+        result = target
     result = final(result, like) if out is None else out
     if not return_info:
         return result
     return result, _info_of(left, right, estimate, time.perf_counter() - start)
+
+
+def _is_exact(layers: Sequence[Layer]) -> bool:
+    """Whether the native Gram can be exact on these layers as they are."""
+    like = layers[0].g
+    return (
+        device_name(like) == "cpu"
+        or dtype_name(like) == "float64"
+        or all(type(layer) in (Dense, Explicit) for layer in layers)
+    )
 
 
 def _info_of(
