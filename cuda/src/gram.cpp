@@ -278,7 +278,7 @@ GramReport gram_batch(const Context& ctx, std::span<const LayerFactors> left,
   options.batched = false;
   for (std::int64_t e = 0; e < out.extent(0); ++e) {
     GramReport report =
-        gram(ctx, network(left, e), network(right, e), options, without_axis(out, e));
+        cuda::gram(ctx, network(left, e), network(right, e), options, without_axis(out, e));
     report.network = e;
     if (report.kind != GramReport::Kind::ok) return report;
   }
@@ -293,7 +293,7 @@ GramEstimate gram_workspace(const Context& ctx, std::span<const LayerFactors> le
   if (options.batched) {
     GramOptions one = options;
     one.batched = false;
-    return gram_workspace(ctx, network(left, 0), network(right, 0), one);
+    return cuda::gram_workspace(ctx, network(left, 0), network(right, 0), one);
   }
   const DeviceGuard guard(ctx.device.index, "gram_workspace");
   const GramLayout layout(left, right, options, machine_of(ctx.device.index));
