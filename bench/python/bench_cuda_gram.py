@@ -94,6 +94,25 @@ def error(given: list[ff.Dense], k: torch.Tensor, outputs: str) -> float:
     return float((k[rows].double() - total).norm() / total.norm())
 
 
+def one_call(n: int, figures: dict[str, object]) -> None:
+    """Time ``ff.ntk`` of one output of a model, from the model to the matrix."""
+    sizes = itertools.pairwise(WIDTHS)
+    steps = [m for i, o in sizes for m in (torch.nn.Linear(i, o), torch.nn.ReLU())][:-1]
+    model, x = torch.nn.Sequential(*steps).cuda(), torch.randn(n, WIDTHS[0], device="cuda")
+    k, info = ff.ntk(model, x, outputs=0, return_info=True)
+    parameters = list(model.parameters())
+    gradients = [torch.autograd.grad(model(row[None])[0, 0], parameters) for row in x[:16]]
+    j = torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]).double()
+    wrong = float((k[:16, :16].double() - j @ j.T).norm() / (j @ j.T).norm())
+    del k
+    times = {
+        f"verify={verify}": seconds(lambda v=verify: ff.ntk(model, x, outputs=0, verify=v), 2)
+        for verify in (True, False)
+    }
+    figures[f"ntk N={n} one output"] = {**times, "error": wrong, "info": str(info)[:400]}
+    print(f"ntk N={n} one output", times, f"error {wrong:.2g}", flush=True)
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,6 +163,8 @@ def main() -> None:
             line("the same, memory_limit 64MB", floor(n, c, outputs), ours, None, wrong)
         del given, jacobian
         torch.cuda.empty_cache()
+    for n in (4096,) if options.quick else (4096, 60000):
+        one_call(n, figures)
     given = layers(4096, 1, torch.float64)
     jacobian = ff.Jacobian.from_factors(given)
     k = jacobian.gram(outputs="trace")
