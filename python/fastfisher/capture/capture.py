@@ -18,7 +18,7 @@ from fastfisher._memory import layer_bytes
 from fastfisher.capture import graph as ag
 from fastfisher.capture.assemble import assemble
 from fastfisher.capture.columns import VIEWS, Columns, base_name
-from fastfisher.capture.cost import Cost, piece_samples
+from fastfisher.capture.cost import Cost
 from fastfisher.capture.graph import Graph
 from fastfisher.capture.harvest import Harvest, Named
 from fastfisher.capture.model import (
@@ -99,7 +99,7 @@ class Capture:
         with untouched(self.model), recording():
             if samples_of(x) == 0 or self.plan is None:
                 return self._empty(x)
-            n, width = samples_of(x), piece or piece_samples(self.cost.factors)
+            n, width = samples_of(x), piece or self.cost.piece
             if n > width or compact:
                 # What a piece taught may make the others like it.
                 for _ in range(_ATTEMPTS):
@@ -298,4 +298,5 @@ def cost_of(jacobian: Jacobian, graph: Graph, n: int) -> Cost:
         gradient_bytes(layer) if is_compacted(layer) else layer_bytes(layer)
         for layer in jacobian.layers
     )
-    return Cost(factors / n, (2 * made + factors) / n, compact / n)
+    on_device = graph.y.device.type != "cpu"
+    return Cost(factors / n, (2 * made + factors) / n, compact / n, on_device)

@@ -12,13 +12,9 @@ _LEAST_WORKSPACE = 1 << 20
 _WORTH = 0.75  # gradients are formed for memory if that saves a quarter
 
 
-_PIECE_BYTES = 24 << 20
+_PIECE_BYTES = 24 << 20  # about what the cache holds
+_DEVICE_PIECE_BYTES = 4 << 30  # a GPU has work enough, and launches cost
 _LEAST_PIECE = 8
-
-
-def piece_samples(bytes_a_sample: float) -> int:
-    """Count the samples to capture at a time: about what the cache holds of their factors."""
-    return max(_LEAST_PIECE, int(_PIECE_BYTES // max(bytes_a_sample, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,13 @@ class Cost:
     factors: float
     capture: float
     compact: float
+    on_device: bool = False
+
+    @property
+    def piece(self) -> int:
+        """Samples to capture at a time, by the bytes of their factors."""
+        room = _DEVICE_PIECE_BYTES if self.on_device else _PIECE_BYTES
+        return max(_LEAST_PIECE, int(room // max(self.factors, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
         Not even single samples fit.
     """
     samples = n if m is None else n + m
-    piece = max(1, min(piece_samples(cost.factors), int(limit / 4 / max(cost.capture, 1.0))))
+    piece = max(1, min(cost.piece, int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
     whole = _cut(n, m, cost, cost.factors, piece, limit, min(wanted, limit // 4))
     fits = whole is not None and whole.left >= n and whole.right >= (n if m is None else m)
