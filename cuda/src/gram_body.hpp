@@ -51,15 +51,20 @@ struct Problem {
   std::int64_t left_outputs = 1, right_outputs = 1;  // rows that share a sample
   int layers = 0;
   bool layer_planes = false;  // plane l is layer l alone
+  bool few = false;           // at most kFewLayers layers a plane, no fold_scale
   bool square = false;        // only on and below the diagonal, mirrored
   bool mirror = true;         // false: leave the upper half as it is
   bool accumulate = false;    // add to what the output holds
   Target target;
 };
 
+// Few layers that are not scaled are added up in registers of the type of the products, which costs
+// half a rounding a layer; others in float64 and in memory.
+inline constexpr int kFewLayers = 4;
+
 // Tiles of a problem, their products by `Product`. Scratch of one block: a double and a T for every
-// entry of its tile.
-template <class Product>
+// entry of its tile. Few: see Problem.
+template <class Product, bool Few>
 struct GramTile {
   using T = typename Product::T;
   using Sums = typename Product::Sums;
@@ -190,56 +195,86 @@ struct GramTile {
     if constexpr (Product::kPanels) block.sync();  // other products have a barrier of their own
 
     const int first = first_layer(problem, plane), last = last_layer(problem, plane);
-    double* const totals = reinterpret_cast<double*>(slot) + block.thread();
-    T* const inners = reinterpret_cast<T*>(slot + std::int64_t{kEdge} * kEdge * 8) + block.thread();
+    Scratch scratch = {reinterpret_cast<double*>(slot) + block.thread(),
+                       reinterpret_cast<T*>(slot + std::int64_t{kEdge} * kEdge * 8) +
+                           block.thread()};
     Sums sums;
+    Kept kept = {};
     for (int index = first; index < last; ++index) {
       const Layer& layer = layers[index];
       if (layer.inner == Inner::computed) {
         multiply(block, shared, product, layer.a, row, rows, col, cols, 0, sums);
         FF_UNROLL
-        for (int x = 0; x < kEntries; ++x) inners[at(x)] = Product::entry(sums, x);
+        for (int x = 0; x < kEntries; ++x) scratch.inners[at(x)] = Product::entry(sums, x);
       }
       const std::int64_t planes = problem.layer_planes ? 0 : plane;
       multiply(block, shared, product, layer.g, row, rows, col, cols, planes, sums);
-      const auto* stored = static_cast<const T*>(layer.stored);
-      if (layer.inner == Inner::stored)
-        stored += (n - layer.stored_first) * layer.stored_stride + m;
-      // A few entries at a time: all that is read of them is asked for before anything is written.
+      if (layer.inner == Inner::none) {
+        add(layer, index == first, sums, scratch, kept, [](int) { return T(1); });
+      } else if (layer.inner == Inner::computed) {
+        add(layer, index == first, sums, scratch, kept,
+            [&](int x) { return scratch.inners[at(x)]; });
+      } else {
+        const auto* stored = static_cast<const T*>(layer.stored) +
+                             (n - layer.stored_first) * layer.stored_stride + m;
+        const auto stride = static_cast<int>(layer.stored_stride);
+        add(layer, index == first, sums, scratch, kept, [&](int x) {
+          return stored[std::int64_t{shared.sample_row[Product::row_of(block.thread(), x)]} *
+                            stride +
+                        shared.sample_col[Product::col_of(block.thread(), x)]];
+        });
+      }
+    }
+    const auto total = [&](int x) {
+      if constexpr (Few) {
+        return kept[x];
+      } else {
+        return scratch.totals[at(x)];
+      }
+    };
+    if (problem.target.wide) {
+      store<double>(block, shared, problem, plane, row, rows, col, cols, total, overflow);
+    } else {
+      store<float>(block, shared, problem, plane, row, rows, col, cols, total, overflow);
+    }
+  }
+
+  // A few entries at a time: what is read of them is asked for before anything is written.
+  static constexpr int kSome = kEntries < 8 ? kEntries : 8;
+  using Kept = T[Few ? kEntries : 1];
+  struct Scratch {
+    double* totals;
+    T* inners;
+  };
+
+  // Adds a layer to the totals; `inner(x)` is the product of the inputs.
+  template <class Read>
+  FF_HD static void add(const Layer& layer, [[maybe_unused]] bool opens, const Sums& sums,
+                        [[maybe_unused]] const Scratch& scratch, [[maybe_unused]] Kept& kept,
+                        const Read& inner) {
+    FF_UNROLL
+    for (int begin = 0; begin < kEntries; begin += kSome) {
+      T factor[kSome];
       FF_UNROLL
-      for (int begin = 0; begin < kEntries; begin += kFew) {
-        T inner[kFew];
-        double before[kFew];
+      for (int e = 0; e < kSome; ++e) factor[e] = inner(begin + e);
+      if constexpr (Few) {
+        const auto bias = static_cast<T>(layer.fold_bias);
         FF_UNROLL
-        for (int e = 0; e < kFew; ++e) {
-          const int x = begin + e;
-          before[e] = index > first ? totals[at(x)] : 0;
-          if (layer.inner == Inner::computed) inner[e] = inners[at(x)];
-          if (layer.inner == Inner::stored) {
-            inner[e] =
-                stored[shared.sample_row[Product::row_of(block.thread(), x)] * layer.stored_stride +
-                       shared.sample_col[Product::col_of(block.thread(), x)]];
-          }
-        }
+        for (int e = 0; e < kSome; ++e)
+          kept[begin + e] += (factor[e] + bias) * Product::entry(sums, begin + e);
+      } else {
+        double before[kSome];
         FF_UNROLL
-        for (int e = 0; e < kFew; ++e) {
-          const int x = begin + e;
-          auto value = static_cast<double>(Product::entry(sums, x));
-          if (layer.inner != Inner::none) value *= static_cast<double>(inner[e]) + layer.fold_bias;
-          value = value * layer.fold_scale + before[e];
-          if (index + 1 < last) {
-            totals[at(x)] = value;
-          } else {
-            store(block, shared, problem, plane, row, rows, col, cols,
-                  Product::row_of(block.thread(), x), Product::col_of(block.thread(), x), value,
-                  overflow);
-          }
+        for (int e = 0; e < kSome; ++e) before[e] = opens ? 0 : scratch.totals[at(begin + e)];
+        FF_UNROLL
+        for (int e = 0; e < kSome; ++e) {
+          const double value = (static_cast<double>(factor[e]) + layer.fold_bias) *
+                               static_cast<double>(Product::entry(sums, begin + e));
+          scratch.totals[at(begin + e)] = value * layer.fold_scale + before[e];
         }
       }
     }
   }
-
-  static constexpr int kFew = kEntries < 8 ? kEntries : 8;
 
   // Neighbouring threads, neighbouring places.
   FF_HD static std::int64_t at(int x) { return static_cast<std::int64_t>(x) * kThreads; }
@@ -262,35 +297,46 @@ struct GramTile {
     }
   }
 
-  // An entry, and when square the mirror image of one below the diagonal.
-  template <WarpContext Block>
+  // The tile, and when square the mirror image of what is below the diagonal.
+  template <class S, WarpContext Block, class Total>
   FF_HD static void store(const Block& block, const Shared& shared, const Problem& problem,
                           std::int64_t plane, std::int64_t row, int rows, std::int64_t col,
-                          int cols, int y, int x, double value, std::uint64_t* overflow) {
-    const std::int64_t r = row + y, q = col + x;
-    if (y >= rows || x >= cols || r < problem.first_row || (problem.square && q > r)) return;
-    const Target& target = problem.target;
-    const std::int64_t to = plane * target.plane_stride + shared.put_row[y] + shared.put_col[x];
-    const std::int64_t back =
-        plane * target.plane_stride + shared.mirror_row[x] + shared.mirror_col[y];
-    const bool mirrored = problem.square && problem.mirror && q < r;
-    if (target.wide) {
-      put(static_cast<double*>(target.data), to, mirrored ? back : to, problem, value, block,
-          overflow);
-    } else {
-      put(static_cast<float*>(target.data), to, mirrored ? back : to, problem, value, block,
-          overflow);
+                          int cols, const Total& total, std::uint64_t* overflow) {
+    S* const out = static_cast<S*>(problem.target.data) + plane * problem.target.plane_stride;
+    const bool mirrored = problem.square && problem.mirror;
+    // All of the tile is wanted, and none of it is its own mirror image.
+    const bool whole = rows == kEdge && cols == kEdge && row >= problem.first_row &&
+                       !(problem.square && col + kEdge > row);
+    bool bad = false;
+    FF_UNROLL
+    for (int begin = 0; begin < kEntries; begin += kSome) {
+      double before[kSome] = {};
+      if (problem.accumulate) {
+        FF_UNROLL
+        for (int e = 0; e < kSome; ++e) {
+          // Every place is one of the output, wanted or not.
+          before[e] =
+              static_cast<double>(out[shared.put_row[Product::row_of(block.thread(), begin + e)] +
+                                      shared.put_col[Product::col_of(block.thread(), begin + e)]]);
+        }
+      }
+      FF_UNROLL
+      for (int e = 0; e < kSome; ++e) {
+        const int y = Product::row_of(block.thread(), begin + e);
+        const int x = Product::col_of(block.thread(), begin + e);
+        const std::int64_t r = row + y, q = col + x;
+        const bool wanted =
+            whole || (y < rows && x < cols && r >= problem.first_row && !(problem.square && q > r));
+        if (!wanted) continue;
+        const auto value =
+            static_cast<S>(problem.accumulate ? static_cast<double>(total(begin + e)) + before[e]
+                                              : static_cast<double>(total(begin + e)));
+        bad = bad || !(std::abs(value) <= kLargest<S>);
+        out[shared.put_row[y] + shared.put_col[x]] = value;
+        if (mirrored && q < r) out[shared.mirror_row[x] + shared.mirror_col[y]] = value;
+      }
     }
-  }
-
-  template <class S, WarpContext Block>
-  FF_HD static void put(S* out, std::int64_t to, std::int64_t back, const Problem& problem,
-                        double sum, const Block& block, std::uint64_t* overflow) {
-    if (problem.accumulate) sum += static_cast<double>(out[to]);
-    const auto value = static_cast<S>(sum);
-    if (!(std::abs(value) <= kLargest<S>)) block.atomic_max(overflow, 1);
-    out[to] = value;
-    if (back != to) out[back] = value;
+    if (bad) block.atomic_max(overflow, 1);
   }
 };
 

@@ -101,8 +101,6 @@ struct HopperProduct {
 #endif
 };
 
-using Tile = GramTile<HopperProduct>;
-
 #if FF_HOPPER
 // The copies of one product, as HopperProduct::run consumes them.
 __device__ void copy_panels(const Rows (&sides)[2], std::int64_t i, std::int64_t j,
@@ -123,10 +121,12 @@ __device__ void copy_panels(const Rows (&sides)[2], std::int64_t i, std::int64_t
 }
 #endif
 
+template <bool Few>
 __global__ void __launch_bounds__(kThreads, 1)
     hopper_kernel(const __grid_constant__ Problem problem, const Layer* __restrict__ layers,
                   std::byte* slots, std::uint64_t* overflow) {
 #if FF_HOPPER
+  using Tile = GramTile<HopperProduct, Few>;
   __shared__ typename Tile::Shared shared;
   __shared__ Barriers barriers;
   extern __shared__ unsigned char memory[];
@@ -142,7 +142,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   // Registers go from those who copy to those who multiply.
-  if (thread >= kMultipliers) {
+  // The same for the whole warp, which the compiler cannot know.
+  const int group = __shfl_sync(~0U, thread / 128, 0);
+  if (group == kMultipliers / 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (thread == kMultipliers) {
       Position position;
@@ -171,22 +173,34 @@ bool gram_has_hopper(int device) {
         "asking for the compute capability");
   if (major != 9) return false;
   cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, hopper_kernel), "gram", "asking for the kernel");
+  check(cudaFuncGetAttributes(&attributes, hopper_kernel<true>), "gram", "asking for the kernel");
   return attributes.sharedSizeBytes > sizeof(Barriers);
 }
 
-void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* slots,
-                       std::uint64_t* overflow, cudaStream_t stream) {
-  const std::int64_t tiles = Tile::tiles_of(problem);
+namespace {
+
+template <bool Few>
+void launch(const Problem& problem, const Layer* layers, std::byte* slots, std::uint64_t* overflow,
+            cudaStream_t stream) {
+  const std::int64_t tiles = GramTile<HopperProduct, Few>::tiles_of(problem);
   if (tiles == 0) return;
   int device = 0;
   check(cudaGetDevice(&device), "gram", "cudaGetDevice");
-  check(cudaFuncSetAttribute(hopper_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  check(cudaFuncSetAttribute(hopper_kernel<Few>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kDynamicBytes),
         "gram", "asking for shared memory");
   const auto blocks = static_cast<unsigned>(std::min(tiles, gram_blocks(device)));
-  hopper_kernel<<<blocks, kThreads, kDynamicBytes, stream>>>(problem, layers, slots, overflow);
+  hopper_kernel<Few><<<blocks, kThreads, kDynamicBytes, stream>>>(problem, layers, slots, overflow);
   check_launch("gram", stream);
+}
+
+}  // namespace
+
+void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* slots,
+                       std::uint64_t* overflow, cudaStream_t stream) {
+  const auto run =
+      problem.layer_planes || problem.layers <= kFewLayers ? launch<true> : launch<false>;
+  run(problem, layers, slots, overflow, stream);
 }
 
 }  // namespace fastfisher::cuda

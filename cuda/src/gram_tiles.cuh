@@ -14,7 +14,7 @@ template <class Product>
 __global__ void __launch_bounds__(Product::kThreads, 1)
     gram_kernel(const __grid_constant__ Problem problem, const Layer* __restrict__ layers,
                 int stages, std::byte* slots, std::uint64_t* overflow) {
-  using Tile = GramTile<Product>;
+  using Tile = GramTile<Product, false>;
   __shared__ typename Tile::Shared shared;
   extern __shared__ __align__(16) unsigned char ring[];
   Product product{reinterpret_cast<typename Product::T*>(ring), stages};
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(Product::kThreads, 1)
 template <class Product>
 void gram_launch(const Problem& problem, const Layer* layers, std::byte* slots,
                  std::uint64_t* overflow, cudaStream_t stream) {
-  using Tile = GramTile<Product>;
+  using Tile = GramTile<Product, false>;
   const std::int64_t tiles = Tile::tiles_of(problem);
   if (tiles == 0) return;
   int device = 0, most = 0;

@@ -177,10 +177,10 @@ void pack_all(std::span<const LayerFactors> left, std::span<const LayerFactors> 
   }
 }
 
-template <class Product>
-void launch_tiles(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
-                  std::int64_t blocks, std::uint64_t* overflow) {
-  using Tile = cuda::GramTile<Product>;
+template <class Product, bool Few>
+void launch_some(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
+                 std::int64_t blocks, std::uint64_t* overflow) {
+  using Tile = cuda::GramTile<Product, Few>;
   if (Tile::tiles_of(problem) == 0) return;
   const int stages = static_cast<int>(draw(2, 4));
   std::vector<std::byte> slots(static_cast<std::size_t>(blocks * Tile::kSlotBytes));
@@ -189,6 +189,14 @@ void launch_tiles(const cuda::Problem& problem, const std::vector<cuda::Layer>& 
     Product product{reinterpret_cast<typename Product::T*>(ring.data()), stages};
     Tile::run(block, shared, product, problem, layers.data(), slots.data(), overflow);
   });
+}
+
+template <class Product>
+void launch_tiles(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
+                  std::int64_t blocks, std::uint64_t* overflow) {
+  const bool few = cuda::is_few(problem, layers);
+  (few ? launch_some<Product, true> : launch_some<Product, false>)(problem, layers, blocks,
+                                                                   overflow);
 }
 
 // What gram.cpp does, with host memory for the device's.
@@ -226,7 +234,7 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
   } else {
     const std::int64_t samples = problem.rows / problem.left_outputs;
     const std::int64_t others = problem.cols / problem.right_outputs;
-    const std::int64_t most = cuda::GramTile<Product>::kEdge * blocks;
+    const std::int64_t most = cuda::GramTile<Product, true>::kEdge * blocks;
     for (std::int64_t from = 0; from < samples; from += most) {
       const std::int64_t to = std::min(from + most, samples);
       std::vector<T> stored(static_cast<std::size_t>((to - from) * others) * layers.size(),
@@ -244,7 +252,7 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
 
 // Every tile of a problem once, whatever the bands.
 void places() {
-  using Tile = cuda::GramTile<OneWarp<cuda::TripleSteps>>;
+  using Tile = cuda::GramTile<OneWarp<cuda::TripleSteps>, true>;
   for (int k = 0; k < 200; ++k) {
     cuda::Problem p;
     p.square = draw(0, 1) == 0;
