@@ -221,8 +221,9 @@ class Call {
     }
   }
 
-  void launch(const Problem& problem, const std::vector<Layer>& layers, const Region& region,
+  void launch(Problem problem, const std::vector<Layer>& layers, const Region& region,
               bool medium) const {
+    problem.few = is_few(problem, layers);
     auto* const there = reinterpret_cast<Layer*>(base_ + layout_.layers_at);
     // From pageable memory: the runtime has read the layers when the call returns.
     check(cudaMemcpyAsync(there, layers.data(), layers.size() * sizeof(Layer),

@@ -198,8 +198,7 @@ void launch(const Problem& problem, const Layer* layers, std::byte* slots, std::
 
 void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* slots,
                        std::uint64_t* overflow, cudaStream_t stream) {
-  const auto run =
-      problem.layer_planes || problem.layers <= kFewLayers ? launch<true> : launch<false>;
+  const auto run = problem.few ? launch<true> : launch<false>;
   run(problem, layers, slots, overflow, stream);
 }
 

@@ -279,6 +279,12 @@ std::int64_t panels_bytes(const PackProblem& problem) {
   return problem.planes * Panels<Edge>::bytes(problem.count, problem.rows.depth);
 }
 
+inline bool is_few(const Problem& problem, std::span<const Layer> layers) {
+  return (problem.layer_planes || layers.size() <= kFewLayers) &&
+         std::all_of(layers.begin(), layers.end(),
+                     [](const Layer& layer) { return layer.fold_scale == 1; });
+}
+
 /// Samples [from, to) of the left, and where the inner products of their inputs go: [layer, to -
 /// from, others] in the type of the products.
 struct Strip {
