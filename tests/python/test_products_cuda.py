@@ -33,7 +33,7 @@ EVERY = [case for case in CASES if case.id in IDS]
 MIXED = next(case for case in CASES if case.id == "all-forms")
 # Tiles of 128, vectors of 16 bytes, shares of the depth, more columns than are read at once.
 LARGE = [
-    Case("aligned", (Spec("dense", 256, 384, bias=True),), n=300, c=3),
+    Case("aligned", (Spec("dense", 132, 160, bias=True),), n=260, c=3),
     Case("outputs", (Spec("dense", 60, 40, bias=True), Spec("explicit", 700)), n=9, c=19),
     Case("images", (conv(9, 8, i=16, o=32, kernel=3, padding=1, bias=True),), n=20, c=2),
 ]
