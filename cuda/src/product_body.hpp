@@ -21,7 +21,7 @@ struct ProductTile {
   static constexpr int kThreads = Lanes * Lanes;
   static constexpr int kMicro = Edge / Lanes;
   static constexpr int kVector = kMicro % 4 == 0 ? 4 : 1;  // entries of a row that lie together
-  static_assert(kThreads >= Edge && Edge % Lanes == 0);  // a thread adds up one row
+  static_assert(kThreads >= Edge && Edge % Lanes == 0);    // a thread adds up one row
 
   using Load = ProductLoad<T, Edge, Depth, kThreads>;
   static constexpr int kPitch = Load::kPitch;

@@ -51,6 +51,7 @@ struct Product {
   Operand left, right;
   std::int64_t rows = 0, cols = 0, depth = 0;
   std::int64_t batches = 1, inner_batches = 1;
+  std::int64_t edge = 0;    // of the tiles that it is cut into
   std::int64_t splits = 1;  // shares of the depth, each of split_depth
   std::int64_t split_depth = 0;
   bool square = false;  // left = right: only entries on and below the diagonal, mirrored

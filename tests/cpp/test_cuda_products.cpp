@@ -23,17 +23,17 @@ using namespace fastfisher::test;
 using cuda::ProductTile;
 
 template <class T>
-using SmallTile = ProductTile<T, 4, 4, 2>;
-template <class T>
-using Machine = HostMachine<T, SmallTile<T>>;
+using Machine = HostMachine<T, ProductTile<T, 8, 4, 4>, ProductTile<T, 4, 4, 2>>;
 
-int shared_out = 0, wide = 0, patches = 0;
+int shared_out = 0, wide = 0, patches = 0, small = 0, large = 0;
 
 template <class Some>
 void count(const Some& machine) {
   shared_out += machine.shared_out;
   wide += machine.wide;
   patches += machine.patches;
+  small += machine.small;
+  large += machine.large;
 }
 
 template <class T>
@@ -257,9 +257,8 @@ template <class T, int Edge, int Depth, int Lanes>
 void device_tile() {
   using Tile = ProductTile<T, Edge, Depth, Lanes>;
   cuda::ProductLimits limits = small_limits();
-  limits.edge = Edge;
+  limits.kinds = {{{Edge, 2, 1}, {Edge, 2, 1}}};
   limits.step = Depth;
-  limits.slots = 2;
   for (const std::int64_t transposed : {0, 1, 2}) {
     const std::int64_t rows = transposed == 2 ? Edge + 8 : Edge + 3, cols = 9,
                        depth = 2 * Depth + 3;
@@ -325,7 +324,9 @@ int main() {
   list_of_moments();
   device_tile<float, 128, 16, 16>();
   device_tile<double, 128, 8, 16>();
+  device_tile<float, 64, 16, 8>();
+  device_tile<double, 64, 8, 8>();
   // The paths that sizes decide on were all taken.
-  FF_CHECK(shared_out > 20 && wide > 5 && patches > 20);
+  FF_CHECK(shared_out > 20 && wide > 5 && patches > 20 && small > 20 && large > 20);
   return fastfisher::test::report();
 }
