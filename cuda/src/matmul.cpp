@@ -25,10 +25,13 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
     choose_path<T>(p.right);
     p.rows = out.extent(0);
     p.cols = out.extent(1);
-    p.depth = p.split_depth = a.extent(1);
+    p.depth = a.extent(1);
     p.out = static_cast<T*>(out.data);
     p.out_row = {1, out.stride(0), 0};
     p.out_col = {1, out.stride(1), 0};
+    ProductLimits limits = product_limits<T>();
+    limits.partial_bytes = 0;
+    share(p, limits);
     launch_product(p, ctx.stream, "matmul");
   });
 }

@@ -46,17 +46,19 @@ void share_list(std::span<Product<T>> products, const ProductLimits& limits, T* 
     products.front().partial = partial;
     return;
   }
-  const auto tiles_of = [&](const Product<T>& p) {
-    const std::int64_t down = parts_of(p.rows, limits.edge);
-    return std::max<std::int64_t>(down * (down + 1) / 2, 1);
+  const auto time_of = [&](const TileKind& kind) {
+    double work = 0;
+    for (const Product<T>& p : products)
+      work += static_cast<double>(tiles_of(p, kind.edge)) * static_cast<double>(p.depth);
+    return work / static_cast<double>(kind.slots) * kind.seconds;
   };
-  double work = 0;
+  const TileKind& kind = *std::min_element(
+      limits.kinds.begin(), limits.kinds.end(),
+      [&](const TileKind& x, const TileKind& y) { return time_of(x) < time_of(y); });
   std::int64_t longest = limits.least_depth;
-  for (const Product<T>& p : products) {
-    work += static_cast<double>(tiles_of(p)) * static_cast<double>(p.depth);
+  for (const Product<T>& p : products)
     longest = std::max(longest, std::min(p.depth, limits.most_depth));
-  }
-  const auto fair = static_cast<std::int64_t>(work / static_cast<double>(limits.slots));
+  const auto fair = static_cast<std::int64_t>(time_of(kind) / kind.seconds);  // depths a slot
   // A tile of half the fair part at most leaves a third of the device idle at the end at worst.
   std::int64_t most = std::clamp(fair / 2, limits.least_depth, longest);
   for (;;) {

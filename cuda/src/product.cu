@@ -2,18 +2,21 @@
 //
 // The matrix product of the Jacobian products and moments, see product_body.hpp.
 //
-// One block of 256 threads a tile of 128 x 128 entries, 64 a thread in registers; operands come
-// through three stages of shared memory by asynchronous copies, transposed on the way where depths
-// lie together. float32 runs two blocks a multiprocessor, float64 one. 2 rows cols depth flops;
-// each operand is read once for each row or column of tiles, neighbours at the same time.
+// One block of 256 threads a tile of 128 x 128 entries, or of 64 threads a tile of 64 x 64, for
+// small products; 64 a thread in registers. Operands come through three stages of shared memory by
+// asynchronous copies, transposed on the way where depths lie together. float32 runs two or six
+// blocks a multiprocessor, float64 one or four. 2 rows cols depth flops; each operand is read once
+// for each row or column of tiles, neighbours at the same time.
 #include "pipelined_block.cuh"
 #include "product_launch.hpp"
 
 namespace fastfisher::cuda {
 namespace {
 
-template <class T>
-using DeviceTile = ProductTile<T, 128, sizeof(T) == 4 ? 16 : 8, 16>;
+template <class T, int Edge>
+using DeviceTile = ProductTile<T, Edge, sizeof(T) == 4 ? 16 : 8, Edge / 8>;
+template <class T, int Edge>
+constexpr int kBlocks = Edge == 128 ? (sizeof(T) == 4 ? 2 : 1) : (sizeof(T) == 4 ? 6 : 4);
 template <class T>
 using DeviceSum = ProductSum<T, 256>;
 
@@ -32,16 +35,16 @@ struct Ranges {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(DeviceTile<T>::kThreads, sizeof(T) == 4 ? 2 : 1)
+template <class T, int Edge>
+__global__ void __launch_bounds__(DeviceTile<T, Edge>::kThreads, kBlocks<T, Edge>)
     product_kernel(const __grid_constant__ Product<T> one, const Product<T>* __restrict__ table,
                    const __grid_constant__ Ranges tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<typename DeviceTile<T>::Shared*>(memory);
+  auto& shared = *reinterpret_cast<typename DeviceTile<T, Edge>::Shared*>(memory);
   for (std::int64_t tile = blockIdx.x; tile < tiles.from[tiles.count]; tile += gridDim.x) {
     const std::int64_t item = tiles.find(tile);
-    DeviceTile<T>::run(PipelinedDeviceBlock{}, shared, table == nullptr ? one : table[item],
-                       tile - tiles.from[item]);
+    DeviceTile<T, Edge>::run(PipelinedDeviceBlock{}, shared, table == nullptr ? one : table[item],
+                             tile - tiles.from[item]);
   }
 }
 
@@ -55,27 +58,41 @@ __global__ void __launch_bounds__(DeviceSum<T>::kThreads)
   }
 }
 
+template <class T, int Edge>
+void launch_tiles(std::span<const Product<T>> products, const Product<T>* table,
+                  cudaStream_t stream, const char* op) {
+  using Tile = DeviceTile<T, Edge>;
+  using Shared = typename Tile::Shared;
+  Ranges tiles;
+  for (const Product<T>& p : products) {
+    tiles.from[tiles.count + 1] = tiles.from[tiles.count] + Tile::tiles_of(p);
+    ++tiles.count;
+  }
+  const std::int64_t all = tiles.from[tiles.count];
+  if (all == 0) return;
+  check(cudaFuncSetAttribute(product_kernel<T, Edge>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(sizeof(Shared))),
+        op, "shared memory of the product");
+  product_kernel<T, Edge>
+      <<<grid_of(all), Tile::kThreads, sizeof(Shared), stream>>>(products.front(), table, tiles);
+  check_launch(op, stream);
+}
+
+// All products of a list have tiles of one size.
 template <class T>
 void launch(std::span<const Product<T>> products, const Product<T>* table, cudaStream_t stream,
             const char* op) {
-  Ranges tiles, sums;
+  if (products.front().edge == 64) {
+    launch_tiles<T, 64>(products, table, stream, op);
+  } else {
+    launch_tiles<T, 128>(products, table, stream, op);
+  }
+  Ranges sums;
   for (const Product<T>& p : products) {
-    const std::int64_t shared_out =
-        p.splits > 1 ? parts_of(p.entries(), DeviceSum<T>::kThreads) : 0;
-    tiles.from[tiles.count + 1] = tiles.from[tiles.count] + DeviceTile<T>::tiles_of(p);
-    sums.from[sums.count + 1] = sums.from[sums.count] + shared_out;
-    ++tiles.count;
+    const std::int64_t blocks = p.splits > 1 ? parts_of(p.entries(), DeviceSum<T>::kThreads) : 0;
+    sums.from[sums.count + 1] = sums.from[sums.count] + blocks;
     ++sums.count;
   }
-  if (tiles.from[tiles.count] == 0) return;
-  using Shared = typename DeviceTile<T>::Shared;
-  check(cudaFuncSetAttribute(product_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(sizeof(Shared))),
-        op, "shared memory of the product");
-  product_kernel<T>
-      <<<grid_of(tiles.from[tiles.count]), DeviceTile<T>::kThreads, sizeof(Shared), stream>>>(
-          products.front(), table, tiles);
-  check_launch(op, stream);
   if (sums.from[sums.count] == 0) return;
   sum_kernel<T><<<grid_of(sums.from[sums.count]), DeviceSum<T>::kThreads, 0, stream>>>(
       products.front(), table, sums);

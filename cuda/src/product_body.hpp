@@ -1,106 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Kernel body of the matrix products behind J v, J^T u, moments and the forming of gradients:
-//   C[b,r,q] = scale * sum_k left[b,r,k] right[b,q,k]  (+ add[b,r,q])  (+ C[b,r,q])
-// with operands anywhere in strided memory, `right` a convolution's unfolded input if need be, and
-// on request the sums of the left rows as one more column. Plain multiply-adds in registers, in the
-// order of k within one share of the depth; shares are added in their order by ProductSum. Plain
-// C++ over a PipelinedBlock, see product.cu for the launch.
+// Kernel body of the matrix product, see product_problem.hpp: plain multiply-adds in registers, in
+// the order of the depths within one share of them; ProductSum adds the shares in their order.
+// Plain C++ over a PipelinedBlock, see product.cu for the launch.
 #pragma once
 
-#include "axis.hpp"
-#include "element.hpp"
-#include "pipelined_block.hpp"
+#include "product_load.hpp"
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace fastfisher::cuda {
-
-// How a block's threads share the entries of a tile among them, by what is contiguous.
-enum class Path : std::int32_t {
-  along,   // neighbours in memory are depths
-  across,  // neighbours in memory are rows
-  wide,    // the same, in aligned groups of 16 bytes
-};
-
-// 16-bit numbers are widened on their way, the others copied.
-FF_HD inline bool narrow(DType dtype) {
-  return dtype == DType::bf16 || dtype == DType::f16;
-}
-
-struct Operand {
-  const void* data = nullptr;
-  Axis rows, depth;
-  std::int64_t batch[2] = {0, 0};       // strides of the outer and the inner batch axis
-  std::int32_t extents[3] = {1, 1, 1};  // of a convolution's input, innermost first
-  bool patch = false;                   // outside those it is zero
-  DType dtype = DType::f32;
-  Path path = Path::along;
-};
-
-// Two nested axes of an output as one index.
-struct Pair {
-  std::int64_t inner = 1, outer_stride = 0, inner_stride = 0;
-
-  [[nodiscard]] FF_HD std::int64_t offset(std::int64_t index) const {
-    const std::int64_t outer = index / inner;
-    return outer * outer_stride + (index - outer * inner) * inner_stride;
-  }
-};
-
-template <class T>
-struct Product {
-  Operand left, right;
-  std::int64_t rows = 0, cols = 0, depth = 0;
-  std::int64_t batches = 1, inner_batches = 1;
-  std::int64_t splits = 1;  // shares of the depth, each of split_depth
-  std::int64_t split_depth = 0;
-  bool square = false;  // left = right: only entries on and below the diagonal, mirrored
-  bool accumulate = false;
-  T scale = 1;
-
-  T* out = nullptr;
-  Pair out_row, out_col;
-  std::int64_t out_batch[2] = {0, 0};
-  // What each row of C is multiplied with, for every index c a row of its own; none: 1.
-  const void* weights = nullptr;
-  DType weights_dtype = DType::f32;
-  std::int64_t weight_row = 0, weight_batch = 0, weight_c = 0;  // strides; of the inner batch axis
-  std::int64_t weight_count = 1, out_c = 0, sums_c = 0;
-  const T* add = nullptr;
-  Pair add_row, add_col;
-  std::int64_t add_batch[2] = {0, 0};
-  // The sums of the left rows; when square also as a last row, and the depth in the corner.
-  T* sums = nullptr;
-  Pair sums_row;
-  std::int64_t sums_batch[2] = {0, 0};
-  T* sums_mirror = nullptr;
-  T* sums_corner = nullptr;
-  T* partial = nullptr;  // [splits][batches][rows][pitch], where splits > 1
-
-  [[nodiscard]] FF_HD std::int64_t pitch() const { return cols + (sums != nullptr ? 1 : 0); }
-  [[nodiscard]] FF_HD std::int64_t entries() const { return batches * rows * pitch(); }
-  [[nodiscard]] FF_HD std::int64_t batch_offset(const std::int64_t (&strides)[2],
-                                                std::int64_t b) const {
-    return b / inner_batches * strides[0] + b % inner_batches * strides[1];
-  }
-
-  FF_HD void put(T& at, T value) const { at = accumulate ? at + value : value; }
-
-  [[nodiscard]] FF_HD T weight(std::int64_t b, std::int64_t row, std::int64_t c) const {
-    if (weights == nullptr) return 1;
-    const std::int64_t offset = b % inner_batches * weight_batch + row * weight_row + c * weight_c;
-    return element<T>(weights, weights_dtype, offset);
-  }
-
-  // The sum of row r, of batch b.
-  FF_HD void put_sum(std::int64_t b, std::int64_t r, T value) const {
-    value *= scale;
-    T* to = sums + batch_offset(sums_batch, b) + sums_row.offset(r);
-    for (std::int64_t c = 0; c < weight_count; ++c) put(to[c * sums_c], value * weight(b, r, c));
-    if (sums_mirror != nullptr) put(sums_mirror[r], value);
-  }
-};
 
 // T: type of the products. A block of Lanes^2 threads owns tiles of Edge^2 entries, (Edge/Lanes)^2
 // of them a thread, and works on Depth depths while those of the next Stages - 1 are on their way.
@@ -110,27 +21,10 @@ struct ProductTile {
   static constexpr int kThreads = Lanes * Lanes;
   static constexpr int kMicro = Edge / Lanes;
   static constexpr int kVector = kMicro % 4 == 0 ? 4 : 1;  // entries of a row that lie together
-  static constexpr int kGroups = kMicro / kVector;
-  static constexpr int kPitch = Edge + 4;  // columns of depths in different banks
-  static constexpr int kWide = 16 / static_cast<int>(sizeof(T));
-  static constexpr int kAlong = Depth < 8 ? Depth : 8;
-  static_assert(kThreads >= Edge);  // a thread adds up one row
-  static_assert(Edge % Lanes == 0 && Depth % kAlong == 0 && (Edge * Depth) % kThreads == 0);
+  static_assert(kThreads >= Edge && Edge % Lanes == 0);    // a thread adds up one row
 
-  // Addresses of rows, and what depths add to them, in bytes; coordinates for patches.
-  template <int Count>
-  struct Places {
-    std::uint64_t address[Count];
-    std::int32_t at[3][Count];
-
-    FF_HD void put(int index, const Cell& cell, std::uint64_t base, std::int64_t size) {
-      address[index] = base + static_cast<std::uint64_t>(cell.offset * size);
-      at[0][index] = cell.at[0];
-      at[1][index] = cell.at[1];
-      at[2][index] = cell.at[2];
-    }
-  };
-
+  using Load = ProductLoad<T, Edge, Depth, kThreads>;
+  static constexpr int kPitch = Load::kPitch;
   static constexpr int kChunk = Lanes * kVector;  // edge of what is stored at once
 
   struct Operands {
@@ -147,8 +41,8 @@ struct ProductTile {
       Operands operands;
       T chunk[kChunk][kChunk + 1];  // once the operands are used up
     };
-    Places<Edge> left_rows, right_rows;
-    Places<Depth> left_depth[2], right_depth[2];
+    typename Load::template Places<Edge> left_rows, right_rows;
+    typename Load::template Places<Depth> left_depth[2], right_depth[2];
     std::int64_t out_rows[Edge], out_cols[Edge], add_rows[Edge], add_cols[Edge];
     Product<T> product;
     Tile tile;
@@ -181,7 +75,7 @@ struct ProductTile {
     std::int64_t i = 0, j = 0;
     if (p.square) {
       // Triangular numbers, by a root that may be off by one.
-      i = static_cast<std::int64_t>((root(8.0 * static_cast<double>(at) + 1) - 1) / 2);
+      i = static_cast<std::int64_t>((std::sqrt(8.0 * static_cast<double>(at) + 1) - 1) / 2);
       while (i * (i + 1) / 2 > at) --i;
       while ((i + 1) * (i + 2) / 2 <= at) ++i;
       j = at - i * (i + 1) / 2;
@@ -196,13 +90,6 @@ struct ProductTile {
   }
 
  private:
-  FF_HD static double root(double x) {
-#if defined(__CUDA_ARCH__)
-    return sqrt(x);
-#else
-    return __builtin_sqrt(x);
-#endif
-  }
   // Tiles one below the other: at least one where there is a corner to be written.
   FF_HD static std::int64_t rows_of(const Product<T>& p) {
     const std::int64_t down = (p.rows + Edge - 1) / Edge;
@@ -307,11 +194,12 @@ struct ProductTile {
       const int r = e % Edge;
       if (e < Edge && t.rows > 0) {
         shared.left_rows.put(r, p.left.rows.cell(t.row + (r < t.rows ? r : 0)),
-                             base_of(p.left, p.batch_offset(p.left.batch, t.b)), size_of(p.left));
+                             Load::base_of(p.left, p.batch_offset(p.left.batch, t.b)),
+                             Load::size_of(p.left));
       } else if (e >= Edge && t.cols > 0) {
         shared.right_rows.put(r, p.right.rows.cell(t.col + (r < t.cols ? r : 0)),
-                              base_of(p.right, p.batch_offset(p.right.batch, t.b)),
-                              size_of(p.right));
+                              Load::base_of(p.right, p.batch_offset(p.right.batch, t.b)),
+                              Load::size_of(p.right));
       }
     }
   }
@@ -344,20 +232,12 @@ struct ProductTile {
       if (k >= shared.tile.depth) continue;
       if (e < Depth) {
         shared.left_depth[step % 2].put(e, p.left.depth.cell(shared.tile.from + k), 0,
-                                        size_of(p.left));
+                                        Load::size_of(p.left));
       } else {
         shared.right_depth[step % 2].put(e - Depth, p.right.depth.cell(shared.tile.from + k), 0,
-                                         size_of(p.right));
+                                         Load::size_of(p.right));
       }
     }
-  }
-
-  FF_HD static std::int64_t size_of(const Operand& x) {
-    return !narrow(x.dtype) ? static_cast<std::int64_t>(sizeof(T)) : 2;
-  }
-  FF_HD static std::uint64_t base_of(const Operand& x, std::int64_t offset) {
-    return reinterpret_cast<std::uint64_t>(x.data) +
-           static_cast<std::uint64_t>(offset * size_of(x));
   }
 
   template <PipelinedBlock Block>
@@ -366,115 +246,16 @@ struct ProductTile {
     const std::int64_t rest = shared.tile.depth - std::int64_t{step} * Depth;
     const int depths = rest < Depth ? static_cast<int>(rest) : Depth;
     if (shared.tile.rows > 0) {
-      load<false>(block, p.left, shared.left_rows, shared.left_depth[step % 2], depths,
-                  shared.operands.left[stage]);
+      Load::template load<false>(block, p.left, shared.left_rows, shared.left_depth[step % 2],
+                                 depths, shared.operands.left[stage]);
     }
     if (shared.tile.cols == 0) return;
     if (p.right.patch) {
-      load<true>(block, p.right, shared.right_rows, shared.right_depth[step % 2], depths,
-                 shared.operands.right[stage]);
+      Load::template load<true>(block, p.right, shared.right_rows, shared.right_depth[step % 2],
+                                depths, shared.operands.right[stage]);
     } else {
-      load<false>(block, p.right, shared.right_rows, shared.right_depth[step % 2], depths,
-                  shared.operands.right[stage]);
-    }
-  }
-
-  template <bool Patch, PipelinedBlock Block>
-  FF_HD static void load(const Block& block, const Operand& x, const Places<Edge>& rows,
-                         const Places<Depth>& depth, int depths, T (&to)[Depth][kPitch]) {
-    const auto thread = static_cast<unsigned>(block.thread_again());
-    if (!Patch && x.path == Path::wide) {
-      constexpr int kRows = Edge / kWide;  // groups of rows
-      constexpr int kCount = (kRows * Depth + kThreads - 1) / kThreads;
-      const T* from[kCount];
-      FF_UNROLL
-      for (int j = 0; j < kCount; ++j) {
-        const Spot spot = across_spot<kRows>(thread, j);
-        if (spot.depth < Depth)
-          from[j] = reinterpret_cast<const T*>(rows.address[spot.row * kWide] +
-                                               depth.address[spot.depth]);
-      }
-      FF_UNROLL
-      for (int j = 0; j < kCount; ++j) {
-        const Spot spot = across_spot<kRows>(thread, j);
-        if (spot.depth < Depth)
-          block.template copy<16>(&to[spot.depth][spot.row * kWide], from[j], spot.depth < depths);
-      }
-      return;
-    }
-    if (x.path == Path::along) {
-      each<Patch>(block, x, rows, depth, depths, to,
-                  [thread](int j) { return along_spot(thread, j); });
-    } else {
-      each<Patch>(block, x, rows, depth, depths, to,
-                  [thread](int j) { return across_spot<Edge>(thread, j); });
-    }
-  }
-
-  // All addresses first: behind a copy the compiler would read the tables anew.
-  template <bool Patch, PipelinedBlock Block, class SpotOf>
-  FF_HD static void each(const Block& block, const Operand& x, const Places<Edge>& rows,
-                         const Places<Depth>& depth, int depths, T (&to)[Depth][kPitch],
-                         const SpotOf& spot_of) {
-    constexpr int kCount = Edge * Depth / kThreads;
-    std::uint64_t from[kCount];
-    bool valid[kCount];
-    FF_UNROLL
-    for (int j = 0; j < kCount; ++j) {
-      const Spot spot = spot_of(j);
-      from[j] = rows.address[spot.row] + depth.address[spot.depth];
-      valid[j] = spot.depth < depths;
-      if constexpr (Patch) {
-        FF_UNROLL
-        for (int axis = 0; axis < 3; ++axis) {
-          const auto place =
-              static_cast<std::uint32_t>(rows.at[axis][spot.row] + depth.at[axis][spot.depth]);
-          valid[j] = valid[j] && place < static_cast<std::uint32_t>(x.extents[axis]);
-        }
-      }
-    }
-    if (!narrow(x.dtype)) {
-      FF_UNROLL
-      for (int j = 0; j < kCount; ++j) {
-        const Spot spot = spot_of(j);
-        block.template copy<static_cast<int>(sizeof(T))>(
-            &to[spot.depth][spot.row], reinterpret_cast<const T*>(from[j]), valid[j]);
-      }
-    } else if constexpr (sizeof(T) == 4) {
-      const bool brain = x.dtype == DType::bf16;
-      FF_UNROLL
-      for (int j = 0; j < kCount; ++j) {
-        const Spot spot = spot_of(j);
-        const std::uint16_t bits = valid[j] ? *reinterpret_cast<const std::uint16_t*>(from[j]) : 0;
-        to[spot.depth][spot.row] = brain ? widen(BFloat16{bits}) : widen(Float16{bits});
-      }
-    }
-  }
-
-  // Which entry a thread reads in its turn j; written so that turns differ by constants.
-  struct Spot {
-    int depth, row;
-  };
-  // A warp takes eight depths of four rows: whole sectors of memory, and different banks.
-  FF_HD static Spot along_spot(unsigned thread, int j) {
-    constexpr int kTogether = kThreads / kAlong;  // rows of one turn
-    if constexpr (kTogether > 0 && kThreads % kAlong == 0 && Edge % kTogether == 0) {
-      constexpr int kTurns = Edge / kTogether;
-      return {static_cast<int>(thread % kAlong) + kAlong * (j / kTurns),
-              static_cast<int>(thread / kAlong) + kTogether * (j % kTurns)};
-    } else {
-      const int e = static_cast<int>(thread) + j * kThreads;
-      return {e % kAlong + kAlong * (e / (kAlong * Edge)), e / kAlong % Edge};
-    }
-  }
-  template <int Count>
-  FF_HD static Spot across_spot(unsigned thread, int j) {
-    if constexpr (kThreads % Count == 0) {
-      return {static_cast<int>(thread / Count) + j * (kThreads / Count),
-              static_cast<int>(thread % Count)};
-    } else {
-      const int e = static_cast<int>(thread) + j * kThreads;
-      return {e / Count, e % Count};
+      Load::template load<false>(block, p.right, shared.right_rows, shared.right_depth[step % 2],
+                                 depths, shared.operands.right[stage]);
     }
   }
 
@@ -562,37 +343,6 @@ struct ProductTile {
       if (r + i >= t.rows || q + j >= t.cols || col >= row) continue;
       p.put(out[p.out_row.offset(col) + p.out_col.offset(row)], shared.chunk[i][j] * p.scale);
     }
-  }
-};
-
-// Adds up the shares of the depth in their order, and does with the sum what the tiles do.
-template <class T, int Threads>
-struct ProductSum {
-  static constexpr int kThreads = Threads;
-  struct Shared {};
-
-  template <BlockContext Block>
-  FF_HD static void run(const Block& block, const Product<T>& p, std::int64_t first) {
-    const std::int64_t index = first * Threads + block.thread();
-    const std::int64_t entries = p.entries();
-    if (index >= entries) return;
-    const std::int64_t q = index % p.pitch(), r = index / p.pitch() % p.rows;
-    const std::int64_t b = index / p.pitch() / p.rows;
-    if (p.square && q > r && q != p.cols) return;
-    T value = 0;
-    for (std::int64_t split = 0; split < p.splits; ++split)
-      value += p.partial[split * entries + index];
-    if (q == p.cols) return p.put_sum(b, r, value);
-    T* out = p.out + p.batch_offset(p.out_batch, b);
-    value *= p.scale;
-    const std::int64_t at = p.out_row.offset(r) + p.out_col.offset(q);
-    for (std::int64_t c = 0; c < p.weight_count; ++c) {
-      T here = value * p.weight(b, r, c);
-      if (p.add != nullptr)
-        here += p.add[p.batch_offset(p.add_batch, b) + p.add_row.offset(r) + p.add_col.offset(q)];
-      p.put(out[at + c * p.out_c], here);
-    }
-    if (p.square && q < r) p.put(out[p.out_row.offset(q) + p.out_col.offset(r)], value);
   }
 };
 

@@ -9,6 +9,7 @@
 #include "product_body.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 
@@ -17,10 +18,15 @@ namespace fastfisher::cuda {
 /// Outputs and columns that one thread of a reduction adds up.
 constexpr int kContractOutputs = 8, kContractColumns = 4, kWeighColumns = 8;
 
+/// Tiles of one size.
+struct TileKind {
+  std::int64_t edge, slots;  ///< slots: how many run at once
+  double seconds;            ///< for one depth of a tile whose neighbours keep the device full
+};
+
 /// What the shares are fitted to; the defaults suit a large device and are not asked from it.
 struct ProductLimits {
-  std::int64_t slots = 264;                         ///< tiles that run at once
-  std::int64_t edge = 128;                          ///< of a tile
+  std::array<TileKind, 2> kinds = {{{128, 264, 0.17e-6}, {64, 792, 0.15e-6}}};
   std::int64_t step = 16;                           ///< depths that a tile works on at once
   std::int64_t least_depth = 128;                   ///< of a share
   std::int64_t most_depth = std::int64_t{1} << 16;  ///< of a sum in one register, if memory allows
@@ -36,7 +42,7 @@ template <class T>
 ProductLimits product_limits() {
   ProductLimits limits;
   if (sizeof(T) == 8) {
-    limits.slots = 132;
+    limits.kinds = {{{128, 132, 0.17e-6}, {64, 528, 0.19e-6}}};
     limits.step = 8;
   }
   return limits;
@@ -46,35 +52,44 @@ inline std::int64_t parts_of(std::int64_t x, std::int64_t y) {
   return (x + y - 1) / y;
 }
 
-/// Chooses the shares of a product's depth; returns the bytes they need in memory.
+/// Tiles of a product whose depth is not shared out.
 template <class T>
-std::int64_t share(Product<T>& p, const ProductLimits& limits, std::int64_t other_tiles = 0) {
-  const std::int64_t down = parts_of(p.rows, limits.edge);
+std::int64_t tiles_of(const Product<T>& p, std::int64_t edge) {
+  const std::int64_t down =
+      std::max<std::int64_t>(parts_of(p.rows, edge), p.sums_corner != nullptr ? 1 : 0);
   const std::int64_t across =
-      std::max<std::int64_t>(parts_of(p.cols, limits.edge), p.sums != nullptr ? 1 : 0);
-  const std::int64_t tiles = p.batches * (p.square ? down * (down + 1) / 2 : down * across);
+      std::max<std::int64_t>(parts_of(p.cols, edge), p.sums != nullptr ? 1 : 0);
+  return p.batches * (p.square ? down * (down + 1) / 2 : down * across);
+}
+
+/// Chooses the tiles of a product and the shares of its depth; returns the bytes that these need.
+template <class T>
+std::int64_t share(Product<T>& p, const ProductLimits& limits) {
   const auto bytes_of = [&](std::int64_t splits) {
     return splits > 1 ? splits * p.entries() * static_cast<std::int64_t>(sizeof(T)) : 0;
   };
-  const auto depth_of = [&](std::int64_t splits) {
-    return parts_of(parts_of(p.depth, splits), limits.step) * limits.step;
-  };
-  constexpr double kSecondsADepth = 0.15e-6;  // of a tile whose neighbours keep the device full
   constexpr double kBytesASecond = 2.5e12;
-  p.splits = 1;
-  p.split_depth = std::max<std::int64_t>(p.depth, 1);
   double best = -1;
-  for (std::int64_t splits = 1; splits <= 256; ++splits) {
-    const std::int64_t depth = std::max<std::int64_t>(depth_of(splits), limits.step);
-    const std::int64_t real = std::max<std::int64_t>(parts_of(p.depth, depth), 1);
-    if (splits > 1 && (depth < limits.least_depth || bytes_of(real) > limits.partial_bytes)) break;
-    const double waves =
-        std::max(1.0, static_cast<double>(parts_of(tiles * real + other_tiles, limits.slots)));
-    double cost = waves * static_cast<double>(depth) * kSecondsADepth;
-    if (real > 1) cost += limits.overhead + static_cast<double>(2 * bytes_of(real)) / kBytesASecond;
-    const bool too_deep = p.split_depth > limits.most_depth;
-    if (best < 0 || cost < 0.98 * best || too_deep) {
+  for (const TileKind& kind : limits.kinds) {
+    const std::int64_t tiles = tiles_of(p, kind.edge);
+    for (std::int64_t splits = 1; splits <= 256; ++splits) {
+      const std::int64_t each = parts_of(p.depth, splits);
+      const std::int64_t depth =
+          std::max<std::int64_t>(parts_of(each, limits.step), 1) * limits.step;
+      const std::int64_t real = std::max<std::int64_t>(parts_of(p.depth, depth), 1);
+      const bool enough = tiles * real > 8 * kind.slots && depth <= limits.most_depth;
+      if (splits > 1 &&
+          (enough || depth < limits.least_depth || bytes_of(real) > limits.partial_bytes))
+        break;
+      const double waves = std::max(1.0, static_cast<double>(parts_of(tiles * real, kind.slots)));
+      double cost = waves * static_cast<double>(depth) * kind.seconds;
+      if (real > 1)
+        cost += limits.overhead + static_cast<double>(2 * bytes_of(real)) / kBytesASecond;
+      // Long sums in one register lose digits: as bad as ten times the work.
+      if (depth > limits.most_depth) cost *= 10;
+      if (best >= 0 && cost >= 0.98 * best) continue;
       best = cost;
+      p.edge = kind.edge;
       p.splits = real;
       p.split_depth = depth;
     }

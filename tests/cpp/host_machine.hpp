@@ -15,8 +15,7 @@ namespace fastfisher::test {
 /// Limits that share out the smallest problems.
 inline cuda::ProductLimits small_limits() {
   cuda::ProductLimits limits;
-  limits.slots = 9;
-  limits.edge = 4;
+  limits.kinds = {{{8, 3, 1}, {4, 9, 1}}};
   limits.step = 4;
   limits.least_depth = 4;
   limits.threads = 64;
@@ -27,15 +26,16 @@ inline cuda::ProductLimits small_limits() {
   return limits;
 }
 
-template <class T, class Tile>
+// Small tiles are used where the limits say so.
+template <class T, class Tile, class Small = Tile>
 class HostMachine {
  public:
   explicit HostMachine(const cuda::ProductLimits& limits) : limits_(limits) {}
 
   bool late = false;
   std::int64_t blocks = 2;
-  int shared_out = 0, wide = 0, patches = 0;       // how often
-  std::int64_t most_partial = 0, most_middle = 0;  // bytes
+  int shared_out = 0, wide = 0, patches = 0, small = 0, large = 0;  // how often
+  std::int64_t most_partial = 0, most_middle = 0;                   // bytes
 
   [[nodiscard]] const cuda::ProductLimits& limits() const { return limits_; }
 
@@ -49,12 +49,13 @@ class HostMachine {
     p.partial = partial(cuda::share(p, limits_));
     wide += p.left.path == cuda::Path::wide || p.right.path == cuda::Path::wide ? 1 : 0;
     patches += p.right.patch ? 1 : 0;
-    const std::int64_t tiles = Tile::tiles_of(p);
-    launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
-      const PipelinedHostBlock pipelined(block, late);
-      for (std::int64_t tile = block.index(); tile < tiles; tile += block.blocks())
-        Tile::run(pipelined, shared, p, tile);
-    });
+    if (p.edge == Small::kEdge) {
+      ++small;
+      tiled<Small>(p);
+    } else {
+      ++large;
+      tiled<Tile>(p);
+    }
     if (p.splits == 1) return;
     using Sum = cuda::ProductSum<T, 4>;
     launch<Sum>(blocks, [&](const HostBlock& block, typename Sum::Shared&) {
@@ -95,6 +96,15 @@ class HostMachine {
     partial_.assign(static_cast<std::size_t>(bytes) / sizeof(T) + 1,
                     std::numeric_limits<T>::quiet_NaN());
     return partial_.data();
+  }
+  template <class Some>
+  void tiled(const cuda::Product<T>& p) {
+    const std::int64_t tiles = Some::tiles_of(p);
+    launch<Some>(blocks, [&](const HostBlock& block, typename Some::Shared& shared) {
+      const PipelinedHostBlock pipelined(block, late);
+      for (std::int64_t tile = block.index(); tile < tiles; tile += block.blocks())
+        Some::run(pipelined, shared, p, tile);
+    });
   }
   template <class Kernel, class Problem>
   void contracted(const Problem& p) {

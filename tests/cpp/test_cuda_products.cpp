@@ -23,17 +23,17 @@ using namespace fastfisher::test;
 using cuda::ProductTile;
 
 template <class T>
-using SmallTile = ProductTile<T, 4, 4, 2>;
-template <class T>
-using Machine = HostMachine<T, SmallTile<T>>;
+using Machine = HostMachine<T, ProductTile<T, 8, 4, 4>, ProductTile<T, 4, 4, 2>>;
 
-int shared_out = 0, wide = 0, patches = 0;
+int shared_out = 0, wide = 0, patches = 0, small = 0, large = 0;
 
 template <class Some>
 void count(const Some& machine) {
   shared_out += machine.shared_out;
   wide += machine.wide;
   patches += machine.patches;
+  small += machine.small;
+  large += machine.large;
 }
 
 template <class T>
@@ -225,14 +225,40 @@ void one_moment(std::int64_t n, std::int64_t i, bool ones, double scale) {
   }
 }
 
+// Shares of a list cover every depth, lie side by side in memory and are no more than fit.
+void list_of_moments() {
+  for (int round = 0; round < 200; ++round) {
+    cuda::ProductLimits limits = small_limits();
+    limits.partial_bytes = draw(0, 3) * 2000;
+    std::vector<cuda::Product<float>> products(static_cast<std::size_t>(draw(1, 9)));
+    for (auto& p : products) {
+      p.rows = p.cols = draw(0, 40);
+      p.depth = draw(0, 500);
+      p.square = true;
+    }
+    std::vector<float> partial(static_cast<std::size_t>(limits.partial_bytes / 4) + 1);
+    cuda::share_list<float>(products, limits, partial.data());
+    bool covered = true, apart = true;
+    const float* end = partial.data();
+    for (const auto& p : products) {
+      covered = covered && p.splits * p.split_depth >= p.depth &&
+                (p.splits == 1 || (p.splits - 1) * p.split_depth < p.depth);
+      if (p.splits == 1) continue;
+      apart = apart && p.partial >= end;
+      end = p.partial + p.splits * p.entries();
+    }
+    FF_CHECK(covered);
+    FF_CHECK(apart && end - partial.data() <= limits.partial_bytes / 4);
+  }
+}
+
 // The tile with the shape that a device runs, 256 threads of it.
 template <class T, int Edge, int Depth, int Lanes>
 void device_tile() {
   using Tile = ProductTile<T, Edge, Depth, Lanes>;
   cuda::ProductLimits limits = small_limits();
-  limits.edge = Edge;
+  limits.kinds = {{{Edge, 2, 1}, {Edge, 2, 1}}};
   limits.step = Depth;
-  limits.slots = 2;
   for (const std::int64_t transposed : {0, 1, 2}) {
     const std::int64_t rows = transposed == 2 ? Edge + 8 : Edge + 3, cols = 9,
                        depth = 2 * Depth + 3;
@@ -295,9 +321,12 @@ int main() {
   }
   one_moment<float>(7, 0, true, 2);
   one_moment<float>(0, 5, true, 2);
+  list_of_moments();
   device_tile<float, 128, 16, 16>();
   device_tile<double, 128, 8, 16>();
+  device_tile<float, 64, 16, 8>();
+  device_tile<double, 64, 8, 8>();
   // The paths that sizes decide on were all taken.
-  FF_CHECK(shared_out > 20 && wide > 5 && patches > 20);
+  FF_CHECK(shared_out > 20 && wide > 5 && patches > 20 && small > 20 && large > 20);
   return fastfisher::test::report();
 }

@@ -96,6 +96,9 @@ struct ProductReport {
 /// out[n,c,k] = J v, summed over layers, for v [p,k] with the parameters of all layers in order. v
 /// and out have the result's dtype and any strides. Needs at least jvp_workspace(...) bytes in
 /// ctx.workspace; unless the report is ok, `out` is left unspecified.
+///
+/// CUDA: reading the report back synchronises the stream once, after the result; interrupts are not
+/// polled.
 ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
                   const ArrayRef& out);
 
@@ -174,6 +177,9 @@ struct MomentItem {
 /// factors of layers with a bias or without. Sums are in the dtype of `a`, in stretches; results
 /// are symmetric bit for bit. Their diagonals are sums of squares: where these are finite, so was
 /// `a`. Needs at least moments_workspace(...) bytes in ctx.workspace.
+///
+/// CUDA: nothing is waited for. How depths are shared out depends on the whole list, so an item's
+/// last bits may differ from those it has alone.
 void moments(const Context& ctx, std::span<const MomentItem> items);
 
 /// Bytes of workspace that `moments` wants for results of up to `most` rows.
