@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The device as the flows of psd see it: bodies are launched on the caller's stream, bytes go to
+// the workspace and come back.
+#pragma once
+
+#include "launch.cuh"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastfisher::cuda {
+
+template <class Body>
+__global__ void __launch_bounds__(Body::kThreads, Body::kMinBlocks) psd_kernel(Body body) {
+  extern __shared__ __align__(16) std::byte psd_shared[];
+  body.run(DeviceBlock{}, *reinterpret_cast<typename Body::Shared*>(psd_shared));
+}
+
+struct PsdDevice {
+  cudaStream_t stream;
+
+  template <class Body>
+  void launch(const Body& body, std::int64_t blocks) const {
+    launch(body, blocks, static_cast<std::int64_t>(sizeof(typename Body::Shared)));
+  }
+  template <class Body>
+  void launch(const Body& body, std::int64_t blocks, std::int64_t shared) const {
+    constexpr std::int64_t kOrdinary = std::int64_t{48} << 10;
+    if (shared > kOrdinary) {
+      check(cudaFuncSetAttribute(psd_kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared)),
+            "psd", "shared memory");
+    }
+    psd_kernel<Body><<<grid_of(blocks), Body::kThreads, static_cast<std::size_t>(shared),
+                       stream>>>(body);
+    check_launch("psd", stream);
+  }
+
+  // From pageable memory: the runtime has read it when the call returns.
+  void write(void* to, const void* from, std::int64_t bytes) const {
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream),
+          "psd", "writing the tables");
+  }
+  void read(void* to, const void* from, std::int64_t bytes) const {
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream),
+          "psd", "reading the reports");
+    check(cudaStreamSynchronize(stream), "psd", "kernels");
+  }
+};
+
+}  // namespace fastfisher::cuda

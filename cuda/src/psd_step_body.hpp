@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Kernel bodies of the steps over blocks of columns of a whole list of matrices, two launches a
+// step. Of an inverse the sweep is the CPU's (Bientinesi, Gunter, van de Geijn 2008): with P the
+// rows done and R the rest, c holds
+//   N = [  A_PP^-1               ]        and in it block 1 of R joins P:
+//       [ -A_RP A_PP^-1   -S_RR  ]        L L^T = -N_11, V = N_1P^T above N_R1,
+//   W = V L^-T,   N += W W^T on P and R,   V = W L^-1,   N_11 = (L L^T)^-1.
+// A Cholesky factor takes the same steps without P and leaves V = L_R1. The launch of N += W W^T
+// has the tile of the next diagonal block first, and goes on to its L^-1 at once: its steps one
+// after another pass while other blocks of the launch work on the rest.
+#pragma once
+
+#include "psd_matrix.hpp"
+#include "psd_tile.hpp"
+
+#include <cstdint>
+
+namespace fastfisher::cuda {
+
+/// One launch: matrices [count] that still have the step, and the first task of each.
+template <class T>
+struct PsdLaunch {
+  const PsdMatrix<T>* matrices = nullptr;
+  const std::int64_t* starts = nullptr;  ///< [count + 1]
+  std::int64_t count = 0;
+  std::int64_t step = 0;
+  bool inverse = true;  ///< else a Cholesky factor
+};
+
+/// Blocks beside block `step` that take part in it.
+FF_HD inline std::int64_t others_of(std::int64_t blocks, std::int64_t step, bool inverse) {
+  return inverse ? blocks - 1 : blocks - 1 - step;
+}
+/// Tasks of a matrix in a launch of `PsdPanel`.
+FF_HD inline std::int64_t panel_tasks(std::int64_t blocks, std::int64_t step, bool inverse) {
+  return others_of(blocks, step, inverse);
+}
+/// Tasks of a matrix in a launch of `PsdUpdate`, beside that of its next diagonal block.
+FF_HD inline std::int64_t update_tasks(std::int64_t blocks, std::int64_t step, bool inverse) {
+  const std::int64_t others = others_of(blocks, step, inverse);
+  return triangle(others) + (inverse ? others + 1 : 0);
+}
+
+/// Where a tile is written: rows of c or w.
+template <class T>
+struct TileTarget {
+  T* data = nullptr;
+  std::int64_t pitch = 0;
+  int rows = 0, columns = 0;
+  bool vector = false;
+};
+
+template <class Tile, class T>
+struct PsdStep {
+  static constexpr int kEdge = Tile::kEdge, kMicro = Tile::kMicro;
+
+  FF_HD static int rows_of(const PsdMatrix<T>& matrix, std::int64_t block) {
+    return static_cast<int>(least_of(kEdge, matrix.n - block * kEdge));
+  }
+  FF_HD static std::int64_t other(const PsdLaunch<T>& launch, std::int64_t index) {
+    if (!launch.inverse) return launch.step + 1 + index;
+    return index < launch.step ? index : index + 1;
+  }
+  FF_HD static T* tile_of(const PsdMatrix<T>& matrix, std::int64_t row, std::int64_t column) {
+    return matrix.c + (row * matrix.n + column) * kEdge;
+  }
+  FF_HD static TileTarget<T> target(const PsdMatrix<T>& matrix, std::int64_t row,
+                                    std::int64_t column) {
+    return {tile_of(matrix, row, column), matrix.n, rows_of(matrix, row), rows_of(matrix, column),
+            matrix.vector};
+  }
+  /// Columns of W^T that belong to the rows of a block.
+  FF_HD static TileOperand<T> of_w(const PsdMatrix<T>& matrix, std::int64_t step,
+                                   std::int64_t block) {
+    return {matrix.w + block * kEdge, matrix.pitch, rows_of(matrix, block), rows_of(matrix, step),
+            false, true};
+  }
+  FF_HD static TileOperand<T> of_factor(const PsdMatrix<T>& matrix, std::int64_t step,
+                                        bool turned) {
+    const int rows = rows_of(matrix, step);
+    return {matrix.factor_of(step), matrix.factor_pitch, rows, rows, turned, true};
+  }
+
+  /// target = acc, or target += acc.
+  FF_HD static void store(const TileTarget<T>& target, int t, bool add,
+                          const T (&acc)[kMicro][kMicro]) {
+    const int ty = t / Tile::kLanes, tx = t % Tile::kLanes;
+    for (int u = 0; u < kMicro; ++u) {
+      const int r = Tile::place(ty, u);
+      if (r >= target.rows) continue;
+      for (int g = 0; g < Tile::kGroups; ++g) {
+        const int q = Tile::place(tx, g * 4);
+        T* const to = target.data + r * target.pitch + q;
+        if (target.vector && q + 4 <= target.columns) {
+          Quad<T> quad;
+          if (add) quad = *reinterpret_cast<const Quad<T>*>(to);
+          for (int i = 0; i < 4; ++i)
+            quad.v[i] = add ? quad.v[i] + acc[u][g * 4 + i] : acc[u][g * 4 + i];
+          *reinterpret_cast<Quad<T>*>(to) = quad;
+        } else {
+          for (int i = 0; i < 4; ++i) {
+            if (q + i < target.columns)
+              to[i] = add ? to[i] + acc[u][g * 4 + i] : acc[u][g * 4 + i];
+          }
+        }
+      }
+    }
+  }
+};
+
+/// W^T = L^-1 V^T for the rows of one block a task; of a Cholesky factor V = -W as well.
+template <class Tile, class T>
+struct PsdPanel : PsdStep<Tile, T> {
+  using Base = PsdStep<Tile, T>;
+  using Shared = typename Tile::Shared;
+  static constexpr int kThreads = Tile::kThreads, kMinBlocks = 2;
+
+  PsdLaunch<T> launch;
+  explicit PsdPanel(const PsdLaunch<T>& given) : launch(given) {}
+
+  template <BlockContext Block>
+  FF_HD void run(const Block& block, Shared& shared) const {
+    const std::int64_t tasks = launch.starts[launch.count];
+    for (std::int64_t task = block.index(); task < tasks; task += block.blocks()) {
+      const std::int64_t at = find_start(launch.starts, launch.count, task);
+      const PsdMatrix<T>& matrix = launch.matrices[at];
+      const std::int64_t step = launch.step;
+      const std::int64_t row = Base::other(launch, task - launch.starts[at]);
+      const bool done = row < step;
+      const TileOperand<T> v = {
+          done ? Base::tile_of(matrix, step, row) : Base::tile_of(matrix, row, step),
+          matrix.n,
+          Base::rows_of(matrix, row),
+          Base::rows_of(matrix, step),
+          !done,
+          matrix.vector};
+      T acc[Tile::kMicro][Tile::kMicro];
+      Tile::clear(acc);
+      Tile::product(block, shared, Base::of_factor(matrix, step, true), v, acc);
+      Base::store({matrix.w + row * Tile::kEdge, matrix.pitch, Base::rows_of(matrix, step),
+                   Base::rows_of(matrix, row), true},
+                  block.thread(), false, acc);
+      if (!launch.inverse) store_turned(matrix, row, block.thread(), acc);
+    }
+  }
+
+ private:
+  // Entries of other tasks are not read from V, so it may be overwritten.
+  FF_HD void store_turned(const PsdMatrix<T>& matrix, std::int64_t row, int t,
+                          const T (&acc)[Tile::kMicro][Tile::kMicro]) const {
+    const TileTarget<T> target = Base::target(matrix, row, launch.step);
+    const int ty = t / Tile::kLanes, tx = t % Tile::kLanes;
+    for (int v = 0; v < Tile::kMicro; ++v) {
+      const int r = Tile::place(tx, v);
+      for (int u = 0; u < Tile::kMicro; ++u) {
+        const int q = Tile::place(ty, u);
+        if (r < target.rows && q < target.columns) target.data[r * target.pitch + q] = -acc[u][v];
+      }
+    }
+  }
+};
+
+/// N += W W^T, V = W L^-1, N_11 = L^-T L^-1, and L^-1 of the next diagonal block. With step -1 only
+/// that.
+template <class Tile, class T>
+struct PsdUpdate : PsdStep<Tile, T> {
+  using Base = PsdStep<Tile, T>;
+  using Shared = typename Tile::Shared;
+  static constexpr int kThreads = Tile::kThreads, kMinBlocks = 2;
+  static constexpr int kMicro = Tile::kMicro;
+
+  PsdLaunch<T> launch;
+  explicit PsdUpdate(const PsdLaunch<T>& given) : launch(given) {}
+
+  template <BlockContext Block>
+  FF_HD void run(const Block& block, Shared& shared) const {
+    // The diagonal blocks come first: they take longest.
+    const std::int64_t tasks = launch.count + (launch.step < 0 ? 0 : launch.starts[launch.count]);
+    for (std::int64_t index = block.index(); index < tasks; index += block.blocks()) {
+      const bool diagonal = index < launch.count;
+      const std::int64_t task = index - launch.count;
+      const std::int64_t at = diagonal ? index : find_start(launch.starts, launch.count, task);
+      const PsdMatrix<T>& matrix = launch.matrices[at];
+      TileOperand<T> p, q;
+      TileTarget<T> target;
+      bool add = false;
+      if (diagonal) {
+        const std::int64_t next = launch.step + 1;
+        if (next >= blocks_of(matrix.n, Tile::kEdge)) continue;
+        if (launch.step >= 0) p = q = Base::of_w(matrix, launch.step, next);
+        target = Base::target(matrix, next, next);
+      } else if (!plan(matrix, task - launch.starts[at], p, q, target, add)) {
+        continue;
+      }
+      T acc[kMicro][kMicro];
+      Tile::clear(acc);
+      Tile::product(block, shared, p, q, acc);
+      if (diagonal) {
+        factorise(block, shared, matrix, target, acc);
+      } else {
+        Base::store(target, block.thread(), add, acc);
+      }
+    }
+  }
+
+ private:
+  FF_HD bool plan(const PsdMatrix<T>& matrix, std::int64_t task, TileOperand<T>& p,
+                  TileOperand<T>& q, TileTarget<T>& target, bool& add) const {
+    const std::int64_t step = launch.step;
+    const std::int64_t others =
+        others_of(blocks_of(matrix.n, Tile::kEdge), step, launch.inverse);
+    if (task < triangle(others)) {
+      const std::int64_t i = triangle_row(task);
+      const std::int64_t row = Base::other(launch, i);
+      const std::int64_t column = Base::other(launch, task - triangle(i));
+      if (row == column && row == step + 1) return false;  // the next diagonal block
+      p = Base::of_w(matrix, step, row);
+      q = Base::of_w(matrix, step, column);
+      target = Base::target(matrix, row, column);
+      add = true;
+      return true;
+    }
+    task -= triangle(others);
+    p = q = Base::of_factor(matrix, step, false);
+    target = Base::target(matrix, step, step);
+    if (task == others) return true;
+    const std::int64_t row = Base::other(launch, task);
+    (row < step ? q : p) = Base::of_w(matrix, step, row);
+    target = row < step ? Base::target(matrix, step, row) : Base::target(matrix, row, step);
+    return true;
+  }
+
+  template <BlockContext Block>
+  FF_HD void factorise(const Block& block, Shared& shared, const PsdMatrix<T>& matrix,
+                       const TileTarget<T>& target, T (&acc)[kMicro][kMicro]) const {
+    const int t = block.thread(), ty = t / Tile::kLanes, tx = t % Tile::kLanes;
+    const std::int64_t next = launch.step + 1;
+    // S = -(N + W W^T), of which the lower triangle of N is there.
+    for (int u = 0; u < kMicro; ++u) {
+      const int r = Tile::place(ty, u);
+      for (int v = 0; v < kMicro; ++v) {
+        const int q = Tile::place(tx, v), low = r > q ? r : q, left = r > q ? q : r;
+        acc[u][v] = low < target.rows ? -(target.data[low * target.pitch + left] + acc[u][v])
+                    : r == q          ? T(1)
+                                      : T(0);
+      }
+    }
+    const int bad = Tile::eliminate(block, shared, target.rows, acc);
+    if (bad != 0) {
+      if (t == 0 && matrix.state->minor == 0) matrix.state->minor = next * Tile::kEdge + bad;
+      return;
+    }
+    T inverse[kMicro];
+    Tile::roots(block, shared, target.rows, acc, inverse);
+    T* const factor = matrix.factor_of(next);
+    for (int u = 0; u < kMicro; ++u) {
+      const int r = Tile::place(ty, u);
+      for (int v = 0; v < kMicro; ++v) {
+        const int q = Tile::place(tx, v);
+        if (r >= target.rows || q >= target.rows) continue;
+        const T scaled = acc[u][v] * inverse[u];
+        factor[r * matrix.factor_pitch + q] = q < r ? scaled : q == r ? inverse[u] : T(0);
+        if (!launch.inverse && q >= r) target.data[q * target.pitch + r] = scaled;
+      }
+    }
+  }
+};
+
+}  // namespace fastfisher::cuda
