@@ -32,7 +32,7 @@ namespace {
 template <class T>
 using DeviceTile = PsdTile<T, sizeof(T) == 4 ? 128 : 64, sizeof(T) == 4 ? 8 : 4, 16>;
 template <class T>
-using DeviceFlow = PsdFactorFlow<T, DeviceTile<T>, PsdDevice>;
+using DeviceFlow = PsdFactorFlow<T, DeviceTile<T>, PsdPass, PsdDevice>;
 
 bool is_spectral(PsdTask task) {
   return task == PsdTask::eigh || task == PsdTask::inverse_root;

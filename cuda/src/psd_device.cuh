@@ -5,6 +5,7 @@
 #pragma once
 
 #include "launch.cuh"
+#include "psd_pass_body.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +17,8 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kMinBlocks) psd_kernel(B
   extern __shared__ __align__(16) std::byte psd_shared[];
   body.run(DeviceBlock{}, *reinterpret_cast<typename Body::Shared*>(psd_shared));
 }
+
+using PsdPass = PassSize<64, 256>;
 
 struct PsdDevice {
   cudaStream_t stream;

@@ -14,7 +14,7 @@ namespace {
 template <class T>
 using DeviceEigen = PsdEigen<T, sizeof(T) == 4 ? 160 : 112, 512>;
 template <class T>
-using EigenFlow = PsdEigenFlow<T, DeviceEigen<T>, PsdDevice>;
+using EigenFlow = PsdEigenFlow<T, DeviceEigen<T>, PsdPass, PsdDevice>;
 static_assert(sizeof(DeviceEigen<float>::Shared) <= 227 << 10);
 static_assert(sizeof(DeviceEigen<double>::Shared) <= 227 << 10);
 

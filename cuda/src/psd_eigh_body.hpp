@@ -41,7 +41,7 @@ struct EigenMatrix {
 template <class T, int Most, int Threads>
 struct PsdEigen {
   static constexpr int kMost = Most, kThreads = Threads;
-  static constexpr int kMinBlocks = 1;
+  static constexpr int kMinBlocks = 2;  // registers of two blocks a multiprocessor
   static constexpr int kHalf = Most / 2;
   static constexpr int kPieces = (kHalf * (kHalf + 1) / 2 + Threads - 1) / Threads;
   static constexpr int kLanes = Threads < 32 ? Threads : 32;

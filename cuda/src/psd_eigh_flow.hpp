@@ -18,7 +18,7 @@
 
 namespace fastfisher::cuda {
 
-template <class T, class Eigen, class Device>
+template <class T, class Eigen, class Pass, class Device>
 class PsdEigenFlow {
  public:
   using Kind = PsdReport::Kind;
@@ -123,8 +123,8 @@ class PsdEigenFlow {
   }
 
   static void fill(Device& device, const ArrayRef& array, std::int64_t stride) {
-    device.launch(PsdVoid<T>{static_cast<T*>(array.data), array.size(), stride},
-                  blocks_of(array.size(), 4 * PsdVoid<T>::kThreads));
+    device.launch(PsdVoid<T, Pass>{static_cast<T*>(array.data), array.size(), stride},
+                  blocks_of(array.size(), 4 * PsdVoid<T, Pass>::kThreads));
   }
 };
 

@@ -33,7 +33,7 @@ inline std::byte* psd_aligned(std::byte* data) {
 }
 
 /// Where the scratch of each matrix lies in the workspace, behind the states and the tables.
-template <class T, int Edge>
+template <class T, class Pass, int Edge>
 class PsdMemory {
  public:
   PsdMemory(std::span<const std::int64_t> sizes, PsdTask task) : task_(task) {
@@ -95,7 +95,7 @@ class PsdMemory {
     at.scale = take(size_of_<T>(n));
     at.factor = take(size_of_<T>(factors_of(blocks) * pitch * pitch));
     if (blocks > 1) at.w = take(size_of_<T>(blocks * Edge * Edge));
-    if (task_ == PsdTask::inverse) at.sums = take(size_of_<double>(blocks_of(n, kPassEdge) * n));
+    if (task_ == PsdTask::inverse) at.sums = take(size_of_<double>(blocks_of(n, Pass::kEdge) * n));
     if (task_ == PsdTask::solve) at.c = take(size_of_<T>(n * n));
     return at;
   }
@@ -104,13 +104,13 @@ class PsdMemory {
   std::vector<Place> places_;
 };
 
-template <class T, class Tile, class Device>
+template <class T, class Tile, class Pass, class Device>
 class PsdFactorFlow {
  public:
   using Kind = PsdReport::Kind;
 
   static std::int64_t workspace(std::span<const std::int64_t> sizes, PsdTask task) {
-    return kPsdAlign + PsdMemory<T, Tile::kEdge>(sizes, task).bytes;
+    return kPsdAlign + PsdMemory<T, Pass, Tile::kEdge>(sizes, task).bytes;
   }
 
   PsdFactorFlow(Device& device, std::span<const PsdItem> items, PsdTask task, std::byte* workspace)
@@ -119,7 +119,7 @@ class PsdFactorFlow {
   std::vector<PsdReport> run() {
     std::vector<std::int64_t> sizes;
     for (const PsdItem& item : items_) sizes.push_back(item.a.extent(0));
-    const PsdMemory<T, Tile::kEdge> memory(sizes, task_);
+    const PsdMemory<T, Pass, Tile::kEdge> memory(sizes, task_);
     reports_.assign(items_.size(), {});
     std::vector<std::size_t> open;
     for (std::size_t k = 0; k < items_.size(); ++k) {
@@ -135,8 +135,8 @@ class PsdFactorFlow {
       reports_[k].condition = std::numeric_limits<double>::infinity();
       const std::int64_t size = items_[k].out.size();
       if (size > 0) {
-        device_.launch(PsdVoid<T>{static_cast<T*>(items_[k].out.data), size, 1},
-                       blocks_of(size, 4 * PsdVoid<T>::kThreads));
+        device_.launch(PsdVoid<T, Pass>{static_cast<T*>(items_[k].out.data), size, 1},
+                       blocks_of(size, 4 * PsdVoid<T, Pass>::kThreads));
       }
     }
     return std::move(reports_);
@@ -152,7 +152,7 @@ class PsdFactorFlow {
   };
 
   // The matrices of a list on their way; those that need another round.
-  std::vector<std::size_t> round(const PsdMemory<T, kEdge>& memory,
+  std::vector<std::size_t> round(const PsdMemory<T, Pass, kEdge>& memory,
                                  const std::vector<std::size_t>& open) {
     auto* const states = reinterpret_cast<PsdState*>(base_);
     std::vector<PsdMatrix<T>> matrices;
@@ -196,7 +196,7 @@ class PsdFactorFlow {
   }
 
   // Tables for all launches, in one piece; states are cleared.
-  void plan(const PsdMemory<T, kEdge>& memory, const std::vector<PsdMatrix<T>>& matrices) {
+  void plan(const PsdMemory<T, Pass, kEdge>& memory, const std::vector<PsdMatrix<T>>& matrices) {
     std::vector<std::int64_t> starts;
     struct Part {
       std::size_t at;
@@ -215,7 +215,7 @@ class PsdFactorFlow {
     };
     const bool inverse = task_ == PsdTask::inverse;
     add(matrices.size(),
-        [](const PsdMatrix<T>& m) { return triangle(blocks_of(m.n, kPassEdge)); });
+        [](const PsdMatrix<T>& m) { return triangle(blocks_of(m.n, Pass::kEdge)); });
     add(matrices.size(), [](const PsdMatrix<T>& m) {
       return blocks_of(m.columns, PsdSubstitute<T, kEdge>::kColumns);
     });
@@ -251,11 +251,11 @@ class PsdFactorFlow {
     const auto count = static_cast<std::int64_t>(host.size());
     const Starts tiles = starts_[0], strips = starts_[1];
     const bool inverse = task_ == PsdTask::inverse;
-    const std::int64_t parts = blocks_of(host.front().n, kPassThreads);
-    device_.launch(PsdBalance<T>{matrices, count}, count);
-    device_.launch(PsdLoad<T>{matrices, tiles.data, count}, tiles.total);
+    const std::int64_t parts = blocks_of(host.front().n, Pass::kThreads);
+    device_.launch(PsdBalance<T, Pass>{matrices, count}, count);
+    device_.launch(PsdLoad<T, Pass, kEdge>{matrices, tiles.data, count}, tiles.total);
     if (inverse)
-      device_.launch(PsdNorm<T>{matrices, count, parts, false}, count * parts);
+      device_.launch(PsdNorm<T, Pass>{matrices, count, parts, false}, count * parts);
     device_.launch(PsdUpdate<Tile, T>({matrices, nullptr, count, -1, inverse}), count);
     for (std::size_t k = 0; k < counts_.size(); ++k) {
       const auto step = static_cast<std::int64_t>(k);
@@ -270,18 +270,18 @@ class PsdFactorFlow {
       }
     }
     if (inverse) {
-      device_.launch(PsdStoreInverse<T>{matrices, tiles.data, count}, tiles.total);
-      device_.launch(PsdNorm<T>{matrices, count, parts, true}, count * parts);
+      device_.launch(PsdStoreInverse<T, Pass>{matrices, tiles.data, count}, tiles.total);
+      device_.launch(PsdNorm<T, Pass>{matrices, count, parts, true}, count * parts);
       return;
     }
-    device_.launch(PsdPivots<T>{matrices, count}, count);
+    device_.launch(PsdPivots<T, Pass>{matrices, count}, count);
     if (task_ == PsdTask::cholesky) {
-      device_.launch(PsdStoreFactor<T>{matrices, tiles.data, count}, tiles.total);
+      device_.launch(PsdStoreFactor<T, Pass>{matrices, tiles.data, count}, tiles.total);
     } else if (strips.total > 0) {
       constexpr std::int64_t kParts = 8;
-      device_.launch(PsdSides<T>{matrices, count, kParts, false}, count * kParts);
+      device_.launch(PsdSides<T, Pass>{matrices, count, kParts, false}, count * kParts);
       device_.launch(PsdSubstitute<T, kEdge>{matrices, strips.data, count}, strips.total);
-      device_.launch(PsdSides<T>{matrices, count, kParts, true}, count * kParts);
+      device_.launch(PsdSides<T, Pass>{matrices, count, kParts, true}, count * kParts);
     }
   }
 

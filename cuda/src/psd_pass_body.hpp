@@ -11,14 +11,17 @@
 
 namespace fastfisher::cuda {
 
-inline constexpr int kPassEdge = 64;
-inline constexpr int kPassThreads = 256;
+/// Edge of the tiles of a pass, threads of its blocks.
+template <int Edge, int Threads>
+struct PassSize {
+  static constexpr int kEdge = Edge, kThreads = Threads;
+};
 
 /// Powers of two that bring the diagonal of A + damping I to between 1 and 4; where it is not
 /// positive, that of the largest entry. One matrix a block.
-template <class T>
+template <class T, class Pass>
 struct PsdBalance {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 1;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 1;
   struct Shared {
     double values[kThreads];
   };
@@ -76,30 +79,34 @@ FF_HD inline PassTile pass_tile(const std::int64_t* starts, std::int64_t count,
 
 /// Sums of magnitudes over the rows and columns of a tile of a lower triangle: of row i of the
 /// matrix, tile b adds to sums[b, i].
-template <class T, BlockContext Block>
-FF_HD void add_up(const Block& block, const T (&tile)[kPassEdge][kPassEdge + 1], double unit,
+template <class Pass, class T, BlockContext Block>
+FF_HD void add_up(const Block& block, const T (&tile)[Pass::kEdge][Pass::kEdge + 1], double unit,
                   const PassTile& place, const PsdMatrix<T>& m) {
-  const int t = block.thread() % kPassEdge, side = block.thread() / kPassEdge;
   const bool diagonal = place.row == place.column;
-  if (side > 1 || (diagonal && side == 1)) return;
-  const std::int64_t i = (side == 0 ? place.row : place.column) * kPassEdge + t;
-  if (i >= m.n) return;
-  const std::int64_t along = (side == 0 ? place.column : place.row) * kPassEdge;
-  const int end = static_cast<int>(least_of(kPassEdge, m.n - along));
-  double sum = 0;
-  for (int k = 0; k < end; ++k) {
-    const bool turned = side == 1 || (diagonal && k > t);
-    sum += std::abs(static_cast<double>(turned ? tile[k][t] : tile[t][k])) * unit;
+  for (int e = block.thread(); e < (diagonal ? 1 : 2) * Pass::kEdge; e += Pass::kThreads) {
+    const int t = e % Pass::kEdge;
+    const bool down = e >= Pass::kEdge;
+    const std::int64_t of = down ? place.column : place.row;
+    const std::int64_t along = down ? place.row : place.column;
+    const std::int64_t i = of * Pass::kEdge + t;
+    if (i >= m.n) continue;
+    const int end = static_cast<int>(least_of(Pass::kEdge, m.n - along * Pass::kEdge));
+    double sum = 0;
+    for (int k = 0; k < end; ++k) {
+      const bool turned = down || (diagonal && k > t);
+      sum += std::abs(static_cast<double>(turned ? tile[k][t] : tile[t][k])) * unit;
+    }
+    m.sums[along * m.n + i] = sum;
   }
-  m.sums[(side == 0 ? place.column : place.row) * m.n + i] = sum;
 }
 
-/// c = sign D (A + damping I) D, lower triangle, with sums if they are asked for.
-template <class T>
+/// c = -D (A + damping I) D, the lower triangle and all of the blocks of Edge rows on the diagonal,
+/// with sums if they are asked for.
+template <class T, class Pass, int Edge>
 struct PsdLoad {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 2;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 2;
   struct Shared {
-    T tile[kPassEdge][kPassEdge + 1];
+    T tile[Pass::kEdge][Pass::kEdge + 1];
   };
   const PsdMatrix<T>* matrices;
   const std::int64_t* starts;
@@ -113,10 +120,10 @@ struct PsdLoad {
       const bool across = std::abs(m.row_stride) < std::abs(m.column_stride);
       std::uint64_t bad = 0;
       block.sync();
-      for (int e = block.thread(); e < kPassEdge * kPassEdge; e += kThreads) {
-        const int r = across ? e % kPassEdge : e / kPassEdge;
-        const int q = across ? e / kPassEdge : e % kPassEdge;
-        const std::int64_t i = place.row * kPassEdge + r, j = place.column * kPassEdge + q;
+      for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
+        const int r = across ? e % Pass::kEdge : e / Pass::kEdge;
+        const int q = across ? e / Pass::kEdge : e % Pass::kEdge;
+        const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
         T x = 0;
         if (i < m.n && j <= i) {
           x = entry_at<T>(m.a, m.dtype, i * m.row_stride + j * m.column_stride);
@@ -129,9 +136,9 @@ struct PsdLoad {
       }
       if (bad != 0) block.atomic_max(&m.state->bad, bad);
       block.sync();
-      for (int e = block.thread(); e < kPassEdge * kPassEdge; e += kThreads) {
-        const int r = e / kPassEdge, q = e % kPassEdge;
-        const std::int64_t i = place.row * kPassEdge + r, j = place.column * kPassEdge + q;
+      for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
+        const int r = e / Pass::kEdge, q = e % Pass::kEdge;
+        const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
         if (i >= m.n || j > i) continue;
         T x = shared.tile[r][q] * m.scale[i] * m.scale[j];
         if (i == j && m.damping != 0) {
@@ -140,25 +147,27 @@ struct PsdLoad {
           x = static_cast<T>((static_cast<double>(shared.tile[r][q]) + m.damping) * scale * scale);
         }
         m.c[i * m.n + j] = -x;
+        if (i / Edge == j / Edge) m.c[j * m.n + i] = -x;
       }
       if (m.sums == nullptr) continue;
       if (m.damping != 0 && place.row == place.column) {
         block.sync();
-        const int t = block.thread();
-        if (t < kPassEdge)
+        for (int t = block.thread(); t < Pass::kEdge; t += kThreads)
           shared.tile[t][t] = static_cast<T>(static_cast<double>(shared.tile[t][t]) + m.damping);
         block.sync();
       }
-      add_up(block, shared.tile, power_of_two(-m.state->a_power), place, m);
+      add_up<Pass>(block, shared.tile, power_of_two(-m.state->a_power), place, m);
     }
   }
 };
 
 /// out = D C D and its mirror image, with sums.
-template <class T>
+template <class T, class Pass>
 struct PsdStoreInverse {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 2;
-  using Shared = typename PsdLoad<T>::Shared;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 2;
+  struct Shared {
+    T tile[Pass::kEdge][Pass::kEdge + 1];
+  };
   const PsdMatrix<T>* matrices;
   const std::int64_t* starts;
   std::int64_t count;
@@ -169,9 +178,9 @@ struct PsdStoreInverse {
       const PassTile place = pass_tile(starts, count, task);
       const PsdMatrix<T>& m = matrices[place.matrix];
       block.sync();
-      for (int e = block.thread(); e < kPassEdge * kPassEdge; e += kThreads) {
-        const int r = e / kPassEdge, q = e % kPassEdge;
-        const std::int64_t i = place.row * kPassEdge + r, j = place.column * kPassEdge + q;
+      for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
+        const int r = e / Pass::kEdge, q = e % Pass::kEdge;
+        const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
         T x = 0;
         if (i < m.n && j <= i) {
           x = m.c[i * m.n + j] * m.scale[i] * m.scale[j];
@@ -180,20 +189,20 @@ struct PsdStoreInverse {
         shared.tile[r][q] = x;
       }
       block.sync();
-      for (int e = block.thread(); e < kPassEdge * kPassEdge; e += kThreads) {
-        const int r = e % kPassEdge, q = e / kPassEdge;
-        const std::int64_t i = place.row * kPassEdge + r, j = place.column * kPassEdge + q;
+      for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
+        const int r = e % Pass::kEdge, q = e / Pass::kEdge;
+        const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
         if (i < m.n && j < i) m.out[j * m.n + i] = shared.tile[r][q];
       }
-      add_up(block, shared.tile, power_of_two(-m.state->x_power), place, m);
+      add_up<Pass>(block, shared.tile, power_of_two(-m.state->x_power), place, m);
     }
   }
 };
 
 /// out = D^-1 C below the diagonal, zeros above.
-template <class T>
+template <class T, class Pass>
 struct PsdStoreFactor {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 2;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 2;
   struct Shared {};
   const PsdMatrix<T>* matrices;
   const std::int64_t* starts;
@@ -204,12 +213,12 @@ struct PsdStoreFactor {
     for (std::int64_t task = block.index(); task < starts[count]; task += block.blocks()) {
       const PassTile place = pass_tile(starts, count, task);
       const PsdMatrix<T>& m = matrices[place.matrix];
-      for (int e = block.thread(); e < kPassEdge * kPassEdge; e += kThreads) {
-        const int r = e / kPassEdge, q = e % kPassEdge;
-        const std::int64_t i = place.row * kPassEdge + r, j = place.column * kPassEdge + q;
+      for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
+        const int r = e / Pass::kEdge, q = e % Pass::kEdge;
+        const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
         if (i < m.n && j <= i) m.out[i * m.n + j] = m.c[i * m.n + j] * (1 / m.scale[i]);
-        const std::int64_t above = place.column * kPassEdge + r;
-        const std::int64_t right = place.row * kPassEdge + q;
+        const std::int64_t above = place.column * Pass::kEdge + r;
+        const std::int64_t right = place.row * Pass::kEdge + q;
         if (right < m.n && above < right) m.out[above * m.n + right] = 0;
       }
     }
@@ -217,9 +226,9 @@ struct PsdStoreFactor {
 };
 
 /// Infinity norms from the sums of a pass: `parts` blocks a matrix.
-template <class T>
+template <class T, class Pass>
 struct PsdNorm {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 2;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 2;
   struct Shared {
     double values[kThreads];
   };
@@ -231,7 +240,7 @@ struct PsdNorm {
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t task = block.index(); task < count * parts; task += block.blocks()) {
       const PsdMatrix<T>& m = matrices[task / parts];
-      const std::int64_t tiles = blocks_of(m.n, kPassEdge);
+      const std::int64_t tiles = blocks_of(m.n, Pass::kEdge);
       double high = 0;
       for (std::int64_t i = task % parts * kThreads + block.thread(); i < m.n;
            i += parts * kThreads) {
@@ -250,9 +259,9 @@ struct PsdNorm {
 };
 
 /// Least and greatest pivot of D^-1 C. One matrix a block.
-template <class T>
+template <class T, class Pass>
 struct PsdPivots {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 1;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 1;
   struct Shared {
     double values[kThreads];
   };
@@ -282,9 +291,9 @@ struct PsdPivots {
 };
 
 /// `size` numbers NaN: outputs of matrices that failed.
-template <class T>
+template <class T, class Pass>
 struct PsdVoid {
-  static constexpr int kThreads = kPassThreads, kMinBlocks = 1;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 1;
   struct Shared {};
   T* data;
   std::int64_t size, stride;

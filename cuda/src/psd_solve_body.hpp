@@ -13,9 +13,9 @@ namespace fastfisher::cuda {
 
 /// out = D b before, out = D out after, `parts` blocks a matrix; entries that are not finite are
 /// reported as those of b, or as an overflow.
-template <class T>
+template <class T, class Pass>
 struct PsdSides {
-  static constexpr int kThreads = 256, kMinBlocks = 2;
+  static constexpr int kThreads = Pass::kThreads, kMinBlocks = 2;
   struct Shared {};
   const PsdMatrix<T>* matrices;
   std::int64_t count, parts;

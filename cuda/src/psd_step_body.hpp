@@ -42,7 +42,7 @@ FF_HD inline std::int64_t update_tasks(std::int64_t blocks, std::int64_t step, b
   return triangle(others) + (inverse ? others + 1 : 0);
 }
 
-/// Where a tile is written: rows of c or w.
+/// Where a tile is written: rows of c or w, four numbers at a time where that fits.
 template <class T>
 struct TileTarget {
   T* data = nullptr;
@@ -86,24 +86,33 @@ struct PsdStep {
   FF_HD static void store(const TileTarget<T>& target, int t, bool add,
                           const T (&acc)[kMicro][kMicro]) {
     const int ty = t / Tile::kLanes, tx = t % Tile::kLanes;
+    if (target.vector) {
+      FF_UNROLL
+      for (int u = 0; u < kMicro; ++u) {
+        const int r = Tile::place(ty, u);
+        FF_UNROLL
+        for (int g = 0; g < Tile::kGroups; ++g) {
+          const int q = Tile::place(tx, g * 4);
+          if (r >= target.rows || q >= target.columns) continue;
+          auto* const to = reinterpret_cast<Quad<T>*>(target.data + r * target.pitch + q);
+          Quad<T> quad = {};
+          if (add) quad = *to;
+          FF_UNROLL
+          for (int i = 0; i < 4; ++i) quad.v[i] += acc[u][g * 4 + i];
+          *to = quad;
+        }
+      }
+      return;
+    }
+    FF_UNROLL
     for (int u = 0; u < kMicro; ++u) {
       const int r = Tile::place(ty, u);
-      if (r >= target.rows) continue;
-      for (int g = 0; g < Tile::kGroups; ++g) {
-        const int q = Tile::place(tx, g * 4);
+      FF_UNROLL
+      for (int v = 0; v < kMicro; ++v) {
+        const int q = Tile::place(tx, v);
+        if (r >= target.rows || q >= target.columns) continue;
         T* const to = target.data + r * target.pitch + q;
-        if (target.vector && q + 4 <= target.columns) {
-          Quad<T> quad;
-          if (add) quad = *reinterpret_cast<const Quad<T>*>(to);
-          for (int i = 0; i < 4; ++i)
-            quad.v[i] = add ? quad.v[i] + acc[u][g * 4 + i] : acc[u][g * 4 + i];
-          *reinterpret_cast<Quad<T>*>(to) = quad;
-        } else {
-          for (int i = 0; i < 4; ++i) {
-            if (q + i < target.columns)
-              to[i] = add ? to[i] + acc[u][g * 4 + i] : acc[u][g * 4 + i];
-          }
-        }
+        *to = add ? *to + acc[u][v] : acc[u][v];
       }
     }
   }
@@ -151,8 +160,10 @@ struct PsdPanel : PsdStep<Tile, T> {
                           const T (&acc)[Tile::kMicro][Tile::kMicro]) const {
     const TileTarget<T> target = Base::target(matrix, row, launch.step);
     const int ty = t / Tile::kLanes, tx = t % Tile::kLanes;
+    FF_UNROLL
     for (int v = 0; v < Tile::kMicro; ++v) {
       const int r = Tile::place(tx, v);
+      FF_UNROLL
       for (int u = 0; u < Tile::kMicro; ++u) {
         const int q = Tile::place(ty, u);
         if (r < target.rows && q < target.columns) target.data[r * target.pitch + q] = -acc[u][v];
@@ -178,28 +189,12 @@ struct PsdUpdate : PsdStep<Tile, T> {
     // The diagonal blocks come first: they take longest.
     const std::int64_t tasks = launch.count + (launch.step < 0 ? 0 : launch.starts[launch.count]);
     for (std::int64_t index = block.index(); index < tasks; index += block.blocks()) {
-      const bool diagonal = index < launch.count;
-      const std::int64_t task = index - launch.count;
-      const std::int64_t at = diagonal ? index : find_start(launch.starts, launch.count, task);
-      const PsdMatrix<T>& matrix = launch.matrices[at];
-      TileOperand<T> p, q;
-      TileTarget<T> target;
-      bool add = false;
-      if (diagonal) {
-        const std::int64_t next = launch.step + 1;
-        if (next >= blocks_of(matrix.n, Tile::kEdge)) continue;
-        if (launch.step >= 0) p = q = Base::of_w(matrix, launch.step, next);
-        target = Base::target(matrix, next, next);
-      } else if (!plan(matrix, task - launch.starts[at], p, q, target, add)) {
-        continue;
-      }
-      T acc[kMicro][kMicro];
-      Tile::clear(acc);
-      Tile::product(block, shared, p, q, acc);
-      if (diagonal) {
-        factorise(block, shared, matrix, target, acc);
+      if (index < launch.count) {
+        factorise(block, shared, launch.matrices[index]);
       } else {
-        Base::store(target, block.thread(), add, acc);
+        const std::int64_t task = index - launch.count;
+        const std::int64_t at = find_start(launch.starts, launch.count, task);
+        multiply(block, shared, launch.matrices[at], task - launch.starts[at]);
       }
     }
   }
@@ -226,25 +221,55 @@ struct PsdUpdate : PsdStep<Tile, T> {
     target = Base::target(matrix, step, step);
     if (task == others) return true;
     const std::int64_t row = Base::other(launch, task);
-    (row < step ? q : p) = Base::of_w(matrix, step, row);
-    target = row < step ? Base::target(matrix, step, row) : Base::target(matrix, row, step);
+    if (row < step) {
+      q = Base::of_w(matrix, step, row);
+      target = Base::target(matrix, step, row);
+    } else {
+      p = Base::of_w(matrix, step, row);
+      target = Base::target(matrix, row, step);
+    }
     return true;
   }
 
   template <BlockContext Block>
-  FF_HD void factorise(const Block& block, Shared& shared, const PsdMatrix<T>& matrix,
-                       const TileTarget<T>& target, T (&acc)[kMicro][kMicro]) const {
+  FF_HD void multiply(const Block& block, Shared& shared, const PsdMatrix<T>& matrix,
+                      std::int64_t task) const {
+    TileOperand<T> p, q;
+    TileTarget<T> target;
+    bool add = false;
+    if (!plan(matrix, task, p, q, target, add)) return;
+    T acc[kMicro][kMicro];
+    Tile::clear(acc);
+    Tile::product(block, shared, p, q, acc);
+    Base::store(target, block.thread(), add, acc);
+  }
+
+  template <BlockContext Block>
+  FF_HD void factorise(const Block& block, Shared& shared, const PsdMatrix<T>& matrix) const {
     const int t = block.thread(), ty = t / Tile::kLanes, tx = t % Tile::kLanes;
     const std::int64_t next = launch.step + 1;
-    // S = -(N + W W^T), of which the lower triangle of N is there.
+    if (next >= blocks_of(matrix.n, Tile::kEdge)) return;
+    const TileTarget<T> target = Base::target(matrix, next, next);
+    // S = -(N + W W^T): of diagonal blocks N has both halves.
+    T acc[kMicro][kMicro];
+    FF_UNROLL
     for (int u = 0; u < kMicro; ++u) {
       const int r = Tile::place(ty, u);
+      FF_UNROLL
       for (int v = 0; v < kMicro; ++v) {
-        const int q = Tile::place(tx, v), low = r > q ? r : q, left = r > q ? q : r;
-        acc[u][v] = low < target.rows ? -(target.data[low * target.pitch + left] + acc[u][v])
-                    : r == q          ? T(1)
-                                      : T(0);
+        const int q = Tile::place(tx, v);
+        const bool inside = r < target.rows && q < target.rows;
+        acc[u][v] = inside ? target.data[r * target.pitch + q] : T(0);
       }
+    }
+    if (launch.step >= 0) {
+      const TileOperand<T> w = Base::of_w(matrix, launch.step, next);
+      Tile::product(block, shared, w, w, acc);
+    }
+    FF_UNROLL
+    for (int u = 0; u < kMicro; ++u) {
+      FF_UNROLL
+      for (int v = 0; v < kMicro; ++v) acc[u][v] = -acc[u][v];
     }
     const int bad = Tile::eliminate(block, shared, target.rows, acc);
     if (bad != 0) {
@@ -254,14 +279,25 @@ struct PsdUpdate : PsdStep<Tile, T> {
     T inverse[kMicro];
     Tile::roots(block, shared, target.rows, acc, inverse);
     T* const factor = matrix.factor_of(next);
+    FF_UNROLL
     for (int u = 0; u < kMicro; ++u) {
       const int r = Tile::place(ty, u);
+      FF_UNROLL
       for (int v = 0; v < kMicro; ++v) {
         const int q = Tile::place(tx, v);
-        if (r >= target.rows || q >= target.rows) continue;
-        const T scaled = acc[u][v] * inverse[u];
-        factor[r * matrix.factor_pitch + q] = q < r ? scaled : q == r ? inverse[u] : T(0);
-        if (!launch.inverse && q >= r) target.data[q * target.pitch + r] = scaled;
+        acc[u][v] *= inverse[u];
+        if (r >= target.rows || q >= matrix.factor_pitch) continue;
+        factor[r * matrix.factor_pitch + q] = q < r ? acc[u][v] : q == r ? inverse[u] : T(0);
+      }
+    }
+    if (launch.inverse) return;
+    FF_UNROLL
+    for (int u = 0; u < kMicro; ++u) {
+      const int r = Tile::place(ty, u);
+      FF_UNROLL
+      for (int v = 0; v < kMicro; ++v) {
+        const int q = Tile::place(tx, v);
+        if (q >= r && q < target.rows) target.data[q * target.pitch + r] = acc[u][v];
       }
     }
   }

@@ -26,7 +26,9 @@ struct TileOperand {
   std::int64_t pitch = 0;
   int wide = 0, deep = 0;
   bool turned = false;
-  bool vector = false;  ///< rows begin at multiples of 16 bytes
+  /// Rows begin at multiples of 16 bytes and are read four at a time, up to three beyond the end:
+  /// finite numbers, zeros where they are summed over.
+  bool vector = false;
 };
 
 template <class T, int Edge, int Micro, int Depth>
@@ -51,7 +53,9 @@ struct PsdTile {
   }
 
   FF_HD static void clear(T (&acc)[Micro][Micro]) {
+    FF_UNROLL
     for (int u = 0; u < Micro; ++u) {
+      FF_UNROLL
       for (int v = 0; v < Micro; ++v) acc[u][v] = 0;
     }
   }
@@ -78,11 +82,14 @@ struct PsdTile {
       }
       for (int k = 0; k < Depth; ++k) {
         Quad<T> x[kGroups], y[kGroups];
+        FF_UNROLL
         for (int g = 0; g < kGroups; ++g) {
           x[g] = shared.p[now][k][g * (kGroupStep / 4) + ty];
           y[g] = shared.q[now][k][g * (kGroupStep / 4) + tx];
         }
+        FF_UNROLL
         for (int u = 0; u < Micro; ++u) {
+          FF_UNROLL
           for (int v = 0; v < Micro; ++v) acc[u][v] += x[u / 4].v[u % 4] * y[v / 4].v[v % 4];
         }
       }
@@ -103,8 +110,13 @@ struct PsdTile {
                              T (&acc)[Micro][Micro]) {
     const int t = block.thread(), ty = t / kLanes, tx = t % kLanes;
     block.sync();
+    FF_UNROLL
     for (int g = 0; g < kGroups; ++g) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
       for (int lane = 0; lane < kLanes; ++lane) {
+        FF_UNROLL
         for (int i = 0; i < 4; ++i) {
           const int j = g * kGroupStep + lane * 4 + i, own = g * 4 + i;
           if (j >= valid) return 0;
@@ -112,9 +124,11 @@ struct PsdTile {
           T* const column = shared.column[i & 1];
           T* const row = shared.row[i & 1];
           if (tx == lane) {
+            FF_UNROLL
             for (int u = 0; u < Micro; ++u) column[place(ty, u)] = acc[u][own];
           }
           if (ty == lane) {
+            FF_UNROLL
             for (int v = 0; v < Micro; ++v) row[place(tx, v)] = acc[own][v];
           }
           block.sync();
@@ -122,10 +136,13 @@ struct PsdTile {
           if (!(pivot > 0) || !is_finite(static_cast<double>(pivot))) return j + 1;
           const T inverse = 1 / pivot;
           T right[Micro];
+          FF_UNROLL
           for (int v = 0; v < Micro; ++v) right[v] = row[place(tx, v)];
+          FF_UNROLL
           for (int u = g * 4; u < Micro; ++u) {
             const int at = place(ty, u);
             const T factor = at > j ? column[at] * inverse : T(0);
+            FF_UNROLL
             for (int v = 0; v < Micro; ++v) acc[u][v] -= factor * right[v];
             if (tx == lane && at > j) acc[u][own] = -factor;
           }
@@ -142,9 +159,11 @@ struct PsdTile {
     const int t = block.thread(), ty = t / kLanes, tx = t % kLanes;
     block.sync();
     if (ty == tx) {
+      FF_UNROLL
       for (int u = 0; u < Micro; ++u) shared.row[0][place(ty, u)] = acc[u][u];
     }
     block.sync();
+    FF_UNROLL
     for (int u = 0; u < Micro; ++u) {
       const int at = place(ty, u);
       inverse[u] = at < valid ? 1 / std::sqrt(shared.row[0][at]) : T(1);
@@ -152,21 +171,20 @@ struct PsdTile {
   }
 
  private:
-  FF_HD static int valid_of(std::int64_t limit, int at) {
-    return at + 4 <= limit ? 4 : limit > at ? static_cast<int>(limit - at) : 0;
-  }
-
   FF_HD static void fetch(const TileOperand<T>& from, int m0, int t, Quad<T> (&quads)[kQuads]) {
+    FF_UNROLL
     for (int k = 0; k < kQuads; ++k) {
       const int index = t + k * kThreads;
       const int across = from.turned ? index / (Depth / 4) : index / (Edge / 4) + m0;
       const int along = from.turned ? index % (Depth / 4) * 4 + m0 : index % (Edge / 4) * 4;
       const int rows = from.turned ? from.wide : from.deep;
-      const int valid = across < rows ? valid_of(from.turned ? from.deep : from.wide, along) : 0;
+      const int valid = across < rows ? (from.turned ? from.deep : from.wide) - along : 0;
       const std::int64_t at = across * from.pitch + along;
-      if (from.vector && valid == 4) {
-        quads[k] = *reinterpret_cast<const Quad<T>*>(from.data + at);
+      if (from.vector) {
+        quads[k] = Quad<T>{};
+        if (valid > 0) quads[k] = *reinterpret_cast<const Quad<T>*>(from.data + at);
       } else {
+        FF_UNROLL
         for (int i = 0; i < 4; ++i) quads[k].v[i] = i < valid ? from.data[at + i] : T(0);
       }
     }
@@ -174,10 +192,12 @@ struct PsdTile {
 
   FF_HD static void put(bool turned, int t, const Quad<T> (&quads)[kQuads],
                         Quad<T> (&to)[Depth][kPitch / 4]) {
+    FF_UNROLL
     for (int k = 0; k < kQuads; ++k) {
       const int index = t + k * kThreads;
       if (turned) {
         const int x = index / (Depth / 4), m = index % (Depth / 4) * 4;
+        FF_UNROLL
         for (int i = 0; i < 4; ++i) to[m + i][x / 4].v[x % 4] = quads[k].v[i];
       } else {
         to[index / (Edge / 4)][index % (Edge / 4)] = quads[k];
