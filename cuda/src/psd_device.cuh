@@ -35,19 +35,21 @@ struct PsdDevice {
                                  static_cast<int>(shared)),
             "psd", "shared memory");
     }
-    psd_kernel<Body><<<grid_of(blocks), Body::kThreads, static_cast<std::size_t>(shared),
-                       stream>>>(body);
+    psd_kernel<Body>
+        <<<grid_of(blocks), Body::kThreads, static_cast<std::size_t>(shared), stream>>>(body);
     check_launch("psd", stream);
   }
 
   // From pageable memory: the runtime has read it when the call returns.
   void write(void* to, const void* from, std::int64_t bytes) const {
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream),
-          "psd", "writing the tables");
+    check(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream),
+        "psd", "writing the tables");
   }
   void read(void* to, const void* from, std::int64_t bytes) const {
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream),
-          "psd", "reading the reports");
+    check(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream),
+        "psd", "reading the reports");
     check(cudaStreamSynchronize(stream), "psd", "kernels");
   }
 };

@@ -68,8 +68,8 @@ struct PsdEigen {
   /// Bytes of shared memory that matrices of up to n rows need.
   static std::int64_t bytes(std::int64_t n) {
     return static_cast<std::int64_t>(
-        sizeof(Shared) - sizeof(T) * static_cast<std::size_t>(numbers(Most) -
-                                                              numbers(static_cast<int>(n))));
+        sizeof(Shared) -
+        sizeof(T) * static_cast<std::size_t>(numbers(Most) - numbers(static_cast<int>(n))));
   }
 
   const EigenMatrix* matrices;
@@ -82,8 +82,8 @@ struct PsdEigen {
     for (std::int64_t k = block.index(); k < count; k += block.blocks()) {
       const EigenMatrix& matrix = matrices[k];
       const int n = static_cast<int>(matrix.n);
-      One one{matrix, n, (n + 1) / 2, vector_pitch(n), shared.memory,
-              shared.memory + matrix_size(n)};
+      One one{
+          matrix, n, (n + 1) / 2, vector_pitch(n), shared.memory, shared.memory + matrix_size(n)};
       if (!load(block, shared, one)) continue;
       if (!diagonalise(block, shared, one)) {
         tell(block, one, PsdReport::Kind::no_convergence);
@@ -108,7 +108,9 @@ struct PsdEigen {
     std::int64_t power = 0;
     double largest = 0, tolerance = 0;
 
-    FF_HD T& at(int x, int y) const { return x > y ? a[x * (2 * h + 1) + y] : a[y * (2 * h + 1) + x]; }
+    FF_HD T& at(int x, int y) const {
+      return x > y ? a[x * (2 * h + 1) + y] : a[y * (2 * h + 1) + x];
+    }
     // Who is first or second of pair k in a round; number 2h - 1 stays where it is.
     FF_HD int top(int k, int round) const {
       const int m = 2 * h - 1;
@@ -137,8 +139,7 @@ struct PsdEigen {
     double largest = 0, diagonal = 0;
     std::uint64_t bad = 0;
     const auto entry = [&](int i, int j) {
-      return entry_at<T>(matrix.a, matrix.dtype,
-                         i * matrix.row_stride + j * matrix.column_stride);
+      return entry_at<T>(matrix.a, matrix.dtype, i * matrix.row_stride + j * matrix.column_stride);
     };
     for (int e = t; e < n * n; e += Threads) {
       const int i = e / n, j = e % n;
@@ -161,8 +162,8 @@ struct PsdEigen {
     // One power of two for all, in two factors, each of which is a normal number of T.
     one.power = largest > 0 ? exponent_of_double(largest) / 2 * 2 : 0;
     const T scale = static_cast<T>(power_of_two(-one.power / 2));
-    one.tolerance = 0.25 * kPsdEpsilon<T> * (largest * static_cast<double>(scale)) *
-                    static_cast<double>(scale);
+    one.tolerance =
+        0.25 * kPsdEpsilon<T> * (largest * static_cast<double>(scale)) * static_cast<double>(scale);
     const int m = 2 * one.h;
     for (int e = t; e < m * m; e += Threads) {
       const int x = e / m, y = e % m;
@@ -331,6 +332,8 @@ struct PsdEigen {
       const double bottom = low + damping, top = high + damping;
       if ((root || matrix.automatic) && !(bottom > 0)) {
         kind = Kind::indefinite;
+      } else if (!is_finite(top) || !is_finite(bottom)) {
+        kind = Kind::overflow;
       } else if (root ? !is_finite(static_cast<double>(power(bottom)))
                       : !is_finite(static_cast<double>(static_cast<T>(bottom))) ||
                             !is_finite(static_cast<double>(static_cast<T>(top)))) {
@@ -356,8 +359,8 @@ struct PsdEigen {
     const int n = one.n;
     T* const out = static_cast<T*>(one.matrix.out);
     for (int i = block.thread(); i < n; i += Threads) {
-      static_cast<T*>(one.matrix.values)[i * one.matrix.value_stride] = static_cast<T>(
-          unscaled(one, shared.spectrum[shared.order[i]]) + shared.damping);
+      static_cast<T*>(one.matrix.values)[i * one.matrix.value_stride] =
+          static_cast<T>(unscaled(one, shared.spectrum[shared.order[i]]) + shared.damping);
     }
     for (int e = block.thread(); e < n * n; e += Threads)
       out[e] = one.v[shared.order[e % n] * one.pitch + e / n];

@@ -25,8 +25,7 @@ class PsdEigenFlow {
 
   static std::int64_t workspace(std::span<const std::int64_t> sizes) {
     const auto count = static_cast<std::int64_t>(sizes.size());
-    return kPsdAlign + matrices_at(count) +
-           count * static_cast<std::int64_t>(sizeof(EigenMatrix));
+    return kPsdAlign + matrices_at(count) + count * static_cast<std::int64_t>(sizeof(EigenMatrix));
   }
 
   static std::vector<PsdReport> run(Device& device, std::span<const PsdItem> items,

@@ -82,9 +82,7 @@ class PsdMemory {
   [[nodiscard]] std::int64_t factors_of(std::int64_t blocks) const {
     return task_ == PsdTask::solve ? blocks : std::min<std::int64_t>(blocks, 2);
   }
-  static std::int64_t factor_pitch(std::int64_t n) {
-    return n >= Edge ? Edge : (n + 3) / 4 * 4;
-  }
+  static std::int64_t factor_pitch(std::int64_t n) { return n >= Edge ? Edge : (n + 3) / 4 * 4; }
 
   Place place(std::int64_t n) {
     const auto take = [&](std::int64_t size) {
@@ -161,14 +159,13 @@ class PsdFactorFlow {
       memory.assign(open[k], base_, matrices.back());
       matrices.back().state = states + k;
       const bool packed = reinterpret_cast<std::uintptr_t>(matrices.back().c) % 16 == 0;
-      matrices.back().vector = packed && matrices.back().n % (16 / sizeof(T)) == 0 &&
-                               matrices.back().n % 4 == 0;
+      matrices.back().vector =
+          packed && matrices.back().n % (16 / sizeof(T)) == 0 && matrices.back().n % 4 == 0;
     }
     plan(memory, matrices);
     launch_all(reinterpret_cast<const PsdMatrix<T>*>(base_ + memory.matrices_at), matrices);
     std::vector<PsdState> found(open.size());
-    device_.read(found.data(), states,
-                 static_cast<std::int64_t>(found.size() * sizeof(PsdState)));
+    device_.read(found.data(), states, static_cast<std::int64_t>(found.size() * sizeof(PsdState)));
     std::vector<std::size_t> again;
     for (std::size_t k = 0; k < open.size(); ++k) {
       if (!settled(open[k], found[k])) again.push_back(open[k]);
@@ -224,9 +221,8 @@ class PsdFactorFlow {
       std::size_t count = 0;
       while (count < matrices.size() && blocks_of(matrices[count].n, kEdge) > step) ++count;
       counts_.push_back(static_cast<std::int64_t>(count));
-      add(count, [&](const PsdMatrix<T>& m) {
-        return panel_tasks(blocks_of(m.n, kEdge), step, inverse);
-      });
+      add(count,
+          [&](const PsdMatrix<T>& m) { return panel_tasks(blocks_of(m.n, kEdge), step, inverse); });
       add(count, [&](const PsdMatrix<T>& m) {
         return update_tasks(blocks_of(m.n, kEdge), step, inverse);
       });
@@ -254,15 +250,14 @@ class PsdFactorFlow {
     const std::int64_t parts = blocks_of(host.front().n, Pass::kThreads);
     device_.launch(PsdBalance<T, Pass>{matrices, count}, count);
     device_.launch(PsdLoad<T, Pass, kEdge>{matrices, tiles.data, count}, tiles.total);
-    if (inverse)
-      device_.launch(PsdNorm<T, Pass>{matrices, count, parts, false}, count * parts);
+    if (inverse) device_.launch(PsdNorm<T, Pass>{matrices, count, parts, false}, count * parts);
     device_.launch(PsdUpdate<Tile, T>({matrices, nullptr, count, -1, inverse}), count);
     for (std::size_t k = 0; k < counts_.size(); ++k) {
       const auto step = static_cast<std::int64_t>(k);
       const Starts panel = starts_[2 + 2 * k], update = starts_[3 + 2 * k];
       if (panel.total > 0) {
-        device_.launch(
-            PsdPanel<Tile, T>({matrices, panel.data, counts_[k], step, inverse}), panel.total);
+        device_.launch(PsdPanel<Tile, T>({matrices, panel.data, counts_[k], step, inverse}),
+                       panel.total);
       }
       if (update.total > 0) {
         device_.launch(PsdUpdate<Tile, T>({matrices, update.data, counts_[k], step, inverse}),

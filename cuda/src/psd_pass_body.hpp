@@ -70,8 +70,7 @@ struct PassTile {
   std::int64_t matrix, row, column;
 };
 
-FF_HD inline PassTile pass_tile(const std::int64_t* starts, std::int64_t count,
-                                std::int64_t task) {
+FF_HD inline PassTile pass_tile(const std::int64_t* starts, std::int64_t count, std::int64_t task) {
   const std::int64_t matrix = find_start(starts, count, task), index = task - starts[matrix];
   const std::int64_t row = triangle_row(index);
   return {matrix, row, index - triangle(row)};
@@ -275,8 +274,7 @@ struct PsdPivots {
       const double infinity = double_of_bits(std::uint64_t{0x7ff} << 52);
       double high = 0, low = -infinity;
       for (std::int64_t i = block.thread(); i < m.n; i += kThreads) {
-        const double x =
-            static_cast<double>(m.c[i * m.n + i]) / static_cast<double>(m.scale[i]);
+        const double x = static_cast<double>(m.c[i * m.n + i]) / static_cast<double>(m.scale[i]);
         high = x > high ? x : high;
         low = -x > low ? -x : low;
       }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Kernel bodies of solutions x = D L^-T L^-1 D b with the factor L of D A D that PsdUpdate leaves,
-// L^-1 of its diagonal blocks kept. One block a strip of columns goes down the blocks of rows and up
-// again; each number of L is read once a direction and strip.
+// L^-1 of its diagonal blocks kept. One block a strip of columns goes down the blocks of rows and
+// up again; each number of L is read once a direction and strip.
 #pragma once
 
 #include "psd_matrix.hpp"
@@ -29,8 +29,7 @@ struct PsdSides {
       for (std::int64_t e = task % parts * kThreads + block.thread(); e < m.n * m.columns;
            e += parts * kThreads) {
         const std::int64_t i = e / m.columns, j = e % m.columns;
-        const T x = after ? m.out[e] * m.scale[i]
-                          : m.b[i * m.b_row_stride + j * m.b_column_stride];
+        const T x = after ? m.out[e] * m.scale[i] : m.b[i * m.b_row_stride + j * m.b_column_stride];
         if (!is_finite(static_cast<double>(x)) && bad == 0)
           bad = PsdState::kFirst - static_cast<std::uint64_t>(e);
         m.out[e] = after ? x : x * m.scale[i];
@@ -61,8 +60,7 @@ struct PsdSubstitute {
       const std::int64_t from = (task - starts[at]) * kColumns;
       const std::int64_t blocks = blocks_of(m.n, Edge);
       for (std::int64_t s = 0; s < blocks; ++s) one(block, shared, m, from, s, 0, s, false);
-      for (std::int64_t s = blocks; s-- > 0;)
-        one(block, shared, m, from, s, s + 1, blocks, true);
+      for (std::int64_t s = blocks; s-- > 0;) one(block, shared, m, from, s, s + 1, blocks, true);
     }
   }
 
@@ -81,13 +79,12 @@ struct PsdSubstitute {
     for (std::int64_t t = first; t < end; ++t) {
       const int others = static_cast<int>(least_of(Edge, m.n - t * Edge));
       block.sync();
-      read(block, shared, m.c + ((up ? t : s) * m.n + (up ? s : t)) * Edge, m.n,
-           up ? others : rows, up ? rows : others);
+      read(block, shared, m.c + ((up ? t : s) * m.n + (up ? s : t)) * Edge, m.n, up ? others : rows,
+           up ? rows : others);
       for (int e = block.thread(); e < Edge * kColumns; e += kThreads) {
         const int i = e / kColumns, v = e % kColumns;
-        shared.x[i][v] = i < others && v < columns
-                             ? m.out[(t * Edge + i) * m.columns + from + v]
-                             : T(0);
+        shared.x[i][v] =
+            i < others && v < columns ? m.out[(t * Edge + i) * m.columns + from + v] : T(0);
       }
       block.sync();
       T sums[kHalf];

@@ -73,8 +73,8 @@ struct PsdStep {
   /// Columns of W^T that belong to the rows of a block.
   FF_HD static TileOperand<T> of_w(const PsdMatrix<T>& matrix, std::int64_t step,
                                    std::int64_t block) {
-    return {matrix.w + block * kEdge, matrix.pitch, rows_of(matrix, block), rows_of(matrix, step),
-            false, true};
+    return {matrix.w + block * kEdge, matrix.pitch, rows_of(matrix, block),
+            rows_of(matrix, step),    false,        true};
   }
   FF_HD static TileOperand<T> of_factor(const PsdMatrix<T>& matrix, std::int64_t step,
                                         bool turned) {
@@ -137,13 +137,13 @@ struct PsdPanel : PsdStep<Tile, T> {
       const std::int64_t step = launch.step;
       const std::int64_t row = Base::other(launch, task - launch.starts[at]);
       const bool done = row < step;
-      const TileOperand<T> v = {
-          done ? Base::tile_of(matrix, step, row) : Base::tile_of(matrix, row, step),
-          matrix.n,
-          Base::rows_of(matrix, row),
-          Base::rows_of(matrix, step),
-          !done,
-          matrix.vector};
+      const TileOperand<T> v = {done ? Base::tile_of(matrix, step, row)
+                                     : Base::tile_of(matrix, row, step),
+                                matrix.n,
+                                Base::rows_of(matrix, row),
+                                Base::rows_of(matrix, step),
+                                !done,
+                                matrix.vector};
       T acc[Tile::kMicro][Tile::kMicro];
       Tile::clear(acc);
       Tile::product(block, shared, Base::of_factor(matrix, step, true), v, acc);
@@ -203,8 +203,7 @@ struct PsdUpdate : PsdStep<Tile, T> {
   FF_HD bool plan(const PsdMatrix<T>& matrix, std::int64_t task, TileOperand<T>& p,
                   TileOperand<T>& q, TileTarget<T>& target, bool& add) const {
     const std::int64_t step = launch.step;
-    const std::int64_t others =
-        others_of(blocks_of(matrix.n, Tile::kEdge), step, launch.inverse);
+    const std::int64_t others = others_of(blocks_of(matrix.n, Tile::kEdge), step, launch.inverse);
     if (task < triangle(others)) {
       const std::int64_t i = triangle_row(task);
       const std::int64_t row = Base::other(launch, i);

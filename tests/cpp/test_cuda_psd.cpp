@@ -32,10 +32,9 @@ struct HostDevice {
   template <class Body>
   void launch(const Body& body, std::int64_t blocks, std::int64_t = 0) const {
     FF_CHECK(blocks > 0);
-    test::launch<Body>(std::min(blocks, most),
-                       [&](const HostBlock& block, typename Body::Shared& shared) {
-                         body.run(block, shared);
-                       });
+    test::launch<Body>(
+        std::min(blocks, most),
+        [&](const HostBlock& block, typename Body::Shared& shared) { body.run(block, shared); });
   }
   void write(void* to, const void* from, std::int64_t bytes) const {
     std::memcpy(to, from, static_cast<std::size_t>(bytes));
@@ -46,7 +45,8 @@ struct HostDevice {
 using Pass = cuda::PassSize<8, 4>;
 // Two groups of four rows a thread in float32, one in float64, as on a device.
 template <class T>
-using Tile = std::conditional_t<sizeof(T) == 4, cuda::PsdTile<T, 16, 8, 4>, cuda::PsdTile<T, 8, 4, 4>>;
+using Tile =
+    std::conditional_t<sizeof(T) == 4, cuda::PsdTile<T, 16, 8, 4>, cuda::PsdTile<T, 8, 4, 4>>;
 template <class T>
 using Flow = cuda::PsdFactorFlow<T, Tile<T>, Pass, HostDevice>;
 template <class T>
@@ -68,8 +68,7 @@ std::vector<PsdReport> run(Problem<T>& problem, PsdTask task, std::int64_t most 
   const std::int64_t bytes =
       is_spectral(task) ? EigenFlow<T>::workspace(sizes) : Flow<T>::workspace(sizes, task);
   std::vector<std::byte> memory(static_cast<std::size_t>(bytes), std::byte{0xff});
-  if (is_spectral(task))
-    return EigenFlow<T>::run(device, problem.items, options, memory.data());
+  if (is_spectral(task)) return EigenFlow<T>::run(device, problem.items, options, memory.data());
   return Flow<T>(device, problem.items, task, memory.data()).run();
 }
 
@@ -267,7 +266,8 @@ void hard_matrices(PsdTask task) {
   const auto view = view_of<T, 2>(small.items[0].a);
   for (std::int64_t i = 0; i < 5; ++i) {
     for (std::int64_t j = 0; j <= i; ++j) view(i, j) = 0;
-    view(i, i) = task == PsdTask::eigh ? static_cast<T>(kMost) : std::numeric_limits<T>::denorm_min();
+    view(i, i) =
+        task == PsdTask::eigh ? static_cast<T>(kMost) : std::numeric_limits<T>::denorm_min();
   }
   if (task == PsdTask::eigh) small.items[0].damping = kMost;
   const Kind kind = run(small, task)[0].kind;
@@ -307,7 +307,7 @@ void narrow_storage() {
   for (int bits = 0; bits < 1 << 16; ++bits) {
     const float x = cuda::widen_half(static_cast<std::uint16_t>(bits));
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const double magnitude = exponent == 31 ? (fraction == 0 ? INFINITY : NAN)
+    const double magnitude = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
                              : exponent == 0 ? std::ldexp(fraction, -24)
                                              : std::ldexp(1024 + fraction, exponent - 25);
     const double want = bits >> 15 != 0 ? -magnitude : magnitude;

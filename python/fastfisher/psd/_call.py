@@ -22,6 +22,7 @@ from fastfisher._arrays import (
     to_numpy,
 )
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
+from fastfisher.psd import _by_library
 from fastfisher.psd._results import EighResult, PsdResult
 
 __all__ = ["run"]
@@ -157,11 +158,27 @@ def _call(
             values.append(empty((len(members), shape[0]), like, dtype))
         for index, k in enumerate(members):
             slots[k] = (number, index)
-    items = [
-        _native.PsdItem(*where[k], *slots[k], k if sides else -1, 0, *dampings[k])
+    others = {k for k, n in enumerate(sizes) if _by_library.is_needed(task, like, n)}
+    items = {
+        k: _native.PsdItem(*where[k], *slots[k], k if sides else -1, 0, *dampings[k])
         for k in range(len(where))
-    ]
-    reports = _native.psd(task, arrays, outs, items, sizes=sizes, sides=sides, values=values, p=p)
+        if k not in others
+    }
+    given, mine = list(items.values()), [sizes[k] for k in items]
+    found = _native.psd(task, arrays, outs, given, sizes=mine, sides=sides, values=values, p=p)
+    told = dict(zip(items, found, strict=True))
+    for k in others:
+        number, index = slots[k]
+        told[k] = _by_library.spectral(
+            task,
+            _matrix(arrays, where[k]),
+            damping=dampings[k][0],
+            automatic=dampings[k][1],
+            p=p,
+            out=outs[number][index],
+            values=values[number][index] if values else None,
+        )
+    reports = [told[k] for k in range(len(where))]
     if on_error == "raise" or (on_error is None and single):
         for k, report in enumerate(reports):
             _raise(task, report, arrays, where[k], sides[k] if sides else None, single, k)
@@ -179,6 +196,11 @@ def _call(
             column = bool(vectors) and vectors[k]
             results.append(PsdResult(value.reshape(sizes[k]) if column else value, *state))
     return results
+
+
+def _matrix(arrays: list[Array], place: tuple[int, int]) -> Array:
+    array = arrays[place[0]]
+    return array if len(array.shape) == 2 else array[place[1]]
 
 
 def _reason(report: _native.PsdReport, n: int, dtype: str) -> str:
@@ -211,8 +233,7 @@ def _raise(
     kind = _native.PSD_KINDS[report.kind]
     if kind in ("ok", "damped"):
         return
-    array = arrays[place[0]]
-    matrix = array if len(array.shape) == 2 else array[place[1]]
+    matrix = _matrix(arrays, place)
     n = int(matrix.shape[-1])
     name = "a" if single else f"a[{number}]"
     if kind == "non_finite":
@@ -233,4 +254,4 @@ def _raise(
             f"{name}: not positive definite with damping {report.damping:.3g}: its smallest "
             f"eigenvalue is {smallest:.6g}"
         )
-    raise NumericalError(f"psd.{task}: {name}: {_reason(report, n, result_dtype(array))}")
+    raise NumericalError(f"psd.{task}: {name}: {_reason(report, n, result_dtype(matrix))}")
