@@ -269,7 +269,7 @@ def psd(
         stream,
         threads,
     )
-    return [PsdReport(*report) for report in reports]
+    return list(map(PsdReport._make, reports))
 
 
 def build_info() -> dict[str, Any]:

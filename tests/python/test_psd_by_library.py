@@ -89,9 +89,8 @@ def test_only_large_matrices_on_a_device_need_it():
     Far.__module__ = "torch"
     for dtype, most in _by_library.NATIVE_ROWS.items():
         Far.dtype = f"torch.{dtype}"
-        assert not _by_library.is_needed("eigh", Far(), most)
-        assert _by_library.is_needed("eigh", Far(), most + 1)
-        assert _by_library.is_needed("inverse_root", Far(), most + 1)
-        assert not _by_library.is_needed("inverse", Far(), most + 1)
-    assert not _by_library.is_needed("eigh", np.zeros((500, 500)), 500)
+        assert _by_library.native_rows("eigh", Far()) == most
+        assert _by_library.native_rows("inverse_root", Far()) == most
+        assert _by_library.native_rows("inverse", Far()) == np.inf
+    assert _by_library.native_rows("eigh", np.zeros((500, 500))) == np.inf
     assert _arrays.device_name(Far()) == "cuda:0"

@@ -23,17 +23,17 @@ from fastfisher._arrays import (
     widened,
 )
 
-__all__ = ["NATIVE_ROWS", "is_needed", "spectral"]
+__all__ = ["NATIVE_ROWS", "native_rows", "spectral"]
 
 NATIVE_ROWS = {"float32": 160, "float64": 112}
 """Rows of the largest matrix whose eigenvectors the CUDA kernel finds, by dtype of the result."""
 
 
-def is_needed(task: str, a: Array, n: int) -> bool:
-    """Whether a matrix of n rows like `a` is beyond the native op for this task."""
+def native_rows(task: str, a: Array) -> float:
+    """Rows of the largest matrix like `a` that the native op takes for this task."""
     if task not in ("eigh", "inverse_root") or device_name(a) == "cpu":
-        return False
-    return n > NATIVE_ROWS[result_dtype(a)]
+        return math.inf
+    return NATIVE_ROWS[result_dtype(a)]
 
 
 def spectral(
