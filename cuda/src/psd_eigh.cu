@@ -10,11 +10,13 @@
 namespace fastfisher::cuda {
 namespace {
 
-// Matrix and eigenvectors in 227 KiB.
+// Matrix and eigenvectors in 227 KiB. Few pieces a thread leave registers for more blocks.
 template <class T>
 using DeviceEigen = PsdEigen<T, sizeof(T) == 4 ? 160 : 112, 512>;
 template <class T>
-using EigenFlow = PsdEigenFlow<T, DeviceEigen<T>, PsdPass, PsdDevice>;
+using SmallEigen = PsdEigen<T, sizeof(T) == 4 ? 108 : 76, 512>;
+template <class T>
+using EigenFlow = PsdEigenFlow<T, SmallEigen<T>, DeviceEigen<T>, PsdPass, PsdDevice>;
 static_assert(sizeof(DeviceEigen<float>::Shared) <= 227 << 10);
 static_assert(sizeof(DeviceEigen<double>::Shared) <= 227 << 10);
 

@@ -41,12 +41,13 @@ struct EigenMatrix {
 template <class T, int Most, int Threads>
 struct PsdEigen {
   static constexpr int kMost = Most, kThreads = Threads;
-  static constexpr int kMinBlocks = 2;  // registers of two blocks a multiprocessor
+  // Two blocks a multiprocessor where few pieces a thread need few registers.
   static constexpr int kHalf = Most / 2;
   static constexpr int kPieces = (kHalf * (kHalf + 1) / 2 + Threads - 1) / Threads;
+  static constexpr int kMinBlocks = kPieces <= 3 ? 2 : 1;
   static constexpr int kLanes = Threads < 32 ? Threads : 32;
   static constexpr int kSweeps = 40;
-  static_assert(Most % 4 == 0 && Threads >= kHalf);
+  static_assert(Most % 4 == 0);
 
   /// Numbers of the matrix and of the vectors of n rows.
   FF_HD static constexpr int matrix_size(int n) {
@@ -61,8 +62,8 @@ struct PsdEigen {
     T cosine[2][kHalf], sine[2][kHalf], first[kHalf], second[kHalf];
     T spectrum[Most], factor[Most];
     std::int16_t order[Most];
-    double damping;
-    int go;
+    double largest, tolerance, damping;  // largest: on the diagonal of a
+    int power, go;                       // the matrix is 2^-power a
     alignas(16) T memory[numbers(Most)];
   };
   /// Bytes of shared memory that matrices of up to n rows need.
@@ -82,7 +83,7 @@ struct PsdEigen {
     for (std::int64_t k = block.index(); k < count; k += block.blocks()) {
       const EigenMatrix& matrix = matrices[k];
       const int n = static_cast<int>(matrix.n);
-      One one{
+      const One one{
           matrix, n, (n + 1) / 2, vector_pitch(n), shared.memory, shared.memory + matrix_size(n)};
       if (!load(block, shared, one)) continue;
       if (!diagonalise(block, shared, one)) {
@@ -105,20 +106,18 @@ struct PsdEigen {
     int n, h, pitch;
     T* a;  // [2h, 2h + 1]
     T* v;  // [n, pitch], eigenvectors as rows
-    std::int64_t power = 0;
-    double largest = 0, tolerance = 0;
 
     FF_HD T& at(int x, int y) const {
       return x > y ? a[x * (2 * h + 1) + y] : a[y * (2 * h + 1) + x];
     }
     // Who is first or second of pair k in a round; number 2h - 1 stays where it is.
     FF_HD int top(int k, int round) const {
-      const int m = 2 * h - 1;
-      return k == 0 ? m : (round + k) % m;
+      const int m = 2 * h - 1, who = round + k;
+      return k == 0 ? m : who < m ? who : who - m;
     }
     FF_HD int bottom(int k, int round) const {
-      const int m = 2 * h - 1;
-      return (round - k + m) % m;
+      const int who = round - k;
+      return who < 0 ? who + 2 * h - 1 : who;
     }
     // Where the next round has who is at place x now.
     FF_HD int next(int x) const {
@@ -133,7 +132,7 @@ struct PsdEigen {
   }
 
   template <BlockContext Block>
-  FF_HD static bool load(const Block& block, Shared& shared, One& one) {
+  FF_HD static bool load(const Block& block, Shared& shared, const One& one) {
     const EigenMatrix& matrix = one.matrix;
     const int n = one.n, t = block.thread();
     double largest = 0, diagonal = 0;
@@ -154,16 +153,20 @@ struct PsdEigen {
     }
     if (bad != 0) block.atomic_max(&matrix.state->bad, bad);
     largest = largest_of_block<Threads>(block, shared.values, largest);
-    one.largest = largest_of_block<Threads>(block, shared.values, diagonal);
+    diagonal = largest_of_block<Threads>(block, shared.values, diagonal);
     if (!is_finite(largest)) {
       tell(block, one, PsdReport::Kind::non_finite);
       return false;
     }
     // One power of two for all, in two factors, each of which is a normal number of T.
-    one.power = largest > 0 ? exponent_of_double(largest) / 2 * 2 : 0;
-    const T scale = static_cast<T>(power_of_two(-one.power / 2));
-    one.tolerance =
-        0.25 * kPsdEpsilon<T> * (largest * static_cast<double>(scale)) * static_cast<double>(scale);
+    const int power = largest > 0 ? exponent_of_double(largest) / 2 * 2 : 0;
+    const T scale = static_cast<T>(power_of_two(-power / 2));
+    if (t == 0) {
+      const double wide = static_cast<double>(scale);
+      shared.largest = diagonal;
+      shared.power = power;
+      shared.tolerance = kPsdEpsilon<T> * (largest * wide) * wide;
+    }
     const int m = 2 * one.h;
     for (int e = t; e < m * m; e += Threads) {
       const int x = e / m, y = e % m;
@@ -182,28 +185,44 @@ struct PsdEigen {
   template <BlockContext Block>
   FF_HD static bool diagonalise(const Block& block, Shared& shared, const One& one) {
     const int rounds = 2 * one.h - 1;
+    Piece pieces[kPieces];
+    FF_UNROLL
+    for (int k = 0; k < kPieces; ++k) pieces[k] = piece_of(one, block.thread() + k * Threads);
     int now = 0;
     for (int sweep = 0; sweep < kSweeps; ++sweep) {
-      bool any = false;
       for (int round = 0; round < rounds; ++round, now ^= 1) {
-        if (block.thread() < one.h && choose(shared, one, block.thread(), now)) any = true;
+        for (int k = block.thread(); k < one.h; k += Threads) choose(shared, one, k, now);
         // The vectors follow a round behind, while the next rotations are found.
         if (sweep + round > 0)
           turn(block, shared, one, round == 0 ? rounds - 1 : round - 1, now ^ 1);
         block.sync();
-        rotate(block, shared, one, now);
+        rotate(block, shared, one, pieces, now);
       }
-      // Rotations of the last round are not turned yet; there were none if this is the end.
-      if (largest_of_block<Threads>(block, shared.values, any ? 1 : 0) == 0) return true;
+      if (rest(block, shared, one) > shared.tolerance) continue;
+      turn(block, shared, one, rounds - 1, now ^ 1);
+      block.sync();
+      return true;
     }
     return false;
   }
 
+  // Largest magnitude below the diagonal.
+  template <BlockContext Block>
+  FF_HD static double rest(const Block& block, Shared& shared, const One& one) {
+    T largest = 0;
+    const int m = 2 * one.h;
+    for (int e = block.thread(); e < m * m; e += Threads) {
+      const T x = e % m < e / m ? std::abs(one.at(e / m, e % m)) : T(0);
+      largest = x > largest ? x : largest;
+    }
+    return largest_of_block<Threads>(block, shared.values, static_cast<double>(largest));
+  }
+
   // The rotation that makes the pair's entry zero; none where it is small.
-  FF_HD static bool choose(Shared& shared, const One& one, int k, int now) {
+  FF_HD static void choose(Shared& shared, const One& one, int k, int now) {
     const T p = one.at(k, k), q = one.at(one.h + k, one.h + k), x = one.at(one.h + k, k);
     T c = 1, s = 0, t = 0;
-    const bool wanted = std::abs(static_cast<double>(x)) > one.tolerance;
+    const bool wanted = std::abs(static_cast<double>(x)) > shared.tolerance;
     if (wanted) {
       const T tau = (q - p) / (2 * x);
       t = (tau < 0 ? T(-1) : T(1)) / (std::abs(tau) + std::sqrt(1 + tau * tau));
@@ -214,7 +233,6 @@ struct PsdEigen {
     shared.sine[now][k] = s;
     shared.first[k] = p - t * x;
     shared.second[k] = q + t * x;
-    return wanted;
   }
 
   template <BlockContext Block>
@@ -239,26 +257,51 @@ struct PsdEigen {
     }
   }
 
+  // A 2 x 2 block of the lower triangle of blocks: pairs k and l, and the places that its entries
+  // have in the next round.
+  struct Piece {
+    std::int16_t k, l;
+    std::uint16_t to[4];
+  };
+
+  FF_HD static Piece piece_of(const One& one, int index) {
+    Piece piece = {-1, -1, {}};
+    if (index >= one.h * (one.h + 1) / 2) return piece;
+    const int k = static_cast<int>(triangle_row(index)), l = index - k * (k + 1) / 2;
+    piece.k = static_cast<std::int16_t>(k);
+    piece.l = static_cast<std::int16_t>(l);
+    const auto place = [&](int x, int y) {
+      return static_cast<std::uint16_t>(&one.at(one.next(x), one.next(y)) - one.a);
+    };
+    piece.to[0] = place(k, l);
+    piece.to[1] = place(k, one.h + l);
+    piece.to[2] = place(one.h + k, l);
+    piece.to[3] = place(one.h + k, one.h + l);
+    return piece;
+  }
+
   // Both sides of the matrix, on the way to the places of the next round.
   template <BlockContext Block>
-  FF_HD static void rotate(const Block& block, const Shared& shared, const One& one, int now) {
-    const int h = one.h, pieces = h * (h + 1) / 2;
+  FF_HD static void rotate(const Block& block, const Shared& shared, const One& one,
+                           const Piece (&pieces)[kPieces], int now) {
+    const int h = one.h, pitch = 2 * h + 1;
     T held[kPieces][4];
+    FF_UNROLL
     for (int piece = 0; piece < kPieces; ++piece) {
-      const int index = block.thread() + piece * Threads;
-      if (index >= pieces) continue;
-      const int k = row_of(index), l = index - k * (k + 1) / 2;
+      const int k = pieces[piece].k, l = pieces[piece].l;
+      if (k < 0) continue;
       T(&x)[4] = held[piece];
+      const T* const at = one.a + k * pitch + l;
       if (k == l) {
         x[0] = shared.first[k];
         x[3] = shared.second[k];
-        x[1] = x[2] = shared.sine[now][k] == 0 ? one.at(h + k, k) : T(0);
+        x[1] = x[2] = shared.sine[now][k] == 0 ? at[h * pitch] : T(0);
         continue;
       }
       const T ck = shared.cosine[now][k], sk = shared.sine[now][k];
       const T cl = shared.cosine[now][l], sl = shared.sine[now][l];
-      const T tt = one.at(k, l), tb = one.at(h + l, k), bt = one.at(h + k, l),
-              bb = one.at(h + k, h + l);
+      const T tt = at[0], tb = one.a[(h + l) * pitch + k], bt = at[h * pitch],
+              bb = at[h * pitch + h];
       const T t1 = ck * tt - sk * bt, b1 = sk * tt + ck * bt;
       const T t2 = ck * tb - sk * bb, b2 = sk * tb + ck * bb;
       x[0] = cl * t1 - sl * t2;
@@ -267,24 +310,14 @@ struct PsdEigen {
       x[3] = sl * b1 + cl * b2;
     }
     block.sync();
+    FF_UNROLL
     for (int piece = 0; piece < kPieces; ++piece) {
-      const int index = block.thread() + piece * Threads;
-      if (index >= pieces) continue;
-      const int k = row_of(index), l = index - k * (k + 1) / 2;
-      const int kt = one.next(k), kb = one.next(h + k), lt = one.next(l), lb = one.next(h + l);
-      one.at(kt, lt) = held[piece][0];
-      one.at(kt, lb) = held[piece][1];
-      if (k != l) one.at(kb, lt) = held[piece][2];
-      one.at(kb, lb) = held[piece][3];
+      if (pieces[piece].k < 0) continue;
+      // On the diagonal the second and the third are one entry, and equal.
+      FF_UNROLL
+      for (int i = 0; i < 4; ++i) one.a[pieces[piece].to[i]] = held[piece][i];
     }
     block.sync();
-  }
-
-  FF_HD static int row_of(int index) {
-    int row = static_cast<int>((std::sqrt(8 * static_cast<float>(index) + 1) - 1) / 2);
-    if (row * (row + 1) / 2 > index) --row;
-    if ((row + 1) * (row + 2) / 2 <= index) ++row;
-    return row;
   }
 
   template <BlockContext Block>
@@ -306,8 +339,8 @@ struct PsdEigen {
     block.sync();
   }
 
-  FF_HD static double unscaled(const One& one, T value) {
-    const double half = power_of_two(one.power / 2);
+  FF_HD static double unscaled(const Shared& shared, T value) {
+    const double half = power_of_two(shared.power / 2);
     return static_cast<double>(value) * half * half;
   }
 
@@ -317,14 +350,14 @@ struct PsdEigen {
     if (block.thread() == 0) {
       using Kind = PsdReport::Kind;
       const EigenMatrix& matrix = one.matrix;
-      const double low = unscaled(one, shared.spectrum[shared.order[0]]);
-      const double high = unscaled(one, shared.spectrum[shared.order[one.n - 1]]);
+      const double low = unscaled(shared, shared.spectrum[shared.order[0]]);
+      const double high = unscaled(shared, shared.spectrum[shared.order[one.n - 1]]);
       double damping = matrix.automatic ? 0 : matrix.damping;
       Kind kind = Kind::ok;
       if (matrix.automatic) {
         // Eigenvalues are known to some eps of the largest one.
         const double enough = kPsdEpsilon<T> * (high > 0 ? high : 0);
-        DampingRange range = damping_range<T>(one.n, one.largest);
+        DampingRange range = damping_range<T>(one.n, shared.largest);
         if (range.most < 64 * enough) range.most = 64 * enough;
         while (!(low + damping > enough) && damping < range.most) damping = raised(damping, range);
         if (damping > 0) kind = Kind::damped;
@@ -360,7 +393,7 @@ struct PsdEigen {
     T* const out = static_cast<T*>(one.matrix.out);
     for (int i = block.thread(); i < n; i += Threads) {
       static_cast<T*>(one.matrix.values)[i * one.matrix.value_stride] =
-          static_cast<T>(unscaled(one, shared.spectrum[shared.order[i]]) + shared.damping);
+          static_cast<T>(unscaled(shared, shared.spectrum[shared.order[i]]) + shared.damping);
     }
     for (int e = block.thread(); e < n * n; e += Threads)
       out[e] = one.v[shared.order[e % n] * one.pitch + e / n];
@@ -373,7 +406,7 @@ struct PsdEigen {
     const int n = one.n, quads = one.pitch / 4;
     T* const out = static_cast<T*>(one.matrix.out);
     for (int e = block.thread(); e < n; e += Threads)
-      shared.factor[e] = power(unscaled(one, shared.spectrum[e]) + shared.damping);
+      shared.factor[e] = power(unscaled(shared, shared.spectrum[e]) + shared.damping);
     block.sync();
     for (int e = block.thread(); e < n * one.pitch; e += Threads)
       one.v[e] *= shared.factor[e / one.pitch];

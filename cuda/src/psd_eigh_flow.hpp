@@ -18,7 +18,7 @@
 
 namespace fastfisher::cuda {
 
-template <class T, class Eigen, class Pass, class Device>
+template <class T, class Small, class Large, class Pass, class Device>
 class PsdEigenFlow {
  public:
   using Kind = PsdReport::Kind;
@@ -64,8 +64,12 @@ class PsdEigenFlow {
       std::size_t end = from;
       while (end < matrices.size() && class_of(matrices[end].n) == size_class) ++end;
       const auto many = static_cast<std::int64_t>(end - from);
-      device.launch(Eigen{first + from, many, root, options.p}, many,
-                    Eigen::bytes(matrices[from].n));
+      const std::int64_t n = matrices[from].n;
+      if (n <= Small::kMost) {
+        device.launch(Small{first + from, many, root, options.p}, many, Small::bytes(n));
+      } else {
+        device.launch(Large{first + from, many, root, options.p}, many, Large::bytes(n));
+      }
       from = end;
     }
     std::vector<EigenState> found(order.size());
@@ -81,7 +85,8 @@ class PsdEigenFlow {
   }
 
   static int class_of(std::int64_t n) {
-    constexpr std::array<std::int64_t, 5> kClasses = {32, 48, 72, 100, 128};
+    constexpr std::array<std::int64_t, 5> kClasses = {32, 48, Small::kMost * 3 / 4, Small::kMost,
+                                                      (Small::kMost + Large::kMost) / 2};
     return static_cast<int>(std::lower_bound(kClasses.begin(), kClasses.end(), n) -
                             kClasses.begin());
   }

@@ -50,7 +50,8 @@ using Tile =
 template <class T>
 using Flow = cuda::PsdFactorFlow<T, Tile<T>, Pass, HostDevice>;
 template <class T>
-using EigenFlow = cuda::PsdEigenFlow<T, cuda::PsdEigen<T, 36, 18>, Pass, HostDevice>;
+using EigenFlow =
+    cuda::PsdEigenFlow<T, cuda::PsdEigen<T, 20, 4>, cuda::PsdEigen<T, 36, 5>, Pass, HostDevice>;
 
 bool is_spectral(PsdTask task) {
   return task == PsdTask::eigh || task == PsdTask::inverse_root;
