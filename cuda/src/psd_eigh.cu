@@ -12,9 +12,9 @@ namespace {
 
 // Matrix and eigenvectors in 227 KiB. Few pieces a thread leave registers for more blocks.
 template <class T>
-using DeviceEigen = PsdEigen<T, sizeof(T) == 4 ? 160 : 112, 512>;
+using DeviceEigen = PsdEigen<T, sizeof(T) == 4 ? 160 : 112, 384>;
 template <class T>
-using SmallEigen = PsdEigen<T, sizeof(T) == 4 ? 108 : 76, 512>;
+using SmallEigen = PsdEigen<T, sizeof(T) == 4 ? 108 : 76, 384>;
 template <class T>
 using EigenFlow = PsdEigenFlow<T, SmallEigen<T>, DeviceEigen<T>, PsdPass, PsdDevice>;
 static_assert(sizeof(DeviceEigen<float>::Shared) <= 227 << 10);

@@ -44,7 +44,7 @@ struct PsdEigen {
   // Two blocks a multiprocessor where few pieces a thread need few registers.
   static constexpr int kHalf = Most / 2;
   static constexpr int kPieces = (kHalf * (kHalf + 1) / 2 + Threads - 1) / Threads;
-  static constexpr int kMinBlocks = kPieces <= 3 ? 2 : 1;
+  static constexpr int kMinBlocks = kPieces <= 4 ? 2 : 1;
   static constexpr int kLanes = Threads < 32 ? Threads : 32;
   static constexpr int kSweeps = 40;
   static_assert(Most % 4 == 0);

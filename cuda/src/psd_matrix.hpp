@@ -160,9 +160,10 @@ FF_HD double largest_of_block(const Block& block, double (&values)[Threads], dou
   const int t = block.thread();
   block.sync();
   values[t] = mine;
-  for (int half = Threads / 2; half > 0; half /= 2) {
+  for (int size = Threads; size > 1; size = (size + 1) / 2) {
+    const int half = (size + 1) / 2;
     block.sync();
-    if (t < half && values[t] < values[t + half]) values[t] = values[t + half];
+    if (t + half < size && values[t] < values[t + half]) values[t] = values[t + half];
   }
   block.sync();
   return values[0];
