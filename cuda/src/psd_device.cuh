@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace fastfisher::cuda {
 
@@ -35,8 +36,13 @@ struct PsdDevice {
                                  static_cast<int>(shared)),
             "psd", "shared memory");
     }
-    psd_kernel<Body>
-        <<<grid_of(blocks), Body::kThreads, static_cast<std::size_t>(shared), stream>>>(body);
+    unsigned grid = grid_of(blocks);
+    if constexpr (requires { Body::kTaskABlock; }) {
+      if (blocks > std::numeric_limits<std::int32_t>::max())
+        throw Error(ErrorCode::memory, "psd", "a", "got more tiles than one launch can have");
+      grid = static_cast<unsigned>(blocks);
+    }
+    psd_kernel<Body><<<grid, Body::kThreads, static_cast<std::size_t>(shared), stream>>>(body);
     check_launch("psd", stream);
   }
 

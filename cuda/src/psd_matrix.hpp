@@ -30,7 +30,8 @@ struct PsdState {
   static constexpr std::uint64_t kFirst = std::numeric_limits<std::int64_t>::max();
 };
 
-/// One matrix as the kernels see it. Lists of them are sorted by size, largest first.
+/// One matrix as the kernels see it. Lists of them are sorted by size, largest first. Bodies copy
+/// it: what is behind a pointer is read anew after every store.
 template <class T>
 struct PsdMatrix {
   const void* a = nullptr;  ///< [n,n] by the two strides, stored as `dtype`

@@ -31,7 +31,7 @@ struct PsdBalance {
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t k = block.index(); k < count; k += block.blocks()) {
-      const PsdMatrix<T>& m = matrices[k];
+      const PsdMatrix<T> m = matrices[k];
       double high = 0, magnitude = 0;
       for (std::int64_t i = block.thread(); i < m.n; i += kThreads) {
         const double x = at(m, i), y = x + m.damping;
@@ -115,7 +115,7 @@ struct PsdLoad {
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t task = block.index(); task < starts[count]; task += block.blocks()) {
       const PassTile place = pass_tile(starts, count, task);
-      const PsdMatrix<T>& m = matrices[place.matrix];
+      const PsdMatrix<T> m = matrices[place.matrix];
       const bool across = std::abs(m.row_stride) < std::abs(m.column_stride);
       std::uint64_t bad = 0;
       block.sync();
@@ -175,7 +175,7 @@ struct PsdStoreInverse {
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t task = block.index(); task < starts[count]; task += block.blocks()) {
       const PassTile place = pass_tile(starts, count, task);
-      const PsdMatrix<T>& m = matrices[place.matrix];
+      const PsdMatrix<T> m = matrices[place.matrix];
       block.sync();
       for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
         const int r = e / Pass::kEdge, q = e % Pass::kEdge;
@@ -211,7 +211,7 @@ struct PsdStoreFactor {
   FF_HD void run(const Block& block, Shared&) const {
     for (std::int64_t task = block.index(); task < starts[count]; task += block.blocks()) {
       const PassTile place = pass_tile(starts, count, task);
-      const PsdMatrix<T>& m = matrices[place.matrix];
+      const PsdMatrix<T> m = matrices[place.matrix];
       for (int e = block.thread(); e < Pass::kEdge * Pass::kEdge; e += kThreads) {
         const int r = e / Pass::kEdge, q = e % Pass::kEdge;
         const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
@@ -238,7 +238,7 @@ struct PsdNorm {
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t task = block.index(); task < count * parts; task += block.blocks()) {
-      const PsdMatrix<T>& m = matrices[task / parts];
+      const PsdMatrix<T> m = matrices[task / parts];
       const std::int64_t tiles = blocks_of(m.n, Pass::kEdge);
       double high = 0;
       for (std::int64_t i = task % parts * kThreads + block.thread(); i < m.n;
@@ -270,7 +270,7 @@ struct PsdPivots {
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t k = block.index(); k < count; k += block.blocks()) {
-      const PsdMatrix<T>& m = matrices[k];
+      const PsdMatrix<T> m = matrices[k];
       const double infinity = double_of_bits(std::uint64_t{0x7ff} << 52);
       double high = 0, low = -infinity;
       for (std::int64_t i = block.thread(); i < m.n; i += kThreads) {

@@ -24,7 +24,7 @@ struct PsdSides {
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared&) const {
     for (std::int64_t task = block.index(); task < count * parts; task += block.blocks()) {
-      const PsdMatrix<T>& m = matrices[task / parts];
+      const PsdMatrix<T> m = matrices[task / parts];
       std::uint64_t bad = 0;
       for (std::int64_t e = task % parts * kThreads + block.thread(); e < m.n * m.columns;
            e += parts * kThreads) {
@@ -56,7 +56,7 @@ struct PsdSubstitute {
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t task = block.index(); task < starts[count]; task += block.blocks()) {
       const std::int64_t at = find_start(starts, count, task);
-      const PsdMatrix<T>& m = matrices[at];
+      const PsdMatrix<T> m = matrices[at];
       const std::int64_t from = (task - starts[at]) * kColumns;
       const std::int64_t blocks = blocks_of(m.n, Edge);
       for (std::int64_t s = 0; s < blocks; ++s) one(block, shared, m, from, s, 0, s, false);

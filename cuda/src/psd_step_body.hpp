@@ -18,7 +18,8 @@
 
 namespace fastfisher::cuda {
 
-/// One launch: matrices [count] that still have the step, and the first task of each.
+/// One launch, a task a block (a loop over tasks would keep its numbers in registers, of which
+/// there are none to spare): matrices [count] that still have the step, and the first task of each.
 template <class T>
 struct PsdLaunch {
   const PsdMatrix<T>* matrices = nullptr;
@@ -82,9 +83,9 @@ struct PsdStep {
     return {matrix.factor_of(step), matrix.factor_pitch, rows, rows, turned, true};
   }
 
-  /// target = acc, or target += acc.
-  FF_HD static void store(const TileTarget<T>& target, int t, bool add,
-                          const T (&acc)[kMicro][kMicro]) {
+  /// acc = target. All is on its way before the first product: after the last one every number
+  /// would be waited for in turn.
+  FF_HD static void read(const TileTarget<T>& target, int t, T (&acc)[kMicro][kMicro]) {
     const int ty = t / Tile::kLanes, tx = t % Tile::kLanes;
     if (target.vector) {
       FF_UNROLL
@@ -93,13 +94,11 @@ struct PsdStep {
         FF_UNROLL
         for (int g = 0; g < Tile::kGroups; ++g) {
           const int q = Tile::place(tx, g * 4);
-          if (r >= target.rows || q >= target.columns) continue;
-          auto* const to = reinterpret_cast<Quad<T>*>(target.data + r * target.pitch + q);
           Quad<T> quad = {};
-          if (add) quad = *to;
+          if (r < target.rows && q < target.columns)
+            quad = *reinterpret_cast<const Quad<T>*>(target.data + r * target.pitch + q);
           FF_UNROLL
-          for (int i = 0; i < 4; ++i) quad.v[i] += acc[u][g * 4 + i];
-          *to = quad;
+          for (int i = 0; i < 4; ++i) acc[u][g * 4 + i] = quad.v[i];
         }
       }
       return;
@@ -110,9 +109,38 @@ struct PsdStep {
       FF_UNROLL
       for (int v = 0; v < kMicro; ++v) {
         const int q = Tile::place(tx, v);
-        if (r >= target.rows || q >= target.columns) continue;
-        T* const to = target.data + r * target.pitch + q;
-        *to = add ? *to + acc[u][v] : acc[u][v];
+        const bool inside = r < target.rows && q < target.columns;
+        acc[u][v] = inside ? target.data[r * target.pitch + q] : T(0);
+      }
+    }
+  }
+
+  /// target = acc.
+  FF_HD static void store(const TileTarget<T>& target, int t, const T (&acc)[kMicro][kMicro]) {
+    const int ty = t / Tile::kLanes, tx = t % Tile::kLanes;
+    if (target.vector) {
+      FF_UNROLL
+      for (int u = 0; u < kMicro; ++u) {
+        const int r = Tile::place(ty, u);
+        FF_UNROLL
+        for (int g = 0; g < Tile::kGroups; ++g) {
+          const int q = Tile::place(tx, g * 4);
+          if (r >= target.rows || q >= target.columns) continue;
+          Quad<T> quad;
+          FF_UNROLL
+          for (int i = 0; i < 4; ++i) quad.v[i] = acc[u][g * 4 + i];
+          *reinterpret_cast<Quad<T>*>(target.data + r * target.pitch + q) = quad;
+        }
+      }
+      return;
+    }
+    FF_UNROLL
+    for (int u = 0; u < kMicro; ++u) {
+      const int r = Tile::place(ty, u);
+      FF_UNROLL
+      for (int v = 0; v < kMicro; ++v) {
+        const int q = Tile::place(tx, v);
+        if (r < target.rows && q < target.columns) target.data[r * target.pitch + q] = acc[u][v];
       }
     }
   }
@@ -124,34 +152,33 @@ struct PsdPanel : PsdStep<Tile, T> {
   using Base = PsdStep<Tile, T>;
   using Shared = typename Tile::Shared;
   static constexpr int kThreads = Tile::kThreads, kMinBlocks = 2;
+  static constexpr bool kTaskABlock = true;
 
   PsdLaunch<T> launch;
   explicit PsdPanel(const PsdLaunch<T>& given) : launch(given) {}
 
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared& shared) const {
-    const std::int64_t tasks = launch.starts[launch.count];
-    for (std::int64_t task = block.index(); task < tasks; task += block.blocks()) {
-      const std::int64_t at = find_start(launch.starts, launch.count, task);
-      const PsdMatrix<T>& matrix = launch.matrices[at];
-      const std::int64_t step = launch.step;
-      const std::int64_t row = Base::other(launch, task - launch.starts[at]);
-      const bool done = row < step;
-      const TileOperand<T> v = {done ? Base::tile_of(matrix, step, row)
-                                     : Base::tile_of(matrix, row, step),
-                                matrix.n,
-                                Base::rows_of(matrix, row),
-                                Base::rows_of(matrix, step),
-                                !done,
-                                matrix.vector};
-      T acc[Tile::kMicro][Tile::kMicro];
-      Tile::clear(acc);
-      Tile::product(block, shared, Base::of_factor(matrix, step, true), v, acc);
-      Base::store({matrix.w + row * Tile::kEdge, matrix.pitch, Base::rows_of(matrix, step),
-                   Base::rows_of(matrix, row), true},
-                  block.thread(), false, acc);
-      if (!launch.inverse) store_turned(matrix, row, block.thread(), acc);
-    }
+    const std::int64_t task = block.index();
+    const std::int64_t at = find_start(launch.starts, launch.count, task);
+    const PsdMatrix<T>& matrix = launch.matrices[at];
+    const std::int64_t step = launch.step;
+    const std::int64_t row = Base::other(launch, task - launch.starts[at]);
+    const bool done = row < step;
+    const TileOperand<T> v = {done ? Base::tile_of(matrix, step, row)
+                                   : Base::tile_of(matrix, row, step),
+                              matrix.n,
+                              Base::rows_of(matrix, row),
+                              Base::rows_of(matrix, step),
+                              !done,
+                              matrix.vector};
+    T acc[Tile::kMicro][Tile::kMicro];
+    Tile::clear(acc);
+    Tile::product(block, shared, Base::of_factor(matrix, step, true), v, acc);
+    Base::store({matrix.w + row * Tile::kEdge, matrix.pitch, Base::rows_of(matrix, step),
+                 Base::rows_of(matrix, row), true},
+                block.thread(), acc);
+    if (!launch.inverse) store_turned(matrix, row, block.thread(), acc);
   }
 
  private:
@@ -179,6 +206,7 @@ struct PsdUpdate : PsdStep<Tile, T> {
   using Base = PsdStep<Tile, T>;
   using Shared = typename Tile::Shared;
   static constexpr int kThreads = Tile::kThreads, kMinBlocks = 2;
+  static constexpr bool kTaskABlock = true;
   static constexpr int kMicro = Tile::kMicro;
 
   PsdLaunch<T> launch;
@@ -187,15 +215,13 @@ struct PsdUpdate : PsdStep<Tile, T> {
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared& shared) const {
     // The diagonal blocks come first: they take longest.
-    const std::int64_t tasks = launch.count + (launch.step < 0 ? 0 : launch.starts[launch.count]);
-    for (std::int64_t index = block.index(); index < tasks; index += block.blocks()) {
-      if (index < launch.count) {
-        factorise(block, shared, launch.matrices[index]);
-      } else {
-        const std::int64_t task = index - launch.count;
-        const std::int64_t at = find_start(launch.starts, launch.count, task);
-        multiply(block, shared, launch.matrices[at], task - launch.starts[at]);
-      }
+    const std::int64_t index = block.index();
+    if (index < launch.count) {
+      factorise(block, shared, launch.matrices[index]);
+    } else {
+      const std::int64_t task = index - launch.count;
+      const std::int64_t at = find_start(launch.starts, launch.count, task);
+      multiply(block, shared, launch.matrices[at], task - launch.starts[at]);
     }
   }
 
@@ -238,9 +264,13 @@ struct PsdUpdate : PsdStep<Tile, T> {
     bool add = false;
     if (!plan(matrix, task, p, q, target, add)) return;
     T acc[kMicro][kMicro];
-    Tile::clear(acc);
+    if (add) {
+      Base::read(target, block.thread(), acc);
+    } else {
+      Tile::clear(acc);
+    }
     Tile::product(block, shared, p, q, acc);
-    Base::store(target, block.thread(), add, acc);
+    Base::store(target, block.thread(), acc);
   }
 
   template <BlockContext Block>
@@ -251,16 +281,7 @@ struct PsdUpdate : PsdStep<Tile, T> {
     const TileTarget<T> target = Base::target(matrix, next, next);
     // S = -(N + W W^T): of diagonal blocks N has both halves.
     T acc[kMicro][kMicro];
-    FF_UNROLL
-    for (int u = 0; u < kMicro; ++u) {
-      const int r = Tile::place(ty, u);
-      FF_UNROLL
-      for (int v = 0; v < kMicro; ++v) {
-        const int q = Tile::place(tx, v);
-        const bool inside = r < target.rows && q < target.rows;
-        acc[u][v] = inside ? target.data[r * target.pitch + q] : T(0);
-      }
-    }
+    Base::read(target, t, acc);
     if (launch.step >= 0) {
       const TileOperand<T> w = Base::of_w(matrix, launch.step, next);
       Tile::product(block, shared, w, w, acc);
@@ -277,28 +298,33 @@ struct PsdUpdate : PsdStep<Tile, T> {
     }
     T inverse[kMicro];
     Tile::roots(block, shared, target.rows, acc, inverse);
-    T* const factor = matrix.factor_of(next);
+    FF_UNROLL
+    for (int u = 0; u < kMicro; ++u) {
+      FF_UNROLL
+      for (int v = 0; v < kMicro; ++v) acc[u][v] *= inverse[u];
+    }
+    if (!launch.inverse) {
+      FF_UNROLL
+      for (int u = 0; u < kMicro; ++u) {
+        const int r = Tile::place(ty, u);
+        FF_UNROLL
+        for (int v = 0; v < kMicro; ++v) {
+          const int q = Tile::place(tx, v);
+          if (q >= r && q < target.rows) target.data[q * target.pitch + r] = acc[u][v];
+        }
+      }
+    }
     FF_UNROLL
     for (int u = 0; u < kMicro; ++u) {
       const int r = Tile::place(ty, u);
       FF_UNROLL
       for (int v = 0; v < kMicro; ++v) {
         const int q = Tile::place(tx, v);
-        acc[u][v] *= inverse[u];
-        if (r >= target.rows || q >= matrix.factor_pitch) continue;
-        factor[r * matrix.factor_pitch + q] = q < r ? acc[u][v] : q == r ? inverse[u] : T(0);
+        acc[u][v] = q < r ? acc[u][v] : q == r ? inverse[u] : T(0);
       }
     }
-    if (launch.inverse) return;
-    FF_UNROLL
-    for (int u = 0; u < kMicro; ++u) {
-      const int r = Tile::place(ty, u);
-      FF_UNROLL
-      for (int v = 0; v < kMicro; ++v) {
-        const int q = Tile::place(tx, v);
-        if (q >= r && q < target.rows) target.data[q * target.pitch + r] = acc[u][v];
-      }
-    }
+    const int pitch = static_cast<int>(matrix.factor_pitch);
+    Base::store({matrix.factor_of(next), pitch, target.rows, pitch, true}, t, acc);
   }
 };
 
