@@ -25,15 +25,17 @@ using test::draw;
 using test::HostBlock;
 using test::Problem;
 
-// What PsdDevice does, with host memory for the device's and at most `most` blocks a launch.
+// What PsdDevice does, with host memory for the device's and at most `most` blocks a launch
+// of a body that loops over its tasks.
 struct HostDevice {
   std::int64_t most = 3;
 
   template <class Body>
   void launch(const Body& body, std::int64_t blocks, std::int64_t = 0) const {
     FF_CHECK(blocks > 0);
+    constexpr bool kAll = requires { Body::kTaskABlock; };
     test::launch<Body>(
-        std::min(blocks, most),
+        kAll ? blocks : std::min(blocks, most),
         [&](const HostBlock& block, typename Body::Shared& shared) { body.run(block, shared); });
   }
   void write(void* to, const void* from, std::int64_t bytes) const {
