@@ -57,9 +57,13 @@ struct PsdEigen {
   FF_HD static constexpr int vector_pitch(int n) { return (n + 3) / 4 * 4; }
   FF_HD static constexpr int numbers(int n) { return matrix_size(n) + n * vector_pitch(n); }
 
+  struct alignas(2 * sizeof(T)) Rotation {
+    T c, s;
+  };
   struct Shared {
     double values[Threads];
-    T cosine[2][kHalf], sine[2][kHalf], first[kHalf], second[kHalf];
+    Rotation rotations[2][kHalf];
+    T first[kHalf], second[kHalf];
     T spectrum[Most], factor[Most];
     std::int16_t order[Most];
     double largest, tolerance, damping;  // largest: on the diagonal of a
@@ -229,8 +233,7 @@ struct PsdEigen {
       c = 1 / std::sqrt(1 + t * t);
       s = t * c;
     }
-    shared.cosine[now][k] = c;
-    shared.sine[now][k] = s;
+    shared.rotations[now][k] = {c, s};
     shared.first[k] = p - t * x;
     shared.second[k] = q + t * x;
   }
@@ -240,21 +243,28 @@ struct PsdEigen {
                          int which) {
     const int lane = block.thread() % kLanes, quads = one.pitch / 4;
     for (int k = block.thread() / kLanes; k < one.h; k += Threads / kLanes) {
-      const T c = shared.cosine[which][k], s = shared.sine[which][k];
-      if (s == 0) continue;
+      const Rotation by = shared.rotations[which][k];
+      if (by.s == 0) continue;
       auto* const p = reinterpret_cast<Quad<T>*>(one.v + one.top(k, round) * one.pitch);
       auto* const q = reinterpret_cast<Quad<T>*>(one.v + one.bottom(k, round) * one.pitch);
-      for (int at = lane; at < quads; at += kLanes) {
-        Quad<T> x = p[at], y = q[at];
-        for (int i = 0; i < 4; ++i) {
-          const T old = x.v[i];
-          x.v[i] = c * old - s * y.v[i];
-          y.v[i] = s * old + c * y.v[i];
-        }
-        p[at] = x;
-        q[at] = y;
+      if constexpr (Most / 4 <= kLanes) {
+        if (lane < quads) turn(by, p[lane], q[lane]);
+      } else {
+        for (int at = lane; at < quads; at += kLanes) turn(by, p[at], q[at]);
       }
     }
+  }
+
+  FF_HD static void turn(const Rotation& by, Quad<T>& p, Quad<T>& q) {
+    Quad<T> x = p, y = q;
+    FF_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const T old = x.v[i];
+      x.v[i] = by.c * old - by.s * y.v[i];
+      y.v[i] = by.s * old + by.c * y.v[i];
+    }
+    p = x;
+    q = y;
   }
 
   // A 2 x 2 block of the lower triangle of blocks: pairs k and l, and the places that its entries
@@ -295,11 +305,11 @@ struct PsdEigen {
       if (k == l) {
         x[0] = shared.first[k];
         x[3] = shared.second[k];
-        x[1] = x[2] = shared.sine[now][k] == 0 ? at[h * pitch] : T(0);
+        x[1] = x[2] = shared.rotations[now][k].s == 0 ? at[h * pitch] : T(0);
         continue;
       }
-      const T ck = shared.cosine[now][k], sk = shared.sine[now][k];
-      const T cl = shared.cosine[now][l], sl = shared.sine[now][l];
+      const Rotation of_k = shared.rotations[now][k], of_l = shared.rotations[now][l];
+      const T ck = of_k.c, sk = of_k.s, cl = of_l.c, sl = of_l.s;
       const T tt = at[0], tb = one.a[(h + l) * pitch + k], bt = at[h * pitch],
               bb = at[h * pitch + h];
       const T t1 = ck * tt - sk * bt, b1 = sk * tt + ck * bt;
