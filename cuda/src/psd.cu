@@ -23,7 +23,8 @@
 
 namespace fastfisher::cuda {
 
-std::int64_t psd_eigh_workspace(std::span<const std::int64_t> sizes, DType dtype);
+std::int64_t psd_eigh_workspace(const Context& ctx, std::span<const std::int64_t> sizes,
+                                DType dtype);
 std::vector<PsdReport> psd_eigh(PsdDevice& device, const Context& ctx,
                                 std::span<const PsdItem> items, const PsdOptions& options);
 
@@ -61,7 +62,7 @@ std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
   });
 }
 
-std::int64_t psd_workspace(const Context&, std::span<const std::int64_t> sizes, DType dtype,
+std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
                            PsdTask task) {
   for (const std::int64_t n : sizes) {
     if (n > 32000) {
@@ -69,7 +70,7 @@ std::int64_t psd_workspace(const Context&, std::span<const std::int64_t> sizes, 
                   "got " + std::to_string(n) + " rows, expected at most 32000");
     }
   }
-  if (is_spectral(task)) return psd_eigh_workspace(sizes, dtype);
+  if (is_spectral(task)) return psd_eigh_workspace(ctx, sizes, dtype);
   return visit_dtype(dtype, [&](auto tag) {
     return DeviceFlow<typename decltype(tag)::type>::workspace(sizes, task);
   });

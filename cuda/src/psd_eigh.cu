@@ -5,12 +5,14 @@
 #include "psd_device.cuh"
 #include "psd_eigh_flow.hpp"
 
+#include <algorithm>
 #include <string>
 
 namespace fastfisher::cuda {
 namespace {
 
-// Matrix and eigenvectors in 227 KiB. Few pieces a thread leave registers for more blocks.
+// Matrix and eigenvectors in 227 KiB: all of the rows on Hopper, fewer where there is less. Few
+// pieces a thread leave registers for more blocks.
 template <class T>
 using DeviceEigen = PsdEigen<T, sizeof(T) == 4 ? 160 : 112, 384>;
 template <class T>
@@ -22,15 +24,23 @@ static_assert(sizeof(DeviceEigen<double>::Shared) <= 227 << 10);
 
 }  // namespace
 
-std::int64_t psd_eigh_workspace(std::span<const std::int64_t> sizes, DType dtype) {
+std::int64_t psd_eigh_workspace(const Context& ctx, std::span<const std::int64_t> sizes,
+                                DType dtype) {
+  int shared = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.device.index),
+        "psd", "shared memory of the device");
   return visit_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    std::int64_t most = DeviceEigen<T>::kMost;
+    while (most > 0 &&
+           std::max(DeviceEigen<T>::bytes(most),
+                    most <= SmallEigen<T>::kMost ? SmallEigen<T>::bytes(most) : 0) > shared)
+      --most;
     for (const std::int64_t n : sizes) {
-      if (n <= DeviceEigen<T>::kMost) continue;
+      if (n <= most) continue;
       throw Error(ErrorCode::missing, "psd", "a",
                   "got a matrix of " + std::to_string(n) + " rows, the CUDA backend has " +
-                      "eigenvectors of up to " + std::to_string(DeviceEigen<T>::kMost) + " in " +
-                      name_of(dtype));
+                      "eigenvectors of up to " + std::to_string(most) + " in " + name_of(dtype));
     }
     return EigenFlow<T>::workspace(sizes);
   });

@@ -239,6 +239,11 @@ class PsdReport(NamedTuple):
     position: int
 
 
+def psd_workspace(task: str, sizes: list[int], dtype: str, *, cuda: bool, threads: int = 0) -> int:
+    """Bytes of workspace of `psd`; NotImplementedError if it has no kernel for these sizes."""
+    return _core.psd_workspace(sizes, DTYPES[dtype], PSD_TASKS[task], cuda, threads)
+
+
 def psd(
     task: str,
     matrices: list[Array],
@@ -256,7 +261,7 @@ def psd(
         return []
     stream = stream_of(outs[0])
     number, cuda = PSD_TASKS[task], device_name(outs[0]) != "cpu"
-    size = _core.psd_workspace(sizes, DTYPES[dtype_name(outs[0])], number, cuda, threads)
+    size = psd_workspace(task, sizes, dtype_name(outs[0]), cuda=cuda, threads=threads)
     reports = _core.psd(
         matrices,
         sides or [],

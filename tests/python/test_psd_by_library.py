@@ -81,16 +81,24 @@ def test_reports_and_results_are_those_of_the_native_op(task, dtype, owner, rng)
             np.testing.assert_allclose(out, want.value, rtol=1e3 * eps, atol=1e3 * eps)
 
 
-def test_only_large_matrices_on_a_device_need_it():
+@pytest.mark.parametrize("most", [0, 1, 107, 160, 1024])
+def test_only_large_matrices_on_a_device_need_it(most, monkeypatch):
     class Far:
         device = "cuda:0"
         dtype = "torch.float32"
 
+    def workspace(task, sizes, dtype, *, cuda):
+        assert cuda
+        if max(sizes) > most:
+            raise NotImplementedError
+        return 1
+
     Far.__module__ = "torch"
-    for dtype, most in _by_library.NATIVE_ROWS.items():
-        Far.dtype = f"torch.{dtype}"
-        assert _by_library.native_rows("eigh", Far()) == most
-        assert _by_library.native_rows("inverse_root", Far()) == most
-        assert _by_library.native_rows("inverse", Far()) == np.inf
-    assert _by_library.native_rows("eigh", np.zeros((500, 500))) == np.inf
+    monkeypatch.setattr(_native, "psd_workspace", workspace)
+    _by_library._rows.cache_clear()
+    for task in ("eigh", "inverse_root"):
+        assert _by_library.native_rows(task, Far()) == most
+        assert _by_library.native_rows(task, np.zeros((500, 500))) == np.inf
+    assert _by_library.native_rows("inverse", Far()) == np.inf
+    _by_library._rows.cache_clear()
     assert _arrays.device_name(Far()) == "cuda:0"

@@ -195,7 +195,8 @@ def test_empty_and_the_largest_native_eigenvectors(torch_device, rng):
         assert (
             call(task, torch_device(np.zeros((0, 3, 3))), b=torch_device(np.zeros((0, 3, 1)))) == []
         )
-    for dtype, most in _by_library.NATIVE_ROWS.items():
+    for dtype in ("float32", "float64"):
+        most = _by_library.native_rows("eigh", torch_device(np.zeros((1, 1), dtype)))
         for n in (most, most + 1):
             a = spd(n, rng, dtype)
             check("eigh", a, on_device("eigh", [a], torch_device)[0], dtype)

@@ -8,6 +8,7 @@ are those of the native op. Each matrix waits for the device to tell its range a
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -23,17 +24,29 @@ from fastfisher._arrays import (
     widened,
 )
 
-__all__ = ["NATIVE_ROWS", "native_rows", "spectral"]
-
-NATIVE_ROWS = {"float32": 160, "float64": 112}
-"""Rows of the largest matrix whose eigenvectors the CUDA kernel finds, by dtype of the result."""
+__all__ = ["native_rows", "spectral"]
 
 
 def native_rows(task: str, a: Array) -> float:
     """Rows of the largest matrix like `a` that the native op takes for this task."""
     if task not in ("eigh", "inverse_root") or device_name(a) == "cpu":
         return math.inf
-    return NATIVE_ROWS[result_dtype(a)]
+    return _rows(task, result_dtype(a))
+
+
+@cache
+def _rows(task: str, dtype: str) -> int:
+    # The kernel keeps a matrix in the shared memory of the device: the op knows how much there is.
+    least, most = 0, 1024
+    while least < most:
+        rows = (least + most + 1) // 2
+        try:
+            _native.psd_workspace(task, [rows], dtype, cuda=True)
+        except NotImplementedError:
+            most = rows - 1
+        else:
+            least = rows
+    return least
 
 
 def spectral(

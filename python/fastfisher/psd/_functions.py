@@ -103,8 +103,9 @@ def inverse_root(
 
     Notes
     -----
-    On a CUDA device, matrices of up to 160 rows (112 in float64) are worked on all at once; larger
-    ones one after another by ``linalg.eigh`` of their library, with the same statuses.
+    On a CUDA device, matrices of up to 160 rows (112 in float64), which fit in the shared memory of
+    a block, are worked on all at once; larger ones one after another by ``linalg.eigh`` of their
+    library, with the same statuses.
 
     Examples
     --------
@@ -157,8 +158,9 @@ def eigh(
 
     Notes
     -----
-    On a CUDA device, matrices of up to 160 rows (112 in float64) are worked on all at once; larger
-    ones one after another by ``linalg.eigh`` of their library, with the same statuses.
+    On a CUDA device, matrices of up to 160 rows (112 in float64), which fit in the shared memory of
+    a block, are worked on all at once; larger ones one after another by ``linalg.eigh`` of their
+    library, with the same statuses.
 
     Examples
     --------
