@@ -21,6 +21,10 @@ std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> lay
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 void moments(const Context& ctx, std::span<const MomentItem> items);
 std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
+std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
+                           const PsdOptions& options);
+std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
+                           PsdTask task);
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out);
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
@@ -78,6 +82,8 @@ const Backend& backend() {
     b.matmul = &cuda::matmul;
     b.moments = &cuda::moments;
     b.moments_workspace = &cuda::moments_workspace;
+    b.psd = &cuda::psd;
+    b.psd_workspace = &cuda::psd_workspace;
     b.vjp = &cuda::vjp;
     b.vjp_workspace = &cuda::vjp_workspace;
     return b;

@@ -60,9 +60,10 @@ void register_psd(py::module_& module) {
                moments(context, items);
              });
   module.def("psd_workspace", [](const std::vector<std::int64_t>& sizes, int dtype, int task,
-                                 int threads) {
+                                 bool cuda, int threads) {
     Context context;
     context.threads = threads;
+    if (cuda) context.device.kind = DeviceKind::cuda;
     return psd_workspace(context, sizes, static_cast<DType>(dtype), static_cast<PsdTask>(task));
   });
   // Arrays are stacks of matrices or single ones; an item is (a, its index, out, its index, b or

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastfisher import _core
-from fastfisher._arrays import Array, dtype_name, scratch, stream_of
+from fastfisher._arrays import Array, device_name, dtype_name, scratch, stream_of
 
 GRAM_OUTPUTS = {"full": 0, "trace": 1, "diagonal": 2}
 PRECISIONS = {"highest": 0, "high": 0, "exact": 1, "medium": 2}
@@ -239,6 +239,11 @@ class PsdReport(NamedTuple):
     position: int
 
 
+def psd_workspace(task: str, sizes: list[int], dtype: str, *, cuda: bool, threads: int = 0) -> int:
+    """Bytes of workspace of `psd`; NotImplementedError if it has no kernel for these sizes."""
+    return _core.psd_workspace(sizes, DTYPES[dtype], PSD_TASKS[task], cuda, threads)
+
+
 def psd(
     task: str,
     matrices: list[Array],
@@ -252,9 +257,11 @@ def psd(
     threads: int = 0,
 ) -> list[PsdReport]:
     """Work of a task on every matrix of stacks or single ones, one report an item."""
+    if not items:
+        return []
     stream = stream_of(outs[0])
-    number = PSD_TASKS[task]
-    size = _core.psd_workspace(sizes, DTYPES[dtype_name(outs[0])], number, threads)
+    number, cuda = PSD_TASKS[task], device_name(outs[0]) != "cpu"
+    size = psd_workspace(task, sizes, dtype_name(outs[0]), cuda=cuda, threads=threads)
     reports = _core.psd(
         matrices,
         sides or [],
@@ -267,7 +274,7 @@ def psd(
         stream,
         threads,
     )
-    return [PsdReport(*report) for report in reports]
+    return list(map(PsdReport._make, reports))
 
 
 def build_info() -> dict[str, Any]:

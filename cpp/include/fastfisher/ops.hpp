@@ -190,6 +190,12 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
 /// threads, small ones a thread each. Matrices are scaled inside by powers of two, so that entries
 /// may be near overflow and underflow; results are symmetric bit for bit. Needs at least
 /// psd_workspace(...) bytes in ctx.workspace.
+///
+/// CUDA: all matrices go through each step together. Reading the reports back synchronises the
+/// stream, once a call and once more for each round of automatic damping. Eigenvectors and roots of
+/// up to 160 rows in float32, 112 in float64 (fewer where a block has less than 227 KiB of shared
+/// memory): ErrorCode::missing for larger ones. A launch runs to
+/// its end: interrupts are not polled.
 std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
                            const PsdOptions& options);
 

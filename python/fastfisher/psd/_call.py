@@ -22,6 +22,7 @@ from fastfisher._arrays import (
     to_numpy,
 )
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
+from fastfisher.psd import _by_library
 from fastfisher.psd._results import EighResult, PsdResult
 
 __all__ = ["run"]
@@ -84,8 +85,8 @@ def _places(arrays: list[Array], stacked: bool) -> list[tuple[int, int]]:
 
 def _dampings(damping: Any, count: int, single: bool) -> list[tuple[float, bool]]:
     listed = not single and not isinstance(damping, str) and hasattr(damping, "__len__")
-    given = list(damping) if listed else [damping] * count
-    if len(given) != count:
+    given = list(damping) if listed else [damping]
+    if listed and len(given) != count:
         raise ValueError(f"damping: got {len(given)} of them, expected {count}, one per matrix")
     pairs = []
     for value in given:
@@ -98,7 +99,7 @@ def _dampings(damping: Any, count: int, single: bool) -> list[tuple[float, bool]
         if not (number >= 0 and math.isfinite(number)):
             raise ValueError(f"damping: expected a finite number >= 0, got {value!r}")
         pairs.append((number, False))
-    return pairs
+    return pairs if listed else pairs * count
 
 
 def _sides(
@@ -144,11 +145,12 @@ def _call(
 ) -> list[Any]:
     like = arrays[0]
     dtype = result_dtype(like)
-    sizes = [int(arrays[place].shape[-1]) for place, _ in where]
-    shapes = [(n, int(sides[k].shape[1]) if sides else n) for k, n in enumerate(sizes)]
+    rows = [int(x.shape[-1]) for x in arrays]
+    sizes = [rows[place] for place, _ in where]
+    columns = [int(b.shape[1]) for b in sides] if sides else sizes
     # One stack for all results of a shape.
     stacks: dict[tuple[int, int], list[int]] = {}
-    for k, shape in enumerate(shapes):
+    for k, shape in enumerate(zip(sizes, columns, strict=True)):
         stacks.setdefault(shape, []).append(k)
     outs, values, slots = [], [], [(0, 0)] * len(where)
     for number, (shape, members) in enumerate(stacks.items()):
@@ -157,28 +159,71 @@ def _call(
             values.append(empty((len(members), shape[0]), like, dtype))
         for index, k in enumerate(members):
             slots[k] = (number, index)
-    items = [
-        _native.PsdItem(*where[k], *slots[k], k if sides else -1, 0, *dampings[k])
-        for k in range(len(where))
-    ]
-    reports = _native.psd(task, arrays, outs, items, sizes=sizes, sides=sides, values=values, p=p)
+    reports = _reports(task, arrays, where, slots, dampings, sides, p, sizes, outs, values)
     if on_error == "raise" or (on_error is None and single):
         for k, report in enumerate(reports):
             _raise(task, report, arrays, where[k], sides[k] if sides else None, single, k)
-    outs, values = [final(x, like) for x in outs], [final(x, like) for x in values]
+    # Lists of their matrices: an index into a tensor costs ten times one into a list.
+    found = [list(final(x, like)) for x in outs]
+    spectra = [list(final(x, like)) for x in values]
     results: list[Any] = []
-    for k, report in enumerate(reports):
-        number, index = slots[k]
-        value = outs[number][index]
-        kind = _native.PSD_KINDS[report.kind]
-        status = kind if kind in ("ok", "damped") else "failed"
-        state = (status, report.damping, report.condition, _reason(report, sizes[k], dtype))
-        if task == "eigh":
-            results.append(EighResult(values[number][index], value, *state))
+    for report, (number, index), n in zip(reports, slots, sizes, strict=True):
+        value = found[number][index]
+        reason = _reason(report, n, dtype) if report.kind else ""
+        state = (_STATUS[report.kind], report.damping, report.condition, reason)
+        if spectra:
+            results.append(EighResult(spectra[number][index], value, *state))
+        elif vectors and vectors[len(results)]:
+            results.append(PsdResult(value.reshape(n), *state))
         else:
-            column = bool(vectors) and vectors[k]
-            results.append(PsdResult(value.reshape(sizes[k]) if column else value, *state))
+            results.append(PsdResult(value, *state))
     return results
+
+
+_STATUS = [kind if kind in ("ok", "damped") else "failed" for kind in _native.PSD_KINDS]
+
+
+def _reports(
+    task: str,
+    arrays: list[Array],
+    where: list[tuple[int, int]],
+    slots: list[tuple[int, int]],
+    dampings: list[tuple[float, bool]],
+    sides: list[Array],
+    p: float,
+    sizes: list[int],
+    outs: list[Array],
+    values: list[Array],
+) -> list[_native.PsdReport]:
+    """Work on all matrices: natively at once, or the large ones of some tasks by their library."""
+    most = _by_library.native_rows(task, arrays[0])
+    native = [k for k, n in enumerate(sizes) if n <= most]
+    items = [
+        _native.PsdItem(*where[k], *slots[k], k if sides else -1, 0, *dampings[k]) for k in native
+    ]
+    mine = sizes if len(native) == len(sizes) else [sizes[k] for k in native]
+    found = _native.psd(task, arrays, outs, items, sizes=mine, sides=sides, values=values, p=p)
+    if len(native) == len(sizes):
+        return found
+    told = dict(zip(native, found, strict=True))
+    for k in range(len(sizes)):
+        number, index = slots[k]
+        if k not in told:
+            told[k] = _by_library.spectral(
+                task,
+                _matrix(arrays, where[k]),
+                damping=dampings[k][0],
+                automatic=dampings[k][1],
+                p=p,
+                out=outs[number][index],
+                values=values[number][index] if values else None,
+            )
+    return [told[k] for k in range(len(sizes))]
+
+
+def _matrix(arrays: list[Array], place: tuple[int, int]) -> Array:
+    array = arrays[place[0]]
+    return array if len(array.shape) == 2 else array[place[1]]
 
 
 def _reason(report: _native.PsdReport, n: int, dtype: str) -> str:
@@ -211,8 +256,7 @@ def _raise(
     kind = _native.PSD_KINDS[report.kind]
     if kind in ("ok", "damped"):
         return
-    array = arrays[place[0]]
-    matrix = array if len(array.shape) == 2 else array[place[1]]
+    matrix = _matrix(arrays, place)
     n = int(matrix.shape[-1])
     name = "a" if single else f"a[{number}]"
     if kind == "non_finite":
@@ -233,4 +277,4 @@ def _raise(
             f"{name}: not positive definite with damping {report.damping:.3g}: its smallest "
             f"eigenvalue is {smallest:.6g}"
         )
-    raise NumericalError(f"psd.{task}: {name}: {_reason(report, n, result_dtype(array))}")
+    raise NumericalError(f"psd.{task}: {name}: {_reason(report, n, result_dtype(matrix))}")

@@ -101,6 +101,12 @@ def inverse_root(
     -------
     PsdResult, or a list of them for a list or stack
 
+    Notes
+    -----
+    On a CUDA device, matrices of up to 160 rows (112 in float64), which fit in the shared memory of
+    a block, are worked on all at once; larger ones one after another by ``linalg.eigh`` of their
+    library, with the same statuses.
+
     Examples
     --------
     >>> import numpy as np
@@ -149,6 +155,12 @@ def eigh(
     Returns
     -------
     EighResult, or a list of them for a list or stack
+
+    Notes
+    -----
+    On a CUDA device, matrices of up to 160 rows (112 in float64), which fit in the shared memory of
+    a block, are worked on all at once; larger ones one after another by ``linalg.eigh`` of their
+    library, with the same statuses.
 
     Examples
     --------
