@@ -21,6 +21,16 @@ std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> lay
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 void moments(const Context& ctx, std::span<const MomentItem> items);
 std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
+                   const ArrayRef& y);
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
+std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
+                                    std::int64_t j, std::int64_t n);
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out);
+std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out);
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
@@ -78,6 +88,13 @@ const Backend& backend() {
     b.matmul = &cuda::matmul;
     b.moments = &cuda::moments;
     b.moments_workspace = &cuda::moments_workspace;
+    b.panel_combine = &cuda::panel_combine;
+    b.panel_dots = &cuda::panel_dots;
+    b.panel_remove = &cuda::panel_remove;
+    b.panel_remove_workspace = &cuda::panel_remove_workspace;
+    b.symm = &cuda::symm;
+    b.symm_workspace = &cuda::symm_workspace;
+    b.symmetry = &cuda::symmetry;
     b.vjp = &cuda::vjp;
     b.vjp_workspace = &cuda::vjp_workspace;
     return b;

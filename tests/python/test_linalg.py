@@ -100,6 +100,22 @@ def test_panel_steps_equal_reference(n, dtype, rng):
         assert_close(got, reference.panel_combine(weights, x, keep, y), terms=8, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("i", [0, 1, 9])
+def test_panel_remove_equals_reference(i, dtype, rng):
+    q = [np.linalg.qr(rng.standard_normal((1300, i)))[0].T for _ in range(2)]
+    x, y = np.stack(q).astype(dtype, "C"), rng.standard_normal((2, 4, 1300)).astype(dtype)
+    rest, small = y.copy(), np.empty((2, 4, i + 4))
+    _native.panel_remove(x, rest, small)
+    expected, expected_small = reference.panel_remove(x, y)
+    assert_close(rest, expected, terms=1300, dtype=dtype)
+    assert_close(small, expected_small, terms=1300, dtype=dtype)
+    overlap = np.abs(reference.panel_dots(x, rest)).max(initial=0)
+    assert overlap <= 40 * np.finfo(dtype).eps
+    with pytest.raises(ValueError, match="small"):
+        _native.panel_remove(x, rest, np.empty((2, 4, i + 3)))
+
+
 # By reduction, and by iteration.
 ROUTES = {"reduced": {}, "iterated": {"max_iter": 5000}}
 
