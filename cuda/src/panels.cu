@@ -12,7 +12,7 @@
 #include "device_guard.hpp"
 #include "fastfisher/ops.hpp"
 #include "launch.cuh"
-#include "panels_problem.hpp"
+#include "panel_steps_problem.hpp"
 
 #include <cstddef>
 #include <cstdint>

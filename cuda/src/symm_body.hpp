@@ -4,7 +4,7 @@
 // order is a matter of n alone: neither the launch nor the device changes a bit.
 #pragma once
 
-#include "quad.hpp"
+#include "four.hpp"
 
 #include <cmath>
 #include <cstdint>
@@ -203,11 +203,11 @@ struct SymmTile {
                                T (&acc)[4][Width]) {
     const int lane = t % kRowLanes, slice = t / kRowLanes * kSlice;
     for (int c = slice; c < slice + kSlice; c += 4) {
-      Quad<T> a[4];
-      for (int u = 0; u < 4; ++u) a[u] = quad_at(&tile[lane + u * kRowLanes][c]);
+      Four<T> a[4];
+      for (int u = 0; u < 4; ++u) a[u] = four_at(&tile[lane + u * kRowLanes][c]);
       for (int k = 0; k < 4; ++k) {
         for (int w = 0; w < Width; w += 4) {
-          const Quad<T> x = quad_at(&right[c + k][w]);
+          const Four<T> x = four_at(&right[c + k][w]);
           for (int u = 0; u < 4; ++u) {
             for (int v = 0; v < 4; ++v) acc[u][w + v] += a[u].v[k] * x.v[v];
           }
@@ -225,18 +225,18 @@ struct SymmTile {
 #endif
     for (int m = 0; m < kStack; ++m) {
       const int row = stack + m * kStacks;
-      const Quad<T> a = quad_at(&shared.tile[buffer][row][col]);
+      const Four<T> a = four_at(&shared.tile[buffer][row][col]);
       for (int w = 0; w < Width; w += 4) {
-        const Quad<T> x = quad_at(&shared.left[row][w]);
+        const Four<T> x = four_at(&shared.left[row][w]);
         for (int v = 0; v < 4; ++v) {
           for (int k = 0; k < 4; ++k) sums[w + v][k] += a.v[k] * x.v[v];
         }
       }
     }
     for (int w = 0; w < Width; ++w) {
-      Quad<T> quad;
-      for (int k = 0; k < 4; ++k) quad.v[k] = sums[w][k];
-      *reinterpret_cast<Quad<T>*>(shared.sums + (stack * Width + w) * Cols + col) = quad;
+      Four<T> four;
+      for (int k = 0; k < 4; ++k) four.v[k] = sums[w][k];
+      *reinterpret_cast<Four<T>*>(shared.sums + (stack * Width + w) * Cols + col) = four;
     }
   }
 

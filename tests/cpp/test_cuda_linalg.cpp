@@ -6,7 +6,7 @@
 #include "check.hpp"
 #include "draw.hpp"
 #include "host_block.hpp"
-#include "panels_problem.hpp"
+#include "panel_steps_problem.hpp"
 #include "symm_problem.hpp"
 #include "symmetry_body.hpp"
 

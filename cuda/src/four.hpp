@@ -8,14 +8,14 @@
 namespace fastfisher::cuda {
 
 template <class T>
-struct alignas(16) Quad {
+struct alignas(16) Four {
   T v[4];
 };
 
 /// `from` is a multiple of 16 bytes.
 template <class T>
-FF_HD inline Quad<T> quad_at(const T* from) {
-  return *reinterpret_cast<const Quad<T>*>(from);
+FF_HD inline Four<T> four_at(const T* from) {
+  return *reinterpret_cast<const Four<T>*>(from);
 }
 
 }  // namespace fastfisher::cuda

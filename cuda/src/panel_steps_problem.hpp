@@ -5,7 +5,7 @@
 #pragma once
 
 #include "fastfisher/view.hpp"
-#include "panels_body.hpp"
+#include "panel_steps_body.hpp"
 
 #include <algorithm>
 #include <cstdint>

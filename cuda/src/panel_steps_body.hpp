@@ -4,7 +4,7 @@
 // Sums meet in an order that depends on the extents alone.
 #pragma once
 
-#include "quad.hpp"
+#include "four.hpp"
 
 #include <cstdint>
 
@@ -36,7 +36,7 @@ struct PanelProblem {
 template <class T, int Across, int Width, int Threads>
 struct PanelDots {
   static constexpr int kThreads = Threads;
-  static constexpr int kStretch = 16;  // quads of a thread that are added up in T
+  static constexpr int kStretch = 16;  // fours of a thread that are added up in T
   static_assert((Threads & (Threads - 1)) == 0);
 
   struct Shared {
@@ -109,10 +109,10 @@ struct PanelDots {
     while (at < n) {
       T part[Across][Width] = {};
       for (int k = 0; k < kStretch && at < n; ++k, at += 4 * Threads) {
-        Quad<T> left[Across];
+        Four<T> left[Across];
         for (int p = 0; p < Across; ++p) left[p] = load(x[p], at, problem);
         for (int q = 0; q < Width; ++q) {
-          const Quad<T> right = load(y[q], at, problem);
+          const Four<T> right = load(y[q], at, problem);
           for (int p = 0; p < Across; ++p) {
             for (int v = 0; v < 4; ++v) part[p][q] += left[p].v[v] * right.v[v];
           }
@@ -144,11 +144,11 @@ struct PanelDots {
     }
   }
 
-  FF_HD static Quad<T> load(const T* row, std::int64_t at, const PanelProblem& problem) {
-    if (problem.aligned && at + 4 <= problem.n) return quad_at(row + at);
-    Quad<T> quad;
-    for (int v = 0; v < 4; ++v) quad.v[v] = at + v < problem.n ? row[at + v] : T{0};
-    return quad;
+  FF_HD static Four<T> load(const T* row, std::int64_t at, const PanelProblem& problem) {
+    if (problem.aligned && at + 4 <= problem.n) return four_at(row + at);
+    Four<T> four;
+    for (int v = 0; v < 4; ++v) four.v[v] = at + v < problem.n ? row[at + v] : T{0};
+    return four;
   }
 };
 
@@ -208,7 +208,7 @@ struct PanelCombine {
       for (int i = group; i < count; i += Groups) {
         const T value = x[(from + i) * problem.x.row_stride];
         for (int w = 0; w < Width; w += 4) {
-          const Quad<T> weight = quad_at(&shared.weights[i][w]);
+          const Four<T> weight = four_at(&shared.weights[i][w]);
           for (int v = 0; v < 4; ++v) acc[w + v] += weight.v[v] * value;
         }
       }
