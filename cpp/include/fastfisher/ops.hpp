@@ -159,7 +159,8 @@ void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
 /// out[e,k,n] = scale[e]^2 A_e x[e,k] for symmetric matrices a [e,n,n], of which one triangle is
 /// read, once for all vectors. The scale (float64) is applied half before and half after, so that
 /// entries near the ends of the dtype's range neither overflow nor vanish. Needs at least
-/// symm_workspace(...) bytes in ctx.workspace.
+/// symm_workspace(...) bytes in ctx.workspace. CUDA: once for each 32 vectors (16 of float64);
+/// nothing synchronises, as in the panel ops and symmetry.
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out);
 
