@@ -202,7 +202,7 @@ def products(dtype: torch.dtype, n: int, vectors: int, line) -> None:
 
 
 def panels(n: int, i: int, j: int, line) -> None:
-    """Time panel_dots and panel_combine."""
+    """Time panel_dots, panel_combine and panel_remove."""
     x, y = (torch.randn(1, m, n, device="cuda") for m in (i, j))
     small, out = torch.empty(1, j, i, device="cuda", dtype=torch.float64), torch.empty_like(y)
     size = (i + j) * n * 4
@@ -218,6 +218,15 @@ def panels(n: int, i: int, j: int, line) -> None:
     show("panel_dots", lambda: _native.panel_dots(x, y, small), small, exact)
     combine = lambda: _native.panel_combine(small, x, out, keep=False)  # noqa: E731
     show("panel_combine", combine, out, small @ x.double())
+    # The whole step, on an orthonormal basis: what is left of y is orthogonal to it.
+    basis = torch.linalg.qr(x[0].T)[0].T[None].contiguous()
+    found, rest = torch.empty(1, j, i + j, device="cuda", dtype=torch.float64), y.clone()
+    wide = basis.double()
+    left = y.double() - y.double() @ wide.mT @ wide
+    _native.panel_remove(basis, rest, found)
+    wrong = float((rest.double() - left).norm() / left.norm())
+    elapsed = seconds(lambda: _native.panel_remove(basis, rest, found), inner=20)
+    line(f"panel_remove {i} x {j}", {"ms": elapsed * 1e3, "error": wrong})
 
 
 if __name__ == "__main__":
