@@ -149,6 +149,8 @@ def _steps(n: int, rounds: int) -> dict[str, object]:
     _native.panel_dots(x, out, small)
     _native.small_eigh(small + small.transpose(0, 2, 1), np.empty((1, 8)), np.empty((1, 8, 8)))
     _native.panel_combine(small, x, out.copy(), keep=True)
+    _native.panel_remove(x / np.linalg.norm(x, axis=2)[:, :, None], out.copy(),
+                         np.empty((1, 8, 16)))  # fmt: skip
     half = a.reshape(2, -1)[0]
     columns = np.ascontiguousarray(x[0].T)
     times = _medians(

@@ -25,6 +25,16 @@ std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
                            const PsdOptions& options);
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
                            PsdTask task);
+void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
+                   const ArrayRef& y);
+void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
+std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
+                                    std::int64_t j, std::int64_t n);
+void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
+          const ArrayRef& out);
+std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
+void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out);
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
@@ -84,6 +94,13 @@ const Backend& backend() {
     b.moments_workspace = &cuda::moments_workspace;
     b.psd = &cuda::psd;
     b.psd_workspace = &cuda::psd_workspace;
+    b.panel_combine = &cuda::panel_combine;
+    b.panel_dots = &cuda::panel_dots;
+    b.panel_remove = &cuda::panel_remove;
+    b.panel_remove_workspace = &cuda::panel_remove_workspace;
+    b.symm = &cuda::symm;
+    b.symm_workspace = &cuda::symm_workspace;
+    b.symmetry = &cuda::symmetry;
     b.vjp = &cuda::vjp;
     b.vjp_workspace = &cuda::vjp_workspace;
     return b;

@@ -70,6 +70,24 @@ void register_linalg(py::module_& module) {
                const py::gil_scoped_release without_gil;
                panel_dots(context, in_x.ref(), in_y.ref(), result.ref());
              });
+  module.def("panel_remove", [](py::handle x, py::handle y, py::handle small, py::handle workspace,
+                                std::intptr_t stream, int threads) {
+    const Borrowed in_x = borrow(x, "x", Access::read, stream);
+    const Borrowed in_y = borrow(y, "y", Access::write, stream),
+                   result = borrow(small, "small", Access::write, stream);
+    const Workspace scratch(workspace, result.ref().device, stream);
+    Context context = context_for(result, stream, threads);
+    context.workspace = scratch.bytes();
+    const py::gil_scoped_release without_gil;
+    panel_remove(context, in_x.ref(), in_y.ref(), result.ref());
+  });
+  module.def("panel_remove_workspace", [](std::int64_t networks, std::int64_t i, std::int64_t j,
+                                          std::int64_t n, bool cuda, int threads) {
+    Context context;
+    context.threads = threads;
+    if (cuda) context.device.kind = DeviceKind::cuda;
+    return panel_remove_workspace(context, networks, i, j, n);
+  });
   module.def("panel_combine", [](py::handle weights, py::handle x, bool keep, py::handle y,
                                  std::intptr_t stream, int threads) {
     const Borrowed in_weights = borrow(weights, "weights", Access::read, stream),

@@ -204,7 +204,8 @@ def from_numpy(host: np.ndarray[Any, Any], like: Array) -> Array:
             not host.flags.writeable
         ):  # torch has no read-only tensors: sharing would let them be written
             host = host.copy()
-        return torch.from_numpy(host).to(like.device)
+        # Memory that is not pinned has been read when the call returns: no need to wait for more.
+        return torch.from_numpy(host).to(like.device, non_blocking=True)
     if owner == "jax":
         import jax
 
@@ -229,6 +230,29 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if owner == "cupy":
         return x.get()  # type: ignore[no-any-return]
     return np.asarray(x)
+
+
+def detached(x: Array) -> Array:
+    """`x` without what torch records for gradients."""
+    return x.detach() if not isinstance(x, np.ndarray) and library(x) == "torch" else x
+
+
+def packed(x: Array) -> Array:
+    """`x` in row-major order without gaps, a copy if need be."""
+    if not isinstance(x, np.ndarray) and library(x) == "torch":
+        return x.contiguous()
+    return namespace(x).ascontiguousarray(x)
+
+
+def eigh(x: Array) -> tuple[Array, Array]:
+    """Eigenvalues (e, n), ascending, and eigenvectors as columns, by the library of `x`."""
+    xp = namespace(x)
+    if library(x) != "cupy":
+        values, vectors = xp.linalg.eigh(x)
+        return values, vectors
+    # For a stack cupy takes Jacobi's method, which is for small matrices.
+    pairs = [xp.linalg.eigh(matrix) for matrix in x]
+    return xp.stack([w for w, _ in pairs]), xp.stack([v for _, v in pairs])
 
 
 def requires_grad(x: Array) -> bool:

@@ -170,6 +170,17 @@ def panel_dots(x: Array, y: Array, out: Array, *, threads: int = 0) -> None:
     _core.panel_dots(x, y, out, stream_of(out), threads)
 
 
+def panel_remove(x: Array, y: Array, small: Array, *, threads: int = 0) -> None:
+    """Take the part of `y` (e, j, n) in the span of `x` (e, i, n) out of it, in place, twice.
+
+    `small` (e, j, i + j), float64: what was taken out, then the dots of what is left.
+    """
+    stream = stream_of(y)
+    e, j, n = y.shape
+    size = _core.panel_remove_workspace(e, x.shape[1], j, n, stream != 0, threads)
+    _core.panel_remove(x, y, small, scratch(size, y), stream, threads)
+
+
 SPECTRUM_ENDS = {"LA": 0, "SA": 1, "LM": 2, "BE": 3}
 
 

@@ -31,6 +31,8 @@ struct Backend {
   decltype(&fastfisher::moments_workspace) moments_workspace = nullptr;
   decltype(&fastfisher::panel_combine) panel_combine = nullptr;
   decltype(&fastfisher::panel_dots) panel_dots = nullptr;
+  decltype(&fastfisher::panel_remove) panel_remove = nullptr;
+  decltype(&fastfisher::panel_remove_workspace) panel_remove_workspace = nullptr;
   decltype(&fastfisher::small_eigh) small_eigh = nullptr;
   decltype(&fastfisher::symm) symm = nullptr;
   decltype(&fastfisher::symm_workspace) symm_workspace = nullptr;

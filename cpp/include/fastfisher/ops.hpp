@@ -122,6 +122,16 @@ void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& 
 /// out[e,j,i] = <y[e,j], x[e,i]> in float64, summed in stretches in the dtype of the panels.
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
 
+/// Takes out of y[e,j] what lies in the span of the orthonormal x[e,i], in two passes over x;
+/// small[e,j,:i] is what was taken out, in terms of x, and small[e,j,i:] = <y[e,j], y[e,k]> of what
+/// is left, for every k. Panels and float64 sums as in `panel_dots`. Needs at least
+/// panel_remove_workspace(...) bytes in ctx.workspace.
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
+
+/// Bytes of workspace that `panel_remove` wants for panels [e,i,n] and [e,j,n].
+std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
+                                    std::int64_t j, std::int64_t n);
+
 /// Which eigenvalues of a symmetric matrix are wanted.
 enum class SpectrumEnd : int {
   largest,
@@ -152,7 +162,8 @@ void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
 /// out[e,k,n] = scale[e]^2 A_e x[e,k] for symmetric matrices a [e,n,n], of which one triangle is
 /// read, once for all vectors. The scale (float64) is applied half before and half after, so that
 /// entries near the ends of the dtype's range neither overflow nor vanish. Needs at least
-/// symm_workspace(...) bytes in ctx.workspace.
+/// symm_workspace(...) bytes in ctx.workspace. CUDA: once for each 32 vectors (16 of float64);
+/// nothing synchronises, as in the panel ops and symmetry.
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out);
 

@@ -31,7 +31,7 @@ void expect_own(const char* op, const char* name, const ArrayRef& out,
 }
 
 void expect_unit_stride(const char* op, const char* name, const ArrayRef& array) {
-  if (array.extent(2) > 1 && array.stride(2) != 1)
+  if (array.size() > 0 && array.extent(2) > 1 && array.stride(2) != 1)
     fail(ErrorCode::shape, op, name, "expected vectors without gaps along the last axis");
 }
 
@@ -43,10 +43,10 @@ void matrices(const char* op, const Context& ctx, const ArrayRef& a) {
 }
 
 void panels(const char* op, const Context& ctx, const ArrayRef& x, const ArrayRef& y,
-            const ArrayRef& small, const char* name) {
+            const ArrayRef& small, const char* name, bool square = false) {
   expect_rank(op, "x", x, 3, "(e, i, n)");
   expect_rank(op, "y", y, 3, "(e, j, n)");
-  expect_rank(op, name, small, 3, "(e, j, i)");
+  expect_rank(op, name, small, 3, square ? "(e, j, i + j)" : "(e, j, i)");
   expect_float(op, "y", y);
   expect_like(op, "x", x, ctx, y.dtype);
   expect_like(op, "y", y, ctx, y.dtype);
@@ -55,7 +55,10 @@ void panels(const char* op, const Context& ctx, const ArrayRef& x, const ArrayRe
   expect_batch(op, name, small, y.extent(0));
   expect_extent(op, "x", x, 2, y.extent(2), "n of y");
   expect_extent(op, name, small, 1, y.extent(1), "vectors of y");
-  expect_extent(op, name, small, 2, x.extent(1), "vectors of x");
+  if (square)
+    expect_extent(op, name, small, 2, x.extent(1) + y.extent(1), "vectors of x and y");
+  else
+    expect_extent(op, name, small, 2, x.extent(1), "vectors of x");
   expect_unit_stride(op, "x", x);
   expect_unit_stride(op, "y", y);
 }
@@ -148,6 +151,17 @@ void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out) {
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out) {
   panels("panel_dots", ctx, x, y, out, "out");
   expect_own("panel_dots", "out", out, {&x, &y});
+}
+
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small) {
+  panels("panel_remove", ctx, x, y, small, "small", true);
+  expect_own("panel_remove", "small", small, {&x, &y});
+  expect_own("panel_remove", "y", y, {&x});
+}
+
+void panel_remove_workspace(std::int64_t networks, std::int64_t i, std::int64_t j, std::int64_t n) {
+  if (networks < 0 || i < 0 || j < 0 || n < 0)
+    fail(ErrorCode::shape, "panel_remove", "small", "expected extents that are not negative");
 }
 
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x,

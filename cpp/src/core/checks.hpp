@@ -44,6 +44,8 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
+void panel_remove_workspace(std::int64_t networks, std::int64_t i, std::int64_t j, std::int64_t n);
 void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, const ArrayRef& values,
                const ArrayRef& vectors, const ArrayRef& residual_norms, const ArrayRef& norm);
 void eigh_ends_workspace(const Context& ctx, const ArrayRef& a, std::int64_t k);

@@ -85,6 +85,20 @@ void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const 
   entry(backend, backend.panel_dots, "panel_dots")(ctx, x, y, out);
 }
 
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small) {
+  checks::panel_remove(ctx, x, y, small);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.panel_remove, "panel_remove")(ctx, x, y, small);
+}
+
+std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
+                                    std::int64_t j, std::int64_t n) {
+  checks::panel_remove_workspace(networks, i, j, n);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.panel_remove_workspace, "panel_remove_workspace")(ctx, networks, i,
+                                                                                  j, n);
+}
+
 void eigh_ends(const Context& ctx, const ArrayRef& a, const ArrayRef& scale, SpectrumEnd end,
                const ArrayRef& values, const ArrayRef& vectors, const ArrayRef& residual_norms,
                const ArrayRef& norm) {

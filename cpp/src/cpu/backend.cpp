@@ -31,6 +31,8 @@ const Backend& backend() {
     b.moments_workspace = &cpu::moments_workspace;
     b.panel_combine = &cpu::panel_combine;
     b.panel_dots = &cpu::panel_dots;
+    b.panel_remove = &cpu::panel_remove;
+    b.panel_remove_workspace = &cpu::panel_remove_workspace;
     b.small_eigh = &cpu::small_eigh;
     b.symm = &cpu::symm;
     b.symm_workspace = &cpu::symm_workspace;

@@ -27,6 +27,9 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
+std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
+                                    std::int64_t j, std::int64_t n);
 void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
                 const ArrayRef& vectors);
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,

@@ -3,6 +3,7 @@
 // Products of few long vectors, which lie as rows: the steps of a reorthogonalisation.
 //   panel_dots     out[e,j,i] = <y[e,j], x[e,i]>                       2 e i j n flops
 //   panel_combine  y[e,j] = keep y[e,j] + sum_i weights[e,j,i] x[e,i]  the same
+//   panel_remove   y -= (y x^T) x, twice, and the dots of what is left  8 e i j n
 // Bound by reading x once. Stretches of fixed length are the tasks; sums within one are in the
 // dtype, sums over them in float64 and in order, so bits do not depend on the threads.
 #include "backend.hpp"
@@ -10,7 +11,9 @@
 #include "parallel.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -18,6 +21,7 @@ namespace {
 
 constexpr std::int64_t kStretch = 512;
 constexpr double kSerialWork = 1e5;
+constexpr std::size_t kAlignment = 64;
 
 int threads_for(const Context& ctx, const ArrayRef& x, const ArrayRef& y) {
   const double work = static_cast<double>(x.size()) * static_cast<double>(y.extent(1));
@@ -94,6 +98,41 @@ void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& 
     combine_typed<T>(ctx, threads_for(ctx, x, y), view_of<const double, 3>(weights),
                      view_of<const T, 3>(x), keep, view_of<T, 3>(y));
   });
+}
+
+void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small) {
+  const std::int64_t e = y.extent(0), i = x.extent(1), j = y.extent(1);
+  if (static_cast<std::int64_t>(ctx.workspace.size()) <
+      cpu::panel_remove_workspace(ctx, e, i, j, y.extent(2)))
+    throw Error(ErrorCode::memory, "panel_remove", "workspace",
+                "is smaller than panel_remove_workspace");
+  void* place = ctx.workspace.data();
+  std::size_t room = ctx.workspace.size();
+  const ArrayRef part = array_ref(
+      static_cast<double*>(std::align(kAlignment, room - kAlignment, place, room)), e, j, i);
+  const auto weights = view_of<double, 3>(part), total = view_of<double, 3>(small);
+  for (int pass = 0; pass < 2; ++pass) {
+    cpu::panel_dots(ctx, x, y, part);
+    for (std::int64_t b = 0; b < e; ++b) {
+      for (std::int64_t r = 0; r < j; ++r) {
+        for (std::int64_t q = 0; q < i; ++q) {
+          const double now = weights(b, r, q);
+          total(b, r, q) = pass == 0 ? now : total(b, r, q) + now;
+          weights(b, r, q) = -now;
+        }
+      }
+    }
+    if (i > 0) cpu::panel_combine(ctx, part, x, true, y);
+  }
+  ArrayRef inner = small;
+  inner.data = static_cast<double*>(small.data) + i * small.stride(2);
+  inner.extents[2] = j;
+  cpu::panel_dots(ctx, y, y, inner);
+}
+
+std::int64_t panel_remove_workspace(const Context&, std::int64_t networks, std::int64_t i,
+                                    std::int64_t j, std::int64_t) {
+  return networks * i * j * size_of(DType::f64) + static_cast<std::int64_t>(kAlignment);
 }
 
 }  // namespace fastfisher::cpu

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
+from fastfisher.linalg._cg import CgResult, cg
 from fastfisher.linalg._eigsh import EigshResult, eigsh
 from fastfisher.linalg._functions import (
-    CgResult,
     Density,
     Estimate,
-    cg,
     logdet,
     spectral_density,
     trace,

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, to_numpy
+from fastfisher._arrays import Array, device_name, eigh, from_numpy, to_dtype, to_numpy
 from fastfisher.errors import ConvergenceWarning, NonFiniteError, NumericalError
 from fastfisher.linalg._lanczos import Found, Which, lanczos, ordered, preferred
 from fastfisher.linalg._operators import Dense, Operator, operator
+from fastfisher.linalg._panels import picked, row_dots
 
 __all__ = ["EigshResult", "eigsh"]
 
@@ -70,6 +71,7 @@ def eigsh(
     seed: int = 0,
     n: int | None = None,
     dtype: str | None = None,
+    like: Array | None = None,
 ) -> EigshResult:
     """Find `k` eigenpairs of a symmetric matrix by block Lanczos with thick restart.
 
@@ -78,6 +80,7 @@ def eigsh(
     A : array (n, n) or (b, n, n), float32 | float64, Jacobian, scipy LinearOperator or callable
         A Jacobian stands for the smaller of ``J J^T`` and ``J^T J``,
         which have the same non-zero eigenvalues. A callable takes (n, k) and returns A times that.
+        On the CPU or a GPU; vectors and results stay where A is.
     k : int
         Number of eigenpairs; all n are returned if it is larger.
     which : "LA" | "SA" | "LM" | "BE"
@@ -94,6 +97,9 @@ def eigsh(
         Of the other start vectors and of the probes.
     n, dtype : int, str, optional
         Size of a callable, and dtype of its vectors ("float64").
+    like : array, optional
+        On a GPU: a callable takes and returns arrays of its library there (else numpy's, or those
+        of `v0` if that is on a GPU).
 
     Returns
     -------
@@ -123,6 +129,11 @@ def eigsh(
     up to 1500 rows, a reduction follows if they may have missed one. The result is the same bits
     for any number of threads.
 
+    On a GPU the same iteration runs with its vectors there and starts from the same random numbers.
+    A step reads a few small matrices back, mostly twice; the products of a callable are checked by
+    one more read. Reductions, of batches too, are the decompositions of the caller's library, in
+    float64.
+
     Examples
     --------
     >>> import numpy as np
@@ -130,7 +141,7 @@ def eigsh(
     >>> ff.linalg.eigsh(np.diag([1.0, 3.0, 2.0]), 2).values
     array([3., 2.])
     """
-    a = operator(A, n, dtype)
+    a = operator(A, n, dtype, v0 if like is None else like)
     if which not in ("LA", "SA", "LM", "BE"):
         raise ValueError(f"which: expected 'LA', 'SA', 'LM' or 'BE', got {which!r}")
     for name, value, least in (("k", k, 0), ("max_iter", max_iter, 1), ("block", block, 1)):
@@ -182,6 +193,10 @@ def _reach(a: Operator, tol: float) -> float:
 def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
     if v0 is None:
         return None
+    if device_name(v0) not in ("cpu", device_name(a.like)):
+        raise TypeError(
+            f"v0: expected an array on {device_name(a.like)}, got one on {device_name(v0)}"
+        )
     host = to_numpy(v0)
     if host.ndim not in (1, 2) or host.shape[0] != a.n:
         raise ValueError(f"v0: expected shape ({a.n},) or ({a.n}, j), got {tuple(host.shape)}")
@@ -198,7 +213,7 @@ def _at_once(a: Operator, k: int, which: Which) -> Found:
         none = np.zeros((a.batch, k))
         vectors = np.zeros((a.batch, k, a.n), a.dtype)
         return Found(none, vectors, none, np.zeros(a.batch), np.ones(a.batch, bool))
-    if not isinstance(a, Dense) or k > min(a.n // 4, _FEW):
+    if not isinstance(a, Dense) or a.on_device or k > min(a.n // 4, _FEW):
         return _whole(a, k, which)
     values, vectors, norms, norm = a.ends(k, which)
     found = ordered(values, vectors, norms, norm, np.ones(a.batch, bool), which)
@@ -211,28 +226,33 @@ def _whole(a: Operator, k: int, which: Which) -> Found:
     """By a decomposition of the whole matrix, in float64."""
     full = a.dense()
     if full is None:
-        full = a.apply(np.eye(a.n, dtype=a.dtype)[None]).astype(np.float64)
+        unit = np.eye(a.n, dtype=a.dtype)[None]
+        full = to_dtype(a.apply(from_numpy(unit, a.like)), "float64")
         _expect_symmetric(full[0], a)
-        full = (full + full.transpose(0, 2, 1)) / 2
-    theta, y = np.linalg.eigh(full)
+        full = (full + full.swapaxes(1, 2)) / 2
+    found, y = eigh(full)
+    theta = to_numpy(found)
     order = preferred(theta, which, k)[:, :k]
     values = np.take_along_axis(theta, order, 1)
-    vectors = np.take_along_axis(y, order[:, None, :], 2).transpose(0, 2, 1).astype(a.dtype)
-    wide = vectors.astype(np.float64)
-    residual = wide @ full - values[:, :, None] * wide
+    vectors = to_dtype(picked(y.swapaxes(1, 2), order), str(a.dtype))
+    wide = to_dtype(vectors, "float64")
+    residual = wide @ full - from_numpy(values[:, :, None], wide) * wide
     norm = np.abs(theta).max(1, initial=0.0)
-    return Found(values, vectors, np.sqrt((residual**2).sum(2)), norm, np.ones(a.batch, bool))
+    norms = np.sqrt(row_dots(residual, residual))
+    return Found(values, vectors, norms, norm, np.ones(a.batch, bool))
 
 
-def _expect_symmetric(full: np.ndarray[Any, Any], a: Operator) -> None:
-    apart = np.abs(full - full.T)
-    limit = float(np.sqrt(np.finfo(a.dtype).eps)) * np.abs(full).max(initial=0.0)
-    if apart.max(initial=0.0) > limit:
-        i, j = (int(x) for x in np.unravel_index(int(np.argmax(apart)), apart.shape))
-        raise ValueError(
-            f"A: expected a symmetric operator, got A[{i}, {j}] = {full[j, i]} and "
-            f"A[{j}, {i}] = {full[i, j]}"
-        )
+def _expect_symmetric(full: Array, a: Operator) -> None:
+    limit = float(np.sqrt(np.finfo(a.dtype).eps)) * float(abs(full).max())
+    if float(abs(full - full.T).max()) <= limit:
+        return
+    host = to_numpy(full)
+    apart = np.abs(host - host.T)
+    i, j = (int(x) for x in np.unravel_index(int(np.argmax(apart)), apart.shape))
+    raise ValueError(
+        f"A: expected a symmetric operator, got A[{i}, {j}] = {host[j, i]} and "
+        f"A[{j}, {i}] = {host[i, j]}"
+    )
 
 
 def _result(a: Operator, found: Found, tol: float) -> EigshResult:
@@ -253,10 +273,10 @@ def _result(a: Operator, found: Found, tol: float) -> EigshResult:
         norms = (found.residual_norms * undo * undo).astype(a.dtype)
     if not np.isfinite(values).all():
         raise NumericalError(f"eigsh: an eigenvalue overflows {a.dtype}; scale A down")
-    arrays = [values, found.vectors.transpose(0, 2, 1), norms]
+    arrays = [values, found.vectors.swapaxes(1, 2), norms]
     if a.single:
         arrays = [x[0] for x in arrays]
-    out = [a.hand_over(np.ascontiguousarray(x)) for x in arrays]
+    out = [a.hand_over(x) for x in arrays]
     flags = converged[0] if a.single else converged
     certified = bool(found.certified[0]) if a.single else found.certified
     return EigshResult(out[0], out[1], out[2], flags, certified, a.matvecs)

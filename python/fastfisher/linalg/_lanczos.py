@@ -5,6 +5,10 @@ All operators of a batch go in step. With the basis Q as rows, ``Q A = H Q + S q
 next block and S the coupling to it; H is kept whole, in float64, so that a restart (Wu and Simon
 2000: keep Ritz vectors, go on with q) and a probe (keep the converged ones, go on with a random
 block orthogonal to them) are the same step with another q.
+
+Q and q stay on the device of the operator; H, S and all decisions are on the host. A step reads
+back twice as a rule: the new rows of H with the Gram matrix of the product, and the Gram matrix of
+q, again if it was not orthonormal. A probe and the residuals read back twice more.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastfisher._arrays import Array, from_numpy
 from fastfisher.linalg._operators import Operator
-from fastfisher.linalg._panels import combine, eigh, orthonormal, remove
+from fastfisher.linalg._panels import combine, eigh, orthonormal, picked, remove, row_dots
 
 __all__ = ["Found", "Which", "lanczos", "ordered", "preferred"]
 
@@ -25,10 +30,10 @@ Which = Literal["LA", "SA", "LM", "BE"]
 
 @dataclass
 class Found:
-    """Scaled eigenpairs (e, k), (e, k, n) in the order of `which`."""
+    """Scaled eigenpairs (e, k), (e, k, n) in the order of `which`, vectors where panels are."""
 
     values: Host
-    vectors: Host
+    vectors: Array
     residual_norms: Host
     norm: Host
     certified: Host
@@ -51,13 +56,13 @@ def preferred(theta: Host, which: Which, k: int) -> Host:
 
 
 def ordered(
-    values: Host, vectors: Host, norms: Host, norm: Host, certified: Host, which: Which
+    values: Host, vectors: Array, norms: Host, norm: Host, certified: Host, which: Which
 ) -> Found:
     """Pairs in the order of `which`."""
     order = preferred(values, which, values.shape[1])
     return Found(
         np.take_along_axis(values, order, 1),
-        np.take_along_axis(vectors, order[:, :, None], 1),
+        picked(vectors, order),
         np.take_along_axis(norms, order, 1),
         norm,
         certified,
@@ -74,10 +79,10 @@ class Iteration:
     tol: float
     block: int
     rng: np.random.Generator
-    basis: Host
+    basis: Array
     limit: int
     h: Host = field(init=False)
-    q: Host = field(init=False)
+    q: Array = field(init=False)
     s: Host = field(init=False)
     norm: Host = field(init=False)
     size: int = 0
@@ -95,34 +100,35 @@ class Iteration:
             w[:, : min(self.block, given.shape[0])] = given[: self.block]
         self.renew(w)
 
-    def renew(self, w: Host) -> None:
-        """Go on with `w`, made orthonormal to the basis and without coupling to it."""
-        w /= np.maximum(np.linalg.norm(w, axis=2, keepdims=True), np.finfo(w.dtype).tiny)
-        held = self.basis[:, : self.size]
-        remove(held, w)
+    def renew(self, start: Host) -> None:
+        """Go on with `start`, made orthonormal to the basis and without coupling to it."""
+        norms = np.linalg.norm(start, axis=2, keepdims=True)
+        start /= np.maximum(norms, np.finfo(start.dtype).tiny)
+        w, held = from_numpy(start, self.a.like), self.basis[:, : self.size]
+        _, inner = remove(held, w)
         room = min(w.shape[1], self.a.n - self.size)
-        self.q, _ = orthonormal(held, w, self.rng, np.zeros(self.a.batch), room)
-        self.s = np.zeros((self.a.batch, self.size, self.q.shape[1]))
+        self.q, _ = orthonormal(held, w, inner, self.rng, np.zeros(self.a.batch), room)
+        self.s = np.zeros((self.a.batch, self.size, room))
 
     def expand(self) -> None:
         """Take q into the basis: one pass over the matrix."""
         self.last = None
         m, b = self.size, self.q.shape[1]
         self.basis[:, m : m + b] = self.q
-        w = self.a.apply(self.q)
+        w = self.a.apply(self.q, unit=True)
         self.size = m + b
         held = self.basis[:, : self.size]
-        part = remove(held, w)
+        part, inner = remove(held, w)
         self.h[:, m : m + b, : self.size] = part
         self.h[:, : self.size, m : m + b] = part.transpose(0, 2, 1)
         own = part[:, :, m:]
         self.h[:, m : m + b, m : m + b] = (own + own.transpose(0, 2, 1)) / 2
         self.norm = np.maximum(self.norm, np.sqrt((part**2).sum(2)).max(1))
-        noise = np.finfo(w.dtype).eps * self.norm
+        noise = np.finfo(self.a.dtype).eps * self.norm
         room = min(b, self.a.n - self.size)
         self.s = np.zeros((self.a.batch, self.size, room))
         if room > 0:
-            self.q, r = orthonormal(held, w, self.rng, noise, room)
+            self.q, r = orthonormal(held, w, inner, self.rng, noise, room)
             self.s[:, m : m + b] = r
 
     def ritz(self) -> tuple[Host, Host, Host]:
@@ -166,7 +172,7 @@ def lanczos(
     limit = min(n, k + max(k, 14 * block))
     it = Iteration(
         a, k, which, tol, block, np.random.default_rng(seed),
-        np.empty((a.batch, limit, n), a.dtype), limit,
+        a.empty((a.batch, limit, n)), limit,
     )  # fmt: skip
     it.start(start)
     passes = _converge(it, max_iter)
@@ -245,10 +251,10 @@ def _probe(it: Iteration, passes: int) -> tuple[Host, int]:
     return certified, passes
 
 
-def _verified(it: Iteration, theta: Host, vectors: Host, certified: Host) -> Found:
+def _verified(it: Iteration, theta: Host, vectors: Array, certified: Host) -> Found:
     """Residuals from one more product, Rayleigh quotients as values."""
-    product = it.a.apply(vectors)
-    values = np.einsum("ekn,ekn->ek", vectors, product, dtype=np.float64)
-    residual = product - values[:, :, None].astype(product.dtype) * vectors
-    norms = np.sqrt(np.einsum("ekn,ekn->ek", residual, residual, dtype=np.float64))
+    product = it.a.apply(vectors, unit=True)
+    values = row_dots(vectors, product)
+    residual = product - from_numpy(values[:, :, None].astype(it.a.dtype), vectors) * vectors
+    norms = np.sqrt(row_dots(residual, residual))
     return ordered(values, vectors, norms, it.norm, certified, it.which)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the iterations need of a matrix: a batch of products, sizes, a dtype and a scale."""
+"""What the iterations need of a matrix: a batch of products, sizes, a dtype and a scale.
+
+Vectors are numpy's arrays for what is on the CPU, whatever its library, and arrays of the caller's
+library for what is on a device.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,20 @@ from typing import Any
 import numpy as np
 
 from fastfisher import _native
-from fastfisher._arrays import ACCEPTED, Array, device_name, dtype_name, from_numpy, to_numpy
+from fastfisher._arrays import (
+    ACCEPTED,
+    Array,
+    detached,
+    device_name,
+    dtype_name,
+    empty,
+    from_numpy,
+    library,
+    namespace,
+    packed,
+    to_dtype,
+    to_numpy,
+)
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NonFiniteError
 
@@ -28,32 +45,48 @@ class Operator:
     n : size
     dtype : of the vectors
     scale : (e,), ``scale**2`` is what the products are multiplied by
+    like : an array of the library and device of the vectors
+    on_device : whether that is not the CPU
     """
 
-    def __init__(self, n: int, dtype: str, batch: int = 1, *, single: bool = True) -> None:
+    def __init__(
+        self, n: int, dtype: str, batch: int = 1, *, single: bool = True, given: Array | None = None
+    ) -> None:
         self.n, self.dtype, self.batch, self.single = n, np.dtype(dtype), batch, single
+        self._name = self.dtype.name  # numpy composes it anew at each call
         self.scale = np.ones(batch)
         self.matvecs = 0
+        self._given = np.empty(0, dtype) if given is None else given
+        self.on_device = device_name(self._given) != "cpu"
+        self.like = self._given if self.on_device else np.empty(0, dtype)
 
-    def apply(self, x: Host) -> Host:
-        """Scaled products with the rows of `x` (e, k, n)."""
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Uninitialised vectors."""
+        return empty(shape, self.like, self._name)
+
+    def apply(self, x: Array, *, unit: bool = False) -> Array:
+        """Scaled products with the rows of `x` (e, k, n); `unit` if these have length one."""
         self.matvecs += x.shape[1]
         result = self._apply(x)
-        if not np.isfinite(result).all():
-            where = tuple(int(k) for k in np.argwhere(~np.isfinite(result))[0])
+        # Finite entries of order one times such rows are finite: a device is not waited for.
+        if unit and self.on_device and isinstance(self, Dense):
+            return result
+        if not bool(namespace(result).isfinite(result).all()):
+            host = to_numpy(result)
+            where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
             raise NonFiniteError(
-                f"A: expected finite products, got {result[where]} at index {where[2:]}"
+                f"A: expected finite products, got {host[where]} at index {where[2:]}"
             )
         return result
 
-    def hand_over(self, host: Host) -> Array:
-        """`host` in the caller's library."""
-        return host
+    def hand_over(self, x: Array) -> Array:
+        """Host arrays or vectors in the caller's library, packed."""
+        return from_numpy(packed(x), self._given) if isinstance(x, np.ndarray) else packed(x)
 
-    def _apply(self, x: Host) -> Host:
+    def _apply(self, x: Array) -> Array:
         raise NotImplementedError
 
-    def dense(self) -> Host | None:
+    def dense(self) -> Array | None:
         """Scaled matrices (e, n, n) in float64 if they are in memory anyway, else None."""
         return None
 
@@ -65,28 +98,30 @@ class Dense(Operator):
         name = dtype_name(a)
         if name not in ("float32", "float64"):
             raise TypeError(f"A: expected dtype float32 or float64, got dtype {name}")
-        if device_name(a) != "cpu":
-            raise TypeError(f"A: expected an array on the CPU, got one on {device_name(a)}")
         if len(a.shape) not in (2, 3) or a.shape[-1] != a.shape[-2]:
             raise ValueError(f"A: expected shape (n, n) or (b, n, n), got {tuple(a.shape)}")
-        host = to_numpy(a)
-        self._like, self._given = a, host
-        self._a = host if host.ndim == 3 else host[None]
-        super().__init__(host.shape[-1], name, len(self._a), single=host.ndim == 2)
+        rows = detached(a) if device_name(a) != "cpu" else to_numpy(a)
+        single = len(a.shape) == 2
+        self._a = rows[None] if single else rows
+        super().__init__(int(a.shape[-1]), name, len(self._a), single=single, given=a)
         found = np.zeros((self.batch, 2))
-        if host.size:
-            _native.symmetry(self._a, found)
+        if self.batch and self.n:
+            sizes = empty((self.batch, 2), self.like, "float64")
+            _native.symmetry(self._a, sizes)
+            found = to_numpy(sizes)
         if not np.isfinite(found[:, 0]).all():
+            host = to_numpy(a)
             where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
             raise NonFiniteError(f"A: expected finite numbers, got {host[where]} at index {where}")
         # Half of it is applied before and half after a product: powers of two change no bits.
         self.scale = np.exp2(-np.floor(np.frexp(found[:, 0])[1] / 2))
+        self._scale = from_numpy(self.scale, self.like)
         uneven = found[:, 1] > _ROUNDINGS * np.finfo(name).eps * found[:, 0]
         if uneven.any():
             self._refuse(int(np.argmax(uneven)))
 
     def _refuse(self, e: int) -> None:
-        a = self._a[e]
+        a = to_numpy(self._a[e])
         # Halves, since the difference of two large entries may overflow.
         place_of = divmod(int(np.argmax(np.abs(a / 2 - a.T / 2))), a.shape[1])
         i, j = max(place_of), min(place_of)
@@ -96,78 +131,87 @@ class Dense(Operator):
             f"A[{place}{j}, {i}] = {a[j, i]}"
         )
 
-    def _apply(self, x: Host) -> Host:
-        out = np.empty(x.shape, self.dtype)
-        _native.symm(self._a, x, self.scale, out)
+    def _apply(self, x: Array) -> Array:
+        out = self.empty(tuple(x.shape))
+        _native.symm(self._a, x, self._scale, out)
         return out
 
     def ends(self, k: int, which: str) -> tuple[Host, Host, Host, Host]:
         """`k` pairs at the ends of each scaled spectrum: values (e, k) in no order, vectors.
 
-        (e, k, n), residual norms (e, k), largest magnitudes (e,).
+        (e, k, n), residual norms (e, k), largest magnitudes (e,). On the CPU.
         """
         values, norms = np.empty((2, self.batch, k))
         vectors, norm = np.empty((self.batch, k, self.n), self.dtype), np.empty(self.batch)
         _native.eigh_ends(self._a, self.scale, which, values, vectors, norms, norm)
         return values, vectors, norms, norm
 
-    def dense(self) -> Host:
+    def dense(self) -> Array:
         """Scaled matrices in float64, lower triangles mirrored."""
-        half = self.scale[:, None, None]
-        lower = np.tril(self._a.astype(np.float64) * half * half)
-        return lower + np.tril(lower, -1).transpose(0, 2, 1)
-
-    def hand_over(self, host: Host) -> Array:
-        """`host` in the library of the matrix."""
-        return from_numpy(host, self._like)
+        xp, half = namespace(self._a), self._scale.reshape(-1, 1, 1)
+        lower = xp.tril(to_dtype(self._a, "float64") * half * half)
+        return lower + xp.tril(lower, -1).swapaxes(1, 2)
 
 
 class Function(Operator):
     """An operator given by its product with a matrix (n, k)."""
 
     def __init__(
-        self, product: Callable[[Any], Any], n: int, dtype: str, like: Array | None = None
+        self, product: Callable[[Any], Any], n: int, dtype: str, given: Array | None = None
     ) -> None:
-        super().__init__(n, dtype)
-        self._product, self._like = product, like
+        super().__init__(n, dtype, given=given)
+        self._product = product
+        self._library = given
 
-    def _apply(self, x: Host) -> Host:
-        columns = np.ascontiguousarray(x[0].T)
-        given = columns if self._like is None else from_numpy(columns, self._like)
-        result = np.asarray(to_numpy(self._product(given)))
-        if result.shape != columns.shape:
+    def _apply(self, x: Array) -> Array:
+        columns = packed(x[0].T)
+        if not self.on_device and self._library is not None:
+            columns = from_numpy(columns, self._library)
+        result = self._product(columns)
+        if self.on_device:
+            where = device_name(self.like)
+            if library(result, "A") != library(columns) or device_name(result) != where:
+                raise TypeError(
+                    f"A: expected a product of library {library(columns)} on {where}, got one of "
+                    f"{library(result)} on {device_name(result)}"
+                )
+            result = detached(result)
+        else:
+            result = np.asarray(to_numpy(result))
+        if tuple(result.shape) != tuple(columns.shape):
             raise ValueError(
-                f"A: expected a product of shape {columns.shape}, got {tuple(result.shape)}"
+                f"A: expected a product of shape {tuple(columns.shape)}, got {tuple(result.shape)}"
             )
-        return np.ascontiguousarray(result.T, self.dtype)[None]
+        rows = packed(result.T)
+        return (rows if dtype_name(rows) == str(self.dtype) else to_dtype(rows, str(self.dtype)))[
+            None
+        ]
 
-    def hand_over(self, host: Host) -> Array:
-        """`host` in the library of the factors."""
-        return host if self._like is None else from_numpy(host, self._like)
 
-
-def operator(A: Any, n: int | None = None, dtype: str | None = None) -> Operator:
+def operator(
+    A: Any, n: int | None = None, dtype: str | None = None, like: Array | None = None
+) -> Operator:
     """Turn whatever the public functions take into an Operator.
 
-    A Jacobian stands for the smaller of ``J J^T`` and ``J^T J``.
+    A Jacobian stands for the smaller of ``J J^T`` and ``J^T J``. Where A does not say so itself,
+    vectors are of the library and device of `like`, if that is on a device.
     """
     if isinstance(A, Operator):
         return A
     if isinstance(A, Jacobian):
-        like = A.layers[0].g
-        if device_name(like) != "cpu":
-            raise TypeError(f"A: expected factors on the CPU, got some on {device_name(like)}")
+        given = A.layers[0].g
         wide = A.shape[0] <= A.shape[1]
-        name = "float64" if dtype_name(like) == "float64" else "float32"
+        name = "float64" if dtype_name(given) == "float64" else "float32"
         product = (lambda v: A @ (A.T @ v)) if wide else (lambda v: A.T @ (A @ v))
-        return Function(product, min(A.shape), name, like)
+        return Function(product, min(A.shape), name, given)
     if hasattr(A, "matmat") and hasattr(A, "shape"):  # a scipy LinearOperator
         if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
             raise ValueError(f"A: expected a square operator, got shape {tuple(A.shape)}")
         kind = str(np.dtype(A.dtype)) if getattr(A, "dtype", None) is not None else "float64"
         if np.dtype(kind).kind in "iub":
             kind = "float64"
-        return Function(A.matmat, int(A.shape[0]), _float(dtype or kind))
+        given = _device_array(getattr(A, "like", None) if like is None else like)
+        return Function(A.matmat, int(A.shape[0]), _float(dtype or kind), given)
     if hasattr(A, "__dlpack__"):
         return Dense(A)
     if callable(A):
@@ -175,11 +219,16 @@ def operator(A: Any, n: int | None = None, dtype: str | None = None) -> Operator
             raise ValueError("n: expected the size of the operator, as A is a function; got None")
         if n < 0:
             raise ValueError(f"n: expected a size that is not negative, got {n}")
-        return Function(A, n, _float(dtype or "float64"))
+        return Function(A, n, _float(dtype or "float64"), _device_array(like))
     raise TypeError(
         f"A: expected {ACCEPTED}, a fastfisher.Jacobian, a scipy LinearOperator or a function, "
         f"got {type(A).__name__}"
     )
+
+
+def _device_array(like: Array | None) -> Array | None:
+    """`like` if it is on a device: functions of arrays on the CPU get numpy's."""
+    return None if like is None or device_name(like) == "cpu" else like
 
 
 def _float(name: str) -> str:

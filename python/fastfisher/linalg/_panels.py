@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orthonormal vectors, kept as rows (e, m, n), by native steps and small float64 matrices."""
+"""Orthonormal vectors, kept as rows (e, m, n), by native steps and small float64 matrices.
+
+Panels stay where they are, on the CPU as numpy's arrays or on a device; products of panels are read
+back.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,16 @@ from typing import Any
 import numpy as np
 
 from fastfisher import _native
+from fastfisher._arrays import (
+    Array,
+    dtype_name,
+    empty,
+    from_numpy,
+    namespace,
+    take_rows,
+    to_dtype,
+    to_numpy,
+)
 
 Host = np.ndarray[Any, Any]
 
@@ -19,42 +33,50 @@ def eigh(a: Host) -> tuple[Host, Host]:
     return values, rows
 
 
-def dots(x: Host, y: Host) -> Host:
-    """``y x^T`` (e, j, i) in float64."""
-    out = np.empty((x.shape[0], y.shape[1], x.shape[1]))
-    _native.panel_dots(x, y, out)
-    return out
+def row_dots(x: Array, y: Array) -> Host:
+    """``<y[e, k], x[e, k]>`` (e, k), added up in float64."""
+    if isinstance(x, np.ndarray):
+        return np.asarray(np.einsum("ekn,ekn->ek", x, y, dtype=np.float64))
+    wide = to_dtype(x, "float64"), to_dtype(y, "float64")
+    return to_numpy(namespace(x).einsum("ekn,ekn->ek", *wide))
 
 
-def combine(weights: Host, x: Host) -> Host:
+def combine(weights: Host, x: Array) -> Array:
     """``weights x`` (e, j, n) in the dtype of `x`."""
-    out = np.empty((x.shape[0], weights.shape[1], x.shape[2]), x.dtype)
-    _native.panel_combine(weights, x, out, keep=False)
+    out = empty((x.shape[0], weights.shape[1], x.shape[2]), x, dtype_name(x))
+    _native.panel_combine(from_numpy(weights, x), x, out, keep=False)
     return out
 
 
-def remove(basis: Host, w: Host) -> Host:
-    """Take the part of `w` in the span of `basis` out of it, in two passes; return it (e, j, i)."""
-    total = np.zeros((w.shape[0], w.shape[1], basis.shape[1]))
-    if basis.shape[1] == 0:
-        return total
-    for _ in range(2):
-        part = dots(basis, w)
-        _native.panel_combine(-part, basis, w, keep=True)
-        total += part
-    return total
+def picked(x: Array, order: Host) -> Array:
+    """Rows `order` (e, j) of each panel."""
+    e, m = x.shape[:2]
+    rows = (order + np.arange(e)[:, None] * m).reshape(-1)
+    return take_rows(x.reshape(e * m, *x.shape[2:]), rows).reshape(*order.shape, *x.shape[2:])
+
+
+def remove(basis: Array, w: Array) -> tuple[Host, Host]:
+    """Take the part of `w` in the span of `basis` out of it, in two passes.
+
+    Return it (e, j, i) and the dots of what is left (e, j, j), read back at once.
+    """
+    i, j = basis.shape[1], w.shape[1]
+    small = empty((w.shape[0], j, i + j), w, "float64")
+    _native.panel_remove(basis, w, small)
+    host = to_numpy(small)
+    return host[:, :, :i], np.ascontiguousarray(host[:, :, i:])
 
 
 def orthonormal(
-    basis: Host, w: Host, rng: np.random.Generator, noise: Host, count: int
-) -> tuple[Host, Host]:
+    basis: Array, w: Array, inner: Host, rng: np.random.Generator, noise: Host, count: int
+) -> tuple[Array, Host]:
     """`count` orthonormal rows q, orthogonal to `basis`, and r with ``w = r q`` (e, j, count).
 
     Directions of `w` below `noise` (e,) are rounding; random ones take their place, and r is zero
-    there. `w` is orthogonal to `basis` to working precision already.
+    there. `w` is orthogonal to `basis` to working precision already, `inner` is ``w w^T``.
     """
-    eps = float(np.finfo(w.dtype).eps)
-    values, rows = eigh(dots(w, w))
+    eps = float(np.finfo(dtype_name(w)).eps)
+    values, rows = eigh(inner)
     turn = rows.transpose(0, 2, 1)
     norms = np.sqrt(np.maximum(values, 0))[:, -count:]
     turn = turn[:, :, -count:]
@@ -65,12 +87,11 @@ def orthonormal(
     q = combine(inverse[:, :, None] * turn.transpose(0, 2, 1), w)
     r = turn * np.where(kept, norms, 0)[:, None, :]
     if not kept.all():
-        fresh = np.asarray(rng.standard_normal(q.shape) / np.sqrt(q.shape[2]), q.dtype)
-        q[~kept] = fresh[~kept]
+        fresh = rng.standard_normal(tuple(q.shape)) / np.sqrt(q.shape[2])
+        q += from_numpy((fresh * ~kept[:, :, None]).astype(dtype_name(q)), q)
     # Small directions have grown, and with them what they hold of the basis and of each other.
     for _ in range(4):
-        remove(basis, q)
-        values, rows = eigh(dots(q, q))
+        values, rows = eigh(remove(basis, q)[1])
         if np.abs(values - 1).max(initial=0.0) < 8 * eps:
             break
         side = rows.transpose(0, 2, 1)

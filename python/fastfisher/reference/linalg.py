@@ -50,6 +50,16 @@ def panel_dots(x: Array, y: Array) -> Array:
     return np.asarray(np.einsum("ejn,ein->eji", y.astype(np.float64), x.astype(np.float64)))
 
 
+def panel_remove(x: Array, y: Array) -> tuple[Array, Array]:
+    """Rest of `y` (e, j, n) without its part in the span of the orthonormal `x` (e, i, n).
+
+    And (e, j, i + j): that part in terms of `x`, then the dots of the rest.
+    """
+    part = panel_dots(x, y)
+    rest = panel_combine(-part, x, True, y)
+    return rest, np.concatenate([part, panel_dots(rest, rest)], 2)
+
+
 def small_eigh(a: Array) -> tuple[Array, Array]:
     """Eigenvalues (e, m), ascending, and eigenvectors as rows (e, m, m)."""
     values, vectors = np.linalg.eigh(a.astype(np.float64))

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The bodies of the CUDA kernels of an eigenvalue iteration on the host, one std::thread per CUDA
+// thread and small tiles, against plain float64 loops over drawn sizes and strides. Under
+// ThreadSanitizer a missing barrier shows as a race.
+#include "check.hpp"
+#include "draw.hpp"
+#include "host_block.hpp"
+#include "panel_steps_problem.hpp"
+#include "symm_problem.hpp"
+#include "symmetry_body.hpp"
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+namespace {
+
+using namespace fastfisher;
+using test::draw;
+using test::HostBlock;
+using test::launch;
+using test::Strided;
+
+template <class T>
+using Tile = cuda::SymmTile<T, 16, 8, 4, 8>;
+
+// What symm.cu does, with host memory for the device's; the workspace is full of NaN.
+template <class T>
+void run_symm(const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale, const ArrayRef& out,
+              std::int64_t blocks) {
+  const cuda::SymmMemory<T, Tile<T>> memory(a.extent(0), a.extent(1), x.extent(1));
+  std::vector<std::byte> workspace(static_cast<std::size_t>(memory.bytes), std::byte{0xff});
+  constexpr std::uintptr_t kAlign = cuda::SymmMemory<T, Tile<T>>::kAlign;
+  const auto start = reinterpret_cast<std::uintptr_t>(workspace.data());
+  std::byte* const base = workspace.data() + (kAlign - start % kAlign) % kAlign;
+  for (std::int64_t first = 0; first < x.extent(1); first += cuda::kSymmPanels * Tile<T>::kWidth) {
+    const auto problem = cuda::symm_problem<T, Tile<T>>(a, x, scale, out, first, base);
+    using Shared = typename Tile<T>::Shared;
+    launch<Tile<T>>(2, [&](const HostBlock& block, Shared&) { Tile<T>::pack(block, problem); });
+    launch<Tile<T>>(blocks, [&](const HostBlock& block, Shared& shared) {
+      Tile<T>::run(block, shared, problem);
+    });
+    launch<Tile<T>>(3, [&](const HostBlock& block, Shared&) { Tile<T>::reduce(block, problem); });
+  }
+}
+
+template <class T>
+void symm_is_right(const Strided<T>& a, const Strided<T>& x, const Strided<T>& out) {
+  const std::int64_t e = a.ref.extent(0), n = a.ref.extent(1), k = x.ref.extent(1);
+  std::vector<double> scale(static_cast<std::size_t>(2 * e), 0.5);
+  ArrayRef halves = array_ref(scale.data(), e);
+  halves.strides[0] = 2;
+  const bool turn = a.ref.stride(1) == 1 && a.ref.stride(2) != 1;
+  for (std::int64_t b = 0; b < e; ++b) {  // the other triangle is never read
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = i + 1; j < n; ++j)
+        view_of<T, 3>(a.ref)(b, turn ? j : i, turn ? i : j) = std::numeric_limits<T>::quiet_NaN();
+    }
+  }
+  run_symm<T>(a.ref, x.ref, halves, out.ref, 2);
+  bool close = true;
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t v = 0; v < k; ++v) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        double sum = 0, size = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+          const std::int64_t low = std::min(i, j), high = std::max(i, j);
+          const double term =
+              0.25 * a.at({b, turn ? low : high, turn ? high : low}) * x.at({b, v, j});
+          sum += term;
+          size += std::abs(term);
+        }
+        const double bound = 40 * std::numeric_limits<T>::epsilon() * size;
+        close = close && std::abs(out.at({b, v, i}) - sum) <= bound;
+      }
+    }
+  }
+  FF_CHECK(close);
+  const std::vector<T> first = out.memory;
+  run_symm<T>(a.ref, x.ref, halves, out.ref, 5);
+  FF_CHECK(first == out.memory);
+}
+
+template <class T>
+void symmetric_products() {
+  const std::int64_t e = draw(1, 3), n = draw(1, 70), k = draw(1, 19);
+  symm_is_right<T>(Strided<T>({e, n, n}), Strided<T>({e, k, n}), Strided<T>({e, k, n}));
+}
+
+// Packed rows that start at multiples of 16 bytes, whatever n: copies of four entries.
+template <class T>
+void aligned_products(std::int64_t n, std::int64_t k) {
+  Strided<T> a({1, 1, 1});
+  const std::int64_t pitch = (n + 3) / 4 * 4;
+  // Room to start at a multiple of 16 bytes.
+  a.memory.resize(static_cast<std::size_t>(n * pitch + 4));
+  std::normal_distribution<T> normal;
+  for (T& value : a.memory) value = normal(test::engine);
+  const auto start = reinterpret_cast<std::uintptr_t>(a.memory.data());
+  a.ref = array_ref(a.memory.data() + (16 - start % 16) % 16 / sizeof(T), 1, n, n);
+  a.ref.strides[1] = pitch;
+  FF_CHECK((cuda::symm_problem<T, Tile<T>>(a.ref, a.ref, a.ref, a.ref, 0, nullptr).aligned));
+  symm_is_right<T>(a, Strided<T>({1, k, n}), Strided<T>({1, k, n}));
+}
+
+// Every pair of a strip and a chunk once, in order.
+void cuts() {
+  for (std::int64_t group : {1, 2, 4}) {
+    for (std::int64_t strips = 0; strips < 40; ++strips) {
+      const cuda::SymmCut cut{strips, group};
+      std::int64_t item = 0;
+      bool right = true;
+      for (std::int64_t strip = 0; strip < strips; ++strip) {
+        right = right && cut.first(strip) == item;
+        for (std::int64_t chunk = 0; chunk < cut.chunks(strip); ++chunk, ++item) {
+          std::int64_t found = -1, part = -1;
+          cut.locate(item, found, part);
+          right = right && found == strip && part == chunk;
+        }
+      }
+      FF_CHECK(right && cut.items() == item);
+    }
+  }
+}
+
+template <class T>
+void asymmetry() {
+  using Check = cuda::Symmetry<T, 4, 2>;
+  const std::int64_t e = draw(1, 3), n = draw(0, 23);
+  const Strided<T> a({e, n, n});
+  std::vector<std::uint64_t> out(static_cast<std::size_t>(3 * e), 7);
+  if (n > 1 && draw(0, 3) == 0)
+    view_of<T, 3>(a.ref)(draw(0, e - 1), draw(0, n - 1), draw(0, n - 1)) =
+        draw(0, 1) == 0 ? std::numeric_limits<T>::quiet_NaN() : -std::numeric_limits<T>::infinity();
+  const bool turn = a.ref.stride(1) == 1 && a.ref.stride(2) != 1;
+  cuda::SymmetryInput input;
+  input.a = a.ref.data;
+  input.network_stride = a.ref.stride(0);
+  input.row_stride = a.ref.stride(turn ? 2 : 1);
+  input.col_stride = a.ref.stride(turn ? 1 : 2);
+  input.n = n;
+  input.networks = e;
+  input.share = 3;
+  input.out = out.data();
+  input.out_strides[0] = 3;
+  input.out_strides[1] = 1;
+  launch<Check>(
+      1, [&](const HostBlock& block, typename Check::Shared&) { Check::clear(block, input); });
+  launch<Check>(4, [&](const HostBlock& block, typename Check::Shared& shared) {
+    Check::run(block, shared, input);
+  });
+  for (std::int64_t b = 0; b < e; ++b) {
+    double largest = 0, apart = 0;
+    bool finite = true;
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        const double here = a.at({b, i, j}), there = a.at({b, j, i});
+        finite = finite && std::isfinite(here);
+        largest = std::max(largest, std::abs(here));
+        apart = std::max(apart, std::abs(static_cast<double>(static_cast<T>(here - there))));
+      }
+    }
+    const auto found = std::bit_cast<double>(out[static_cast<std::size_t>(3 * b)]);
+    FF_CHECK(std::isfinite(found) == finite);
+    FF_CHECK(out[static_cast<std::size_t>(3 * b + 2)] == 7);  // a gap between outputs
+    if (!finite) continue;
+    FF_CHECK(found == largest);
+    FF_CHECK(std::bit_cast<double>(out[static_cast<std::size_t>(3 * b + 1)]) == apart);
+  }
+}
+
+// Rows without gaps along n, the other axes as drawn.
+template <class T>
+struct Panel {
+  std::vector<T> memory;
+  ArrayRef ref;
+
+  Panel(std::int64_t e, std::int64_t rows, std::int64_t n) {
+    const std::int64_t gap = draw(0, 2);
+    memory.resize(static_cast<std::size_t>(e * rows * (n + gap)));
+    std::normal_distribution<T> normal;
+    for (T& value : memory) value = normal(test::engine);
+    ref = array_ref(memory.data(), e, rows, n);
+    ref.strides[1] = n + gap;
+    ref.strides[0] = rows * (n + gap);
+  }
+  [[nodiscard]] double at(std::int64_t e, std::int64_t row, std::int64_t i) const {
+    return static_cast<double>(view_of<const T, 3>(ref)(e, row, i));
+  }
+};
+
+template <class T>
+void panels() {
+  using Dots = cuda::PanelDots<T, 2, 4, 4>;
+  using Combine = cuda::PanelCombine<T, 4, 2, 4, 3>;
+  const std::int64_t e = draw(1, 2), i = draw(1, 9), j = draw(1, 9), n = draw(1, 600);
+  const Panel<T> x(e, i, n);
+  Panel<T> y(e, j, n);
+  const Strided<double> small({e, j, i});
+  const double eps = std::numeric_limits<T>::epsilon();
+
+  const cuda::PanelProblem combine = cuda::panel_problem(x.ref, y.ref, small.ref, draw(0, 1) == 0);
+  const Panel<T> before = y;
+  launch<Combine>(3, [&](const HostBlock& block, typename Combine::Shared& shared) {
+    Combine::run(block, shared, combine);
+  });
+  bool close = true;
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t r = 0; r < j; ++r) {
+      for (std::int64_t at = 0; at < n; ++at) {
+        const auto place = static_cast<std::size_t>((b * j + r) * y.ref.stride(1) + at);
+        double sum = combine.keep ? static_cast<double>(before.memory[place]) : 0;
+        double size = std::abs(sum);
+        for (std::int64_t q = 0; q < i; ++q) {
+          sum += small.at({b, r, q}) * x.at(b, q, at);
+          size += std::abs(small.at({b, r, q}) * x.at(b, q, at));
+        }
+        close = close && std::abs(y.at(b, r, at) - sum) <= 12 * eps * size;
+      }
+    }
+  }
+  FF_CHECK(close);
+
+  const cuda::PanelProblem dots = cuda::panel_problem(x.ref, y.ref, small.ref, false);
+  launch<Dots>(3, [&](const HostBlock& block, typename Dots::Shared& shared) {
+    Dots::run(block, shared, dots);
+  });
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t r = 0; r < j; ++r) {
+      for (std::int64_t q = 0; q < i; ++q) {
+        double sum = 0, size = 0;
+        for (std::int64_t at = 0; at < n; ++at) {
+          sum += y.at(b, r, at) * x.at(b, q, at);
+          size += std::abs(y.at(b, r, at) * x.at(b, q, at));
+        }
+        FF_CHECK(std::abs(small.at({b, r, q}) - sum) <= 40 * eps * size);
+      }
+    }
+  }
+}
+
+// Rows of x are unit vectors, so that what is left of y has zeros there.
+template <class T>
+void removal() {
+  using Dots = cuda::PanelDots<T, 2, 4, 4>;
+  using Combine = cuda::PanelCombine<T, 4, 2, 4, 3>;
+  const std::int64_t e = draw(1, 2), i = draw(0, 9), j = draw(1, 9);
+  const std::int64_t n = draw(20, draw(0, 1) == 0 ? 300 : 4000);
+  Panel<T> x(e, i, n), y(e, j, n);
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t q = 0; q < i; ++q) {
+      for (std::int64_t at = 0; at < n; ++at)
+        view_of<T, 3>(x.ref)(b, q, at) = at == 2 * q + b ? T{1} : T{0};
+    }
+  }
+  const Panel<T> before = y;
+  const Strided<double> small({e, j, i + j});
+  std::vector<double> workspace(
+      static_cast<std::size_t>(cuda::PanelRemoval<Dots>::workspace(e, i, j, n)));
+  const cuda::PanelRemoval<Dots> steps(x.ref, y.ref, small.ref, workspace.data());
+  const auto dots = [](const cuda::PanelProblem& problem) {
+    launch<Dots>(3, [&](const HostBlock& block, typename Dots::Shared& shared) {
+      Dots::run(block, shared, problem);
+    });
+    if (problem.parts == 1) return;
+    launch<Dots>(
+        2, [&](const HostBlock& block, typename Dots::Shared&) { Dots::sum(block, problem); });
+  };
+  const auto combine = [](const cuda::PanelProblem& problem) {
+    launch<Combine>(3, [&](const HostBlock& block, typename Combine::Shared& shared) {
+      Combine::run(block, shared, problem);
+    });
+  };
+  if (i > 0) {
+    dots(steps.first_dots);
+    combine(steps.first_combine);
+    dots(steps.second_dots);
+    combine(steps.second_combine);
+  }
+  dots(steps.inner);
+  const double eps = std::numeric_limits<T>::epsilon();
+  for (std::int64_t b = 0; b < e; ++b) {
+    for (std::int64_t r = 0; r < j; ++r) {
+      const auto start = static_cast<std::size_t>((b * j + r) * y.ref.stride(1));
+      bool left = true;
+      for (std::int64_t at = 0; at < n; ++at) {
+        const bool gone = at >= b && (at - b) % 2 == 0 && (at - b) / 2 < i;
+        const double was = static_cast<double>(before.memory[start + static_cast<std::size_t>(at)]);
+        left = left && y.at(b, r, at) == (gone ? 0 : was);
+        if (gone) FF_CHECK(small.at({b, r, (at - b) / 2}) == was);
+      }
+      FF_CHECK(left);
+      for (std::int64_t s = 0; s < j; ++s) {
+        double sum = 0, size = 0;
+        for (std::int64_t at = 0; at < n; ++at) {
+          sum += y.at(b, r, at) * y.at(b, s, at);
+          size += std::abs(y.at(b, r, at) * y.at(b, s, at));
+        }
+        FF_CHECK(std::abs(small.at({b, r, i + s}) - sum) <= 40 * eps * size);
+      }
+    }
+  }
+}
+
+template <class T>
+void all() {
+  for (int k = 0; k < 12; ++k) symmetric_products<T>();
+  for (std::int64_t n : {1, 8, 15, 16, 17, 48, 61}) aligned_products<T>(n, draw(1, 9));
+  aligned_products<T>(16 * 33 - 5, 3);  // chunks of two strips
+  for (int k = 0; k < 30; ++k) asymmetry<T>();
+  for (int k = 0; k < 30; ++k) panels<T>();
+  for (int k = 0; k < 15; ++k) removal<T>();
+}
+
+}  // namespace
+
+int main() {
+  cuts();
+  all<float>();
+  all<double>();
+  return fastfisher::test::report();
+}
