@@ -64,7 +64,7 @@ def tell(name: str, ours: float, rivals: dict[str, float], error: float) -> None
     """Print one line: our time, those of others and how many times ours they are."""
     against = "  ".join(f"{k} {t:.2f} ms ({t / ours:.2f} x)" for k, t in rivals.items())
     verdict = "" if error < LIMIT else "  WRONG"
-    print(f"{name}: {ours:.2f} ms  {against}  residual {error:.3g}{verdict}", flush=True)  # noqa: T201
+    print(f"{name}: {ours:.2f} ms  {against}  residual {error:.3g}{verdict}", flush=True)
 
 
 def inverses(name: str, matrices: list[torch.Tensor], rounds: int, *, stacked: bool) -> None:
@@ -116,7 +116,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     rounds = 5 if quick else 15
     generator = torch.Generator(device="cuda").manual_seed(1)
-    print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)  # noqa: T201
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
     sizes = resnet50_sizes()
     everything = [factor(n, generator) for n in sizes]
     inverses("inverse ResNet-50, 108 factors", everything, min(rounds, 5), stacked=False)
