@@ -6,9 +6,10 @@ next block and S the coupling to it; H is kept whole, in float64, so that a rest
 2000: keep Ritz vectors, go on with q) and a probe (keep the converged ones, go on with a random
 block orthogonal to them) are the same step with another q.
 
-Q and q stay on the device of the operator; H, S and all decisions are on the host. A step reads
+Q and q stay on the device of the operator; H, S and all decisions are on the host. A pass reads
 back twice as a rule: the new rows of H with the Gram matrix of the product, and the Gram matrix of
-q, again if it was not orthonormal. A probe and the residuals read back twice more.
+q, again if it was not orthonormal. A restart reads nothing, so that a cycle of p passes waits for
+the device 2 p times, 3 p at worst seen; the first block, a probe and the residuals twice more each.
 """
 
 from __future__ import annotations
