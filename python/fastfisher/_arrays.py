@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import DeviceArray, bare
+
 Array = Any
 """An array of numpy, torch, cupy or jax: anything this module's ``library`` accepts."""
 
@@ -33,6 +35,8 @@ def library(x: object, name: str = "array") -> str:
                 f"{name}: got a masked array, whose mask would be ignored; expected {ACCEPTED}"
             )
         return "numpy"
+    if isinstance(x, DeviceArray):
+        return "torch"
     # The class decides, not isinstance, so that a library which is not in use is never imported.
     for base in type(x).__mro__:
         root = base.__module__.partition(".")[0]
@@ -111,9 +115,15 @@ def empty(shape: tuple[int, ...], like: Array, dtype: str | None = None) -> Arra
         return np.empty(shape, name)
     xp = _module(owner)
     if owner == "torch":
-        return xp.empty(shape, dtype=getattr(xp, name), device=like.device)
+        made = xp.empty(shape, dtype=getattr(xp, name), device=like.device)
+        return DeviceArray(made) if isinstance(like, DeviceArray) else made
     with xp.cuda.Device(like.device.id):
         return xp.empty(shape, dtype=name)
+
+
+def empty_on(device: str) -> Array:
+    """Empty tensor of torch on a device, as an example of what is there."""
+    return _module("torch").empty(0, device=device)
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
@@ -121,7 +131,8 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
     owner = library(like)
     xp = _module(owner)
     if owner == "torch":
-        return xp.zeros(shape, dtype=like.dtype, device=like.device)
+        made = xp.zeros(shape, dtype=getattr(xp, dtype_name(like)), device=like.device)
+        return DeviceArray(made) if isinstance(like, DeviceArray) else made
     return xp.zeros(shape, dtype=like.dtype)
 
 
@@ -165,12 +176,12 @@ def widened(x: Array) -> Array:
     """`x` in float32 if its dtype is a 16-bit float, else `x`."""
     if result_dtype(x) == dtype_name(x):
         return x
-    return x.float() if library(x) == "torch" else x.astype("float32")
+    return to_dtype(x, "float32")
 
 
 def to_dtype(x: Array, name: str) -> Array:
     """`x` in the dtype `name`."""
-    if library(x) == "torch":
+    if library(x) == "torch" and not isinstance(x, DeviceArray):
         return x.to(getattr(_module("torch"), name))
     return x.astype(name)
 
@@ -205,7 +216,8 @@ def from_numpy(host: np.ndarray[Any, Any], like: Array) -> Array:
         ):  # torch has no read-only tensors: sharing would let them be written
             host = host.copy()
         # Memory that is not pinned has been read when the call returns: no need to wait for more.
-        return torch.from_numpy(host).to(like.device, non_blocking=True)
+        moved = torch.from_numpy(host).to(like.device, non_blocking=True)
+        return DeviceArray(moved) if isinstance(like, DeviceArray) else moved
     if owner == "jax":
         import jax
 
@@ -220,7 +232,7 @@ def from_numpy(host: np.ndarray[Any, Any], like: Array) -> Array:
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """Numpy view of `x`; without a copy for arrays on CPU, a transfer for others."""
-    owner = library(x)
+    owner, x = library(x), bare(x)
     if owner == "numpy":
         return x  # type: ignore[no-any-return]
     if owner == "torch":
@@ -253,6 +265,50 @@ def eigh(x: Array) -> tuple[Array, Array]:
     # For a stack cupy takes Jacobi's method, which is for small matrices.
     pairs = [xp.linalg.eigh(matrix) for matrix in x]
     return xp.stack([w for w, _ in pairs]), xp.stack([v for _, v in pairs])
+
+
+def in_numpys_words(x: Array, name: str = "array") -> np.ndarray[Any, Any]:
+    """`x` for code written in numpy's words: its view in numpy, on a device a `DeviceArray`.
+
+    Raises
+    ------
+    TypeError
+        An array of a library other than torch on a device.
+    """
+    if isinstance(x, DeviceArray):
+        return x  # type: ignore[return-value]
+    if device_name(x) == "cpu":
+        return to_numpy(x)
+    if library(x) != "torch":
+        raise TypeError(
+            f"{name}: on {device_name(x)} expected a tensor of torch, got an array of "
+            f"{library(x)}; pass torch.from_dlpack(x), which shares its memory"
+        )
+    return DeviceArray(x.detach())  # type: ignore[return-value]
+
+
+def in_library(x: Any, like: Array) -> Array:
+    """Array from such code as one of the library and device of `like`."""
+    if isinstance(x, DeviceArray):
+        if device_name(like) == "cpu":  # asked for by who handed over an array of the host
+            return from_numpy(to_numpy(x), like)
+        return x if isinstance(like, DeviceArray) else x.tensor
+    return from_numpy(x, like)
+
+
+def free_bytes(x: Array) -> int | None:
+    """Bytes that are free on the GPU of `x`, with those its library keeps; None for the CPU."""
+    owner, x = library(x), bare(x)
+    if owner == "torch" and x.device.type == "cuda":
+        cuda = _module("torch").cuda
+        kept = cuda.memory_reserved(x.device) - cuda.memory_allocated(x.device)
+        return int(cuda.mem_get_info(x.device)[0] + kept)
+    if owner == "cupy":
+        cupy = _module("cupy")
+        with cupy.cuda.Device(x.device.id) as device:
+            pool = cupy.get_default_memory_pool()
+            return int(device.mem_info[0] + pool.free_bytes())
+    return None
 
 
 def requires_grad(x: Array) -> bool:

@@ -91,7 +91,10 @@ def fisher(
     Notes
     -----
     Rows ``S_n^T J_n`` with ``S_n S_n^T = H_n`` are formed at the cotangents of each layer; every
-    structure is made from those. Amari 1998; for the kinds see Kunstner, Balles and Hennig 2019.
+    structure is made from those. On a GPU (torch tensors) they stay there: it is waited for to read
+    whether factors are finite, what inverses say of themselves, and a few norms of a refinement.
+    Labels of "mc" are drawn by numpy's generator; outputs are copied to the host for a likelihood
+    of your own. Amari 1998; for the kinds see Kunstner, Balles and Hennig 2019.
 
     Examples
     --------

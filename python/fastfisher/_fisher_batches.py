@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from fastfisher._arrays import Array, library, namespace, result_dtype
+from fastfisher._device_array import as_array
 from fastfisher._fisher_matrix import Fisher
 from fastfisher._fisher_rows import Recipe, rows_of
 from fastfisher.structures import Structure, add_up, make
@@ -70,7 +71,7 @@ def streamed(
     count, last = 0, None
     for k, (first, label) in enumerate(pairs(x, y, labelled=recipe.kind == "empirical")):
         # Draws of one batch do not repeat in the next.
-        own = replace(recipe, seed=(int(np.asarray(recipe.seed)), k))
+        own = replace(recipe, seed=(int(as_array(recipe.seed)), k))
         last = rows_of(model, first, label, own)
         part = make(structure, last.rows, last.weight, weight_sharing=weight_sharing)
         total = part if total is None else add_up(total, part)

@@ -3,20 +3,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastfisher import linalg
+from fastfisher._arrays import Array, in_library, in_numpys_words
+from fastfisher._device_array import bare, contiguous
 from fastfisher._layer import Layer
 from fastfisher._memory import free_memory
 from fastfisher.factors import Dense, Explicit
+from fastfisher.structures import Structure
 from fastfisher.structures.coupled import Coupled
 
 Host = np.ndarray[Any, Any]
 
 # Products with the matrix that an iteration takes, seen for up to 20 outliers.
 _MATVECS = (40, 12)
+
+
+def in_terms_of_library(function: Callable[[Host], Host]) -> Callable[[Array], Array]:
+    """Let a function of arrays in numpy's words take arrays of the caller's library."""
+    return lambda v: in_library(function(in_numpys_words(v)), v)
+
+
+def by_products(
+    structure: Structure, k: int, which: Any, tol: float, seed: int, v0: Host | None = None
+) -> Any:
+    """Eigenpairs by products with a structure."""
+    start = None if v0 is None else bare(v0)
+    return linalg.eigsh(
+        in_terms_of_library(structure.matvec), k, which=which, tol=tol, v0=start, seed=seed,
+        n=structure.size, dtype=str(structure.dtype), like=bare(structure.like),
+    )  # fmt: skip
 
 
 def full_eigsh(
@@ -26,25 +46,22 @@ def full_eigsh(
     j, scale = structure.parts[0].jacobian, structure.scale
     rows, size = j.shape
 
-    def by_products() -> Any:
-        dtype = str(structure.dtype)
-        return linalg.eigsh(
-            structure.matvec, k, which=which, tol=tol, v0=v0, seed=seed, n=size, dtype=dtype
-        )
+    def otherwise() -> Any:
+        return by_products(structure, k, which, tol, seed, v0)
 
     wide = which in ("LA", "LM") and k <= min(rows, size) and rows < size
     matvecs = _MATVECS[0] + _MATVECS[1] * k
     if not (wide and _gram_cost(j.layers) < matvecs * _product_cost(j.layers) and _fits(rows, j)):
-        return by_products()
+        return otherwise()
     dual = j.gram().reshape(rows, rows)
     dual *= structure.dtype.type(scale)
-    start = None if v0 is None else j @ v0
-    found = linalg.eigsh(dual, k, which=which, tol=tol, v0=start, seed=seed)
+    start = None if v0 is None else bare(j @ v0)
+    found = linalg.eigsh(bare(dual), k, which=which, tol=tol, v0=start, seed=seed)
     # v is J^T u up to a factor; of the null space nothing is known here.
-    v = j.T @ np.ascontiguousarray(found.vectors)
+    v = j.T @ contiguous(in_numpys_words(found.vectors))
     squares = np.diagonal(_inner(v, v))
     if not (squares > np.finfo(v.dtype).eps * squares.max(initial=0.0)).all():
-        return by_products()
+        return otherwise()
     # The roundings of the Gram matrix turn the vectors of close eigenvalues into each other.
     # Orthogonal but for roundings, so that a Cholesky factor is as good as a QR factorisation.
     _turn(v, np.linalg.inv(np.linalg.cholesky(_inner(v, v))).T)
@@ -79,7 +96,7 @@ def _turn(x: Host, turn: Host) -> None:
 
 def _distances(x: Host, y: Host, values: Host) -> Host:
     """Norms of the columns of ``x - values y``."""
-    total = np.zeros(len(values))
+    total = np.zeros(len(values), like=x)
     for rows in _pieces(x):
         total += np.square(x[rows] - values * y[rows]).sum(0, dtype=np.float64)
     return np.sqrt(total).astype(x.dtype)
@@ -87,7 +104,7 @@ def _distances(x: Host, y: Host, values: Host) -> Host:
 
 def _inner(x: Host, y: Host) -> Host:
     """``x^T y`` for tall x and y, added up in float64."""
-    total = np.zeros((x.shape[1], y.shape[1]))
+    total = np.zeros((x.shape[1], y.shape[1]), like=x)
     for rows in _pieces(x):
         total += x[rows].T @ y[rows]
     return total
@@ -119,4 +136,4 @@ def _product_cost(layers: tuple[Layer, ...]) -> float:
 
 
 def _fits(rows: int, j: Any) -> bool:
-    return rows * rows * int(j.layers[0].g.itemsize) * 3 < free_memory() // 2
+    return rows * rows * int(j.layers[0].g.itemsize) * 3 < free_memory(j.layers[0].g) // 2

@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 
 from fastfisher import linalg
-from fastfisher._arrays import Array, dtype_name, from_numpy, library, to_numpy
+from fastfisher._arrays import (
+    Array,
+    device_name,
+    dtype_name,
+    in_library,
+    in_numpys_words,
+    library,
+)
+from fastfisher._device_array import as_array, contiguous
+from fastfisher._fisher_eigsh import by_products, full_eigsh
 from fastfisher._jacobian import Jacobian
 from fastfisher._parameters import flatten, unflatten
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
-from fastfisher.likelihoods import Gaussian, Likelihood, symmetric_root
+from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_at, symmetric_root
 from fastfisher.structures import Structure
-from fastfisher.structures._rooted import on_host
+from fastfisher.structures._rooted import in_numpy
 from fastfisher.structures.coupled import Coupled
 from fastfisher.structures.kfac import Kfac
 
@@ -28,16 +37,17 @@ Host = np.ndarray[Any, Any]
 class Fisher:
     """Fisher matrix (P, P) of `fastfisher.fisher`: symmetric, in the order of the parameters.
 
-    It acts on vectors in the library and dtype of the model. Objects of scipy that want a linear
-    operator take it as it is.
+    It acts on vectors in the library and dtype of the model, and where the model is, a device too.
+    Objects of scipy that want a linear operator take it as it is: arrays of numpy come back as
+    such, and are moved for a model on a device.
 
     Attributes
     ----------
     jacobian : Jacobian or None
         Of the model; None where rows were made without it, for sampled and empirical ones.
     rows : Jacobian or None
-        Rows ``S_n^T J_n``, with numpy's arrays: ``F = scale rows^T rows`` if it is full. None for
-        what was added up over batches.
+        Rows ``S_n^T J_n``, with numpy's arrays, on a device in numpy's words:
+        ``F = scale rows^T rows`` if it is full. None for what was added up over batches.
     scale : float
     structure : Structure
     likelihood : Likelihood
@@ -143,8 +153,8 @@ class Fisher:
         z = np.random.default_rng(seed).standard_normal((self.shape[0], n)).astype(self.dtype)
         _check_damping(damping)
         self._refuse_singular(damping)
-        x = self.structure.function(_inverse_root(damping), z)
-        return self._out(np.ascontiguousarray(x.T), False)
+        x = self.structure.function(_inverse_root(damping), np.asarray(z, like=self._kind))
+        return self._out(contiguous(x.T), False)
 
     def eigsh(
         self,
@@ -164,17 +174,11 @@ class Fisher:
         """
         start = None if v0 is None else self._columns(v0, "v0")[0]
         if isinstance(self.structure, Coupled) and self.structure.title == "full":
-            from fastfisher._fisher_eigsh import full_eigsh
-
             found = full_eigsh(self.structure, k, which, tol, seed, start)
         else:
-            product = self.structure.matvec
-            found = linalg.eigsh(
-                product, k, which=which, tol=tol, v0=start, seed=seed,
-                n=self.shape[0], dtype=str(self.dtype),
-            )  # fmt: skip
+            found = by_products(self.structure, k, which, tol, seed, start)
         values, vectors, norms = (
-            self._out(np.asarray(x), False)
+            self._out(in_numpys_words(x), False)
             for x in (found.values, found.vectors, found.residual_norms)
         )
         return linalg.EigshResult(
@@ -228,9 +232,10 @@ class Fisher:
             n = self.rows.shape[0]
             return self._out(self.rows.gram().reshape(n, n) * self.dtype.type(self.scale), False)
         assert self.jacobian is not None  # what is exact has one
-        j = on_host(self.jacobian)
+        j = in_numpy(self.jacobian)
         assert j.outputs is not None
-        root = symmetric_root(self.likelihood.hessian(np.asarray(j.outputs, np.float64)))
+        f = as_array(j.outputs, np.float64)
+        root = symmetric_root(likelihood_at(self.likelihood, f).hessian(f))
         n, c = j.samples, j.n_outputs
         left = np.einsum("ncr,ncmd->nrmd", root, j.gram().astype(np.float64), optimize=True)
         both = np.einsum("mde,nrmd->nrme", root, left, optimize=True).reshape(n * c, n * c)
@@ -254,6 +259,11 @@ class Fisher:
         )
 
     @property
+    def _kind(self) -> Host:
+        """Array of the kind that the structure's are."""
+        return in_numpys_words(self.like)
+
+    @property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         if self.shapes is not None:
             return self.shapes
@@ -272,7 +282,11 @@ class Fisher:
             raise ValueError(
                 f"{name}: expected shape ({size},) or ({size}, k), got {tuple(v.shape)}"
             )
-        host = to_numpy(v)
+        host = in_numpys_words(v, name)
+        there = device_name(self.like)
+        if device_name(v) not in ("cpu" if library(v) == "numpy" else there, there):
+            raise TypeError(f"{name}: expected device {there}, got {device_name(v)}")
+        host = np.asarray(host, like=self._kind)
         if not np.isfinite(host).all():
             where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
             raise NonFiniteError(
@@ -282,8 +296,8 @@ class Fisher:
 
     def _out(self, host: Host, one: bool, v: Array | None = None) -> Array:
         """`host` in the library of `v`, by default that of the model."""
-        result = np.ascontiguousarray(host[:, 0] if one else host)
-        return from_numpy(result, self.like if v is None else v)
+        result = contiguous(host[:, 0] if one else host)
+        return in_library(result, self.like if v is None else v)
 
     def _solved(self, v: Host, damping: float, *split: str) -> Host:
         overflow = NumericalError(

@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, from_numpy, library, result_dtype, to_numpy
+from fastfisher._arrays import (
+    Array,
+    device_name,
+    in_library,
+    in_numpys_words,
+    library,
+    result_dtype,
+)
+from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import Params, jacobian
 from fastfisher._ntk import rows as sampled_rows
 from fastfisher.errors import NonFiniteError
 from fastfisher.factors import Explicit
-from fastfisher.likelihoods import Gaussian, Likelihood
-from fastfisher.structures._rooted import on_host, rooted
+from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_at
+from fastfisher.structures._rooted import in_numpy, rooted
 
 Host = np.ndarray[Any, Any]
 
@@ -36,7 +44,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows on the host, the Jacobian they came from if there is one, and an array like results."""
+    """Rows in numpy's words, the Jacobian they came from if any, and an array like results."""
 
     jacobian: Jacobian | None
     rows: Jacobian
@@ -62,7 +70,7 @@ def rows_of(model: Any, x: Any, y: Array | None, recipe: Recipe) -> Rows:
     plain = recipe.kind == "exact" and type(recipe.likelihood) is Gaussian
     weight = 1 / recipe.samples if recipe.kind == "mc" else 1.0
     if captured is not None:
-        host = on_host(captured)
+        host = in_numpy(captured)
         root = None
         if plain:
             assert isinstance(recipe.likelihood, Gaussian)
@@ -72,13 +80,13 @@ def rows_of(model: Any, x: Any, y: Array | None, recipe: Recipe) -> Rows:
         return Rows(captured, _rows(host, root), captured.layers[0].g, weight)
 
     # Rows are made at the outputs: R backward passes, not C.
-    def in_library(f: Array) -> Array:
-        root = _root(to_numpy(f).astype(np.float64), y, recipe)
-        return from_numpy(root.astype(result_dtype(f)), f)
+    def root_of(f: Array) -> Array:
+        root = _root(in_numpys_words(f, "outputs").astype(np.float64), y, recipe)
+        return in_library(root.astype(result_dtype(f)), f)
 
     draws = recipe.samples if recipe.kind == "mc" else 1
-    given = sampled_rows(model, x, in_library, draws, **options)
-    return Rows(None, on_host(given), given.layers[0].g, weight)
+    given = sampled_rows(model, x, root_of, draws, **options)
+    return Rows(None, in_numpy(given), given.layers[0].g, weight)
 
 
 def _outputs(j: Jacobian, recipe: Recipe) -> Host:
@@ -89,7 +97,7 @@ def _outputs(j: Jacobian, recipe: Recipe) -> Host:
             f"{type(recipe.likelihood).__name__.lower()} with kind={recipe.kind!r} needs; expected "
             "Jacobian.from_factors(..., outputs=...)"
         )
-    f = np.asarray(j.outputs, np.float64)
+    f = as_array(j.outputs, np.float64)
     if not np.isfinite(f).all():
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(f))[0])
         raise NonFiniteError(f"outputs: expected finite numbers, got {f[where]} at index {where}")
@@ -98,12 +106,12 @@ def _outputs(j: Jacobian, recipe: Recipe) -> Host:
 
 def _root(f: Host, y: Array | None, recipe: Recipe) -> Host:
     """Root S (N, C, R) of the curvature of each sample, up to the number of draws."""
-    likelihood = recipe.likelihood
+    likelihood = likelihood_at(recipe.likelihood, f)
     if recipe.kind == "exact":
         return likelihood.root(f)
     if recipe.kind == "empirical":
         library(y, "y")
-        labels = likelihood.labels(to_numpy(y), f)
+        labels = likelihood.labels(_labels(y, f), f)
         if labels.ndim == 0 or len(labels) != len(f):
             raise ValueError(f"y: expected {len(f)} labels, got shape {labels.shape}")
         return _gradient(likelihood, f, labels)[:, :, None]
@@ -112,8 +120,15 @@ def _root(f: Host, y: Array | None, recipe: Recipe) -> Host:
     return np.stack(draws, -1)
 
 
+def _labels(y: Array, f: Host) -> Host:
+    """Labels in numpy's words, on the device of the outputs `f`."""
+    if device_name(y) != device_name(f):
+        raise TypeError(f"y: expected labels on {device_name(f)}, got some on {device_name(y)}")
+    return in_numpys_words(y, "y")
+
+
 def _gradient(likelihood: Likelihood, f: Host, labels: Host) -> Host:
-    g = np.asarray(likelihood.gradient(f, labels), np.float64)
+    g = as_array(likelihood.gradient(f, labels), np.float64)
     if g.shape != f.shape:
         raise ValueError(f"gradient: expected shape {f.shape} as the outputs, got {g.shape}")
     return g

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastfisher._arrays import Array, dtype_name, from_numpy, library, to_numpy
+from fastfisher._arrays import Array, device_name, dtype_name, from_numpy, library, to_numpy, zeros
 from fastfisher._layer import Layer, Native
 from fastfisher.factors import Shared
 
@@ -24,7 +24,7 @@ class Lookup(Layer):
     Parameters
     ----------
     index : integer array, shape (n, s)
-        Row of each position.
+        Row of each position; kept by the host, to which an index on a device is copied.
     g : array, shape (n, c, s, d), float32 | float64 | bfloat16 | float16
         Gradients of the c outputs with respect to the rows that were looked up.
     rows : int
@@ -95,7 +95,13 @@ class Lookup(Layer):
     def cut(self, rows: np.ndarray[Any, Any]) -> Shared:
         """Layer of the sorted `rows` of the table only, with weight (d, len(rows))."""
         position = np.searchsorted(rows, self.index)
-        unit = np.zeros((*self.index.shape, len(rows)), np.float32)
+        shape = (*self.index.shape, len(rows))
+        if device_name(self.g) != "cpu":
+            a = zeros(shape, self.g)
+            first = np.arange(self.index.size) * len(rows)
+            a.reshape(-1)[from_numpy(first + position.reshape(-1), self.g)] = 1
+            return Shared(a, self.g, label=self.label)
+        unit = np.zeros(shape, np.float32)
         np.put_along_axis(unit, position[..., None], 1, -1)
         name = dtype_name(self.g)
         if library(self.g) == "torch":
@@ -120,7 +126,7 @@ class Lookup(Layer):
         return shared[..., np.argsort(self.columns(rows))]
 
     def _replaced(self, g: Array, w: Array) -> Lookup:
-        return Lookup(from_numpy(self.index, g), g, rows=self.rows, label=self.label)
+        return Lookup(self.index, g, rows=self.rows, label=self.label)
 
 
 def cut_pair(

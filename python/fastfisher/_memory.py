@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastfisher._arrays import device_name, dtype_name, library, result_dtype
+from fastfisher._arrays import Array, device_name, dtype_name, free_bytes, library, result_dtype
 from fastfisher._layer import Layer
 from fastfisher.factors import Dense
 
@@ -35,8 +35,11 @@ def memory_bytes(limit: int | str | None) -> int:
     return int(min(limit, _MOST_MEMORY))
 
 
-def free_memory() -> int:
-    """Bytes that this machine can still give."""
+def free_memory(like: Array | None = None) -> int:
+    """Bytes that this machine can still give, or the device of `like`."""
+    found = None if like is None else free_bytes(like)
+    if found is not None:
+        return found
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):

@@ -66,6 +66,10 @@ def jacobian(
     parameter; the factors are the inputs that the graph saved and the gradients of the results.
     Uses that are not understood go through one run a sample.
 
+    On a GPU all arrays stay there; the first run of a model waits for it some twenty times, to read
+    whether samples, gradients and the proof of a capture are as they must be, others a few times.
+    Indices of embeddings are copied to the host.
+
     Examples
     --------
     >>> import numpy as np
@@ -178,7 +182,8 @@ def ntk(
     Notes
     -----
     Cost: one forward pass, one backward pass to each layer for the C outputs, and the Gram of the
-    factors, N^2/2 (i + C^2 o) multiply-adds for a dense layer. The Jacobian is never formed.
+    factors, N^2/2 (i + C^2 o) multiply-adds for a dense layer. The Jacobian is never formed. On a
+    GPU as for `fastfisher.jacobian`, with half of its free memory where no limit is given.
 
     Examples
     --------

@@ -3,7 +3,8 @@
 
 The Fisher matrix of the parameters is ``sum_n J_n^T H_n J_n / N`` with the Fisher matrix H_n (C, C)
 of the outputs, which for these likelihoods is also the Hessian of -log p. All arrays are numpy's,
-float64.
+float64. Those defined here also run where a model's outputs are, on a device; labels are drawn by
+numpy's generator in any case. Outputs are read back for likelihoods of your own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._arrays import to_numpy
+from fastfisher._device_array import DeviceArray, as_array
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "likelihood_of"]
@@ -59,7 +62,7 @@ class Likelihood:
 
     def root(self, f: Host) -> Host:
         """Any S (N, C, R) with ``S S^T = hessian(f)``; here the symmetric one."""
-        h = np.asarray(self.hessian(f), np.float64)
+        h = as_array(self.hessian(f), np.float64)
         expected = (*f.shape, f.shape[1])
         if h.shape != expected:
             raise ValueError(f"hessian: expected shape {expected}, got {h.shape}")
@@ -70,7 +73,7 @@ class Likelihood:
 
     def unrooted(self, f: Host, e: Host) -> Host:
         """E (N, R, k) with ``S E = e`` for e (N, C, k), where there is one; S as in `root`."""
-        return np.asarray(np.linalg.pinv(self.root(f)) @ e)
+        return as_array(np.linalg.pinv(self.root(f)) @ e)
 
     def labels(self, y: Host, f: Host) -> Host:
         """Check labels `y` for the outputs `f`; returns them in the shape of `gradient`."""
@@ -92,12 +95,12 @@ class Gaussian(Likelihood):
 
     def hessian(self, f: Host) -> Host:
         """``I / variance``."""
-        return np.broadcast_to(np.eye(f.shape[1]) / self.variance, (*f.shape, f.shape[1]))
+        return np.broadcast_to(np.eye(f.shape[1], like=f) / self.variance, (*f.shape, f.shape[1]))
 
     def root(self, f: Host) -> Host:
         """``I / sqrt(variance)``."""
         return np.broadcast_to(
-            np.eye(f.shape[1]) / math.sqrt(self.variance), (*f.shape, f.shape[1])
+            np.eye(f.shape[1], like=f) / math.sqrt(self.variance), (*f.shape, f.shape[1])
         )
 
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
@@ -122,13 +125,13 @@ class Categorical(Likelihood):
     def hessian(self, f: Host) -> Host:
         """``diag(p) - p p^T``."""
         s = self.root(f)  # p (1 - p) would cancel where one class is sure
-        return np.asarray(s @ s.swapaxes(1, 2))
+        return as_array(s @ s.swapaxes(1, 2))
 
     def root(self, f: Host) -> Host:
         """``diag(sqrt p) - p sqrt(p)^T``."""
         p = softmax(f)
         s = np.sqrt(p)
-        return np.asarray(s[:, :, None] * np.eye(f.shape[1]) - p[:, :, None] * s[:, None, :])
+        return as_array(s[:, :, None] * np.eye(f.shape[1], like=f) - p[:, :, None] * s[:, None, :])
 
     def unrooted(self, f: Host, e: Host) -> Host:
         """``e / sqrt p``, if e sums to zero over the classes."""
@@ -137,11 +140,11 @@ class Categorical(Likelihood):
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
         """Draw classes (N,)."""
         if f.size == 0:
-            return np.zeros(len(f), np.int64)
+            return np.zeros(len(f), np.int64, like=f)
         edges = softmax(f).cumsum(1)
         # The last edge may round to less than 1.
         draws = rng.random((len(f), 1)) * edges[:, -1:]
-        return np.asarray((draws >= edges).sum(1).clip(0, f.shape[1] - 1))
+        return as_array((draws >= edges).sum(1).clip(0, f.shape[1] - 1))
 
     def gradient(self, f: Host, y: Host) -> Host:
         """``p - one_hot(y)``."""
@@ -166,11 +169,11 @@ class Bernoulli(Likelihood):
 
     def hessian(self, f: Host) -> Host:
         """``diag(p (1 - p))``."""
-        return _slope(f)[:, :, None] * np.eye(f.shape[1])
+        return _slope(f)[:, :, None] * np.eye(f.shape[1], like=f)
 
     def root(self, f: Host) -> Host:
         """``diag(sqrt(p (1 - p)))``."""
-        return np.sqrt(_slope(f))[:, :, None] * np.eye(f.shape[1])
+        return np.sqrt(_slope(f))[:, :, None] * np.eye(f.shape[1], like=f)
 
     def unrooted(self, f: Host, e: Host) -> Host:
         """``e / sqrt(p (1 - p))``."""
@@ -178,7 +181,7 @@ class Bernoulli(Likelihood):
 
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
         """Draw labels (N, C)."""
-        return (rng.random(f.shape) < _sigmoid(f)).astype(np.float64)
+        return (_sigmoid(f) > rng.random(f.shape)).astype(np.float64)
 
     def gradient(self, f: Host, y: Host) -> Host:
         """``p - y``."""
@@ -215,6 +218,43 @@ def likelihood_of(given: Any) -> Likelihood:
     )
 
 
+def likelihood_at(likelihood: Likelihood, f: Host) -> Likelihood:
+    """`likelihood` for outputs like `f`: one of the user's gets numpy's arrays on any device."""
+    known = type(likelihood) in _NAMED.values()
+    return likelihood if known or not isinstance(f, DeviceArray) else _OnHost(likelihood)
+
+
+class _OnHost(Likelihood):
+    """A likelihood of the user's: outputs on a device are read back, results are moved there."""
+
+    def __init__(self, own: Likelihood) -> None:
+        self.own = own
+
+    def hessian(self, f: Host) -> Host:
+        """Of the user's."""
+        return np.asarray(self.own.hessian(to_numpy(f)), np.float64, like=f)
+
+    def root(self, f: Host) -> Host:
+        """Of the user's."""
+        return np.asarray(self.own.root(to_numpy(f)), np.float64, like=f)
+
+    def unrooted(self, f: Host, e: Host) -> Host:
+        """Of the user's."""
+        return np.asarray(self.own.unrooted(to_numpy(f), to_numpy(e)), np.float64, like=f)
+
+    def sample(self, f: Host, rng: np.random.Generator) -> Host:
+        """Of the user's, on the host."""
+        return self.own.sample(to_numpy(f), rng)
+
+    def gradient(self, f: Host, y: Host) -> Host:
+        """Of the user's; `y` may be on the host already."""
+        return np.asarray(self.own.gradient(to_numpy(f), to_numpy(y)), np.float64, like=f)
+
+    def labels(self, y: Host, f: Host) -> Host:
+        """Of the user's, on the host."""
+        return self.own.labels(to_numpy(y), to_numpy(f))
+
+
 def symmetric_root(h: Host) -> Host:
     """Symmetric square roots of positive semi-definite matrices (N, C, C)."""
     if not np.isfinite(h).all():
@@ -228,28 +268,28 @@ def symmetric_root(h: Host) -> Host:
             f"hessian: expected positive semi-definite matrices, got an eigenvalue "
             f"{w[n, 0]:.3e} for sample {n}"
         )
-    return np.asarray((q * np.sqrt(w.clip(0))[:, None, :]) @ q.swapaxes(1, 2))
+    return as_array((q * np.sqrt(w.clip(0))[:, None, :]) @ q.swapaxes(1, 2))
 
 
 def softmax(f: Host) -> Host:
     """Probabilities of logits (N, C)."""
     e = np.exp(f - f.max(1, keepdims=True, initial=-np.inf))
-    return np.asarray(e / e.sum(1, keepdims=True))
+    return as_array(e / e.sum(1, keepdims=True))
 
 
 def _sigmoid(f: Host) -> Host:
     e = np.exp(-np.abs(f))
-    return np.asarray(np.where(f >= 0, 1, e) / (1 + e))
+    return as_array(np.where(f >= 0, 1, e) / (1 + e))
 
 
 def _slope(f: Host) -> Host:
     e = np.exp(-np.abs(f))  # p (1 - p) without the cancellation in 1 - p
-    return np.asarray(e / (1 + e) ** 2)
+    return as_array(e / (1 + e) ** 2)
 
 
 def _ratio(a: Host, b: Host) -> Host:
     """Divide, with zero where b underflows."""
-    return np.asarray(np.where(b > 0, a / np.where(b > 0, b, 1), 0))
+    return as_array(np.where(b > 0, a / np.where(b > 0, b, 1), 0))
 
 
 def _check_labels(y: Host, shape: tuple[int, ...], what: str) -> None:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastfisher._arrays import to_numpy
+
 
 def as_float64(x) -> np.ndarray:
-    return np.asarray(x, dtype=np.float64)
+    host = to_numpy(x) if hasattr(x, "__dlpack__") else x
+    return np.asarray(host, dtype=np.float64)
 
 
 def assert_close(

@@ -1,15 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: the array libraries and devices that exist here, and why others do not."""
+"""Fixtures: the array libraries and devices that exist here, and why others do not.
+
+Where fastfisher's CUDA backend has a device, arrays of torch and cupy on it are two libraries more;
+elsewhere `cuda_device` says why there is none. With FASTFISHER_PRETEND_DEVICE=1 tensors of
+`pretend_device` are one more.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from fastfisher._arrays import to_numpy
+
+
+def _cuda() -> dict:
+    from fastfisher import _native
+
+    return _native.build_info()["backends"]["cuda"]
+
+
 LIBRARIES = ["numpy", "torch", "jax"]
+if _cuda()["available"]:
+    LIBRARIES += [name for name in ("torch-cuda", "cupy") if importlib.util.find_spec(name[:5])]
+if os.environ.get("FASTFISHER_PRETEND_DEVICE"):
+    LIBRARIES.append("torch-pretend")
 
 
 def pytest_addoption(parser):
@@ -31,11 +52,28 @@ class ArrayLibrary:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    @property
+    def on_device(self) -> bool:
+        """Whether arrays are not on the CPU."""
+        return self.name in ("torch-cuda", "cupy", "torch-pretend")
+
     def array(self, host: np.ndarray):
         if self.name == "torch":
             import torch
 
             return torch.from_numpy(host)
+        if self.name == "torch-cuda":
+            import torch
+
+            return torch.from_numpy(np.ascontiguousarray(host)).cuda()
+        if self.name == "cupy":
+            import cupy
+
+            return cupy.asarray(host)
+        if self.name == "torch-pretend":
+            from pretend_device import moved
+
+            return moved(host)
         if self.name == "jax":
             import jax
 
@@ -43,15 +81,34 @@ class ArrayLibrary:
             return jax.numpy.asarray(host)
         return host
 
+    def host(self, x) -> np.ndarray:
+        """`x` as an array of numpy."""
+        return to_numpy(x) if self.on_device else np.asarray(x)
+
+    def assert_same(self, got, expected: np.ndarray) -> None:
+        """Same bits as on the CPU; on a device the same but for roundings."""
+        if self.on_device:
+            scale = np.abs(expected).max(initial=0.0)
+            tolerance = 64 * np.finfo(expected.dtype).eps * scale
+            np.testing.assert_allclose(self.host(got), expected, rtol=0, atol=tolerance)
+        else:
+            np.testing.assert_array_equal(np.asarray(got), expected)
+
     def kind(self) -> type:
         return type(self.array(np.zeros(1)))
 
 
 @pytest.fixture(params=LIBRARIES)
-def xp(request) -> ArrayLibrary:
-    if importlib.util.find_spec(request.param) is None:
+def xp(request) -> Iterator[ArrayLibrary]:
+    if importlib.util.find_spec(request.param.partition("-")[0]) is None:
         pytest.skip(f"{request.param} is not installed")
-    return ArrayLibrary(request.param)
+    device = contextlib.nullcontext()
+    if request.param == "torch-pretend":
+        from pretend_device import pretend
+
+        device = pretend()
+    with device:
+        yield ArrayLibrary(request.param)
 
 
 @pytest.fixture
@@ -62,9 +119,7 @@ def device(request) -> str:
 @pytest.fixture(scope="session")
 def cuda_device(request) -> str:
     """Device string of a GPU that fastfisher's CUDA backend can use."""
-    from fastfisher import _native
-
-    state = _native.build_info()["backends"]["cuda"]
+    state = _cuda()
     if state["available"]:
         return "cuda:0"
     reason = f"no CUDA device: {state['detail']}"

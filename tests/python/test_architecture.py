@@ -44,7 +44,7 @@ DOORS = {
 # module -> files and folders of the package that may name it.
 IMPORTS = {
     "fastfisher._core": {"_native.py"},
-    "torch": {"_arrays.py", "capture", "optim", "augment/_training.py"},
+    "torch": {"_arrays.py", "_device_array.py", "capture", "optim", "augment/_training.py"},
     "cupy": {"_arrays.py"},
     "cupyx": {"_arrays.py"},
     "jax": {"_arrays.py"},

@@ -128,7 +128,11 @@ def test_any_order_stack_and_library(task, xp, rng):
         for result, want in zip(call(task, a, b=b), plain, strict=True):
             got = getattr(result, field)
             assert isinstance(got, xp.kind())
-            np.testing.assert_array_equal(np.asarray(got), want)
+            if xp.on_device and task == "eigh":  # vectors have no sign of their own
+                got, want = np.abs(xp.host(got)), np.abs(want)
+                np.testing.assert_allclose(got, want, atol=1e-3)
+                continue
+            xp.assert_same(got, want)
 
 
 def test_16_bit_floats_give_float32(rng):

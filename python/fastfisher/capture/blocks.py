@@ -23,7 +23,7 @@ from fastfisher._parameters import module_of
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Blocks, plan_blocks
-from fastfisher.capture.model import Inputs, samples_of, take
+from fastfisher.capture.model import Inputs, samples_of, take, tensors_of
 
 _SHARE = 0.5  # of the memory that is free, where no limit is given
 
@@ -46,7 +46,10 @@ def kernel(
     """
     n = samples_of(x)
     m = None if x2 is None else samples_of(x2)
-    limit = int(free_memory() * _SHARE) if memory_limit is None else memory_bytes(memory_limit)
+    if memory_limit is None:
+        limit = int(free_memory(tensors_of(x)[0]) * _SHARE)
+    else:
+        limit = memory_bytes(memory_limit)
     may_form = options["method"] in ("auto", "S1")
     blocks = plan_blocks(n, m, capture.cost, limit, may_form=may_form)
     run = _Run(

@@ -12,6 +12,7 @@ from typing import Any
 from fastfisher.cli._console import Bars, print_json, print_line
 from fastfisher.models.activations import ACTIVATIONS
 from fastfisher.report import SECTIONS, Settings, checkpoint_folder, chosen, leftovers, write
+from fastfisher.report._device import DEVICES
 from fastfisher.report._section import QUICK_SECONDS
 from fastfisher.report.data import DATA_SETS
 
@@ -114,6 +115,13 @@ def add(commands: Any) -> None:
         help="sizes of the papers: hours, under 4 GB of memory, goes on after an interruption",
     )
     parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where kernels, Fisher matrices, eigenvalues and natural gradients are computed; "
+        "training stays on the CPU (default: %(default)s)",
+    )
+    parser.add_argument(
         "--list", action="store_true", help="list the sections (with --json as JSON) and stop"
     )
     parser.add_argument(
@@ -172,6 +180,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         seed=arguments.seed,
         steps=defaults["steps"],
         grid=arguments.grid,
+        device=arguments.device,
     )
 
 
@@ -205,6 +214,8 @@ def _command(settings: Settings, out: Path, only: Sequence[str] = ()) -> str:
     words += ["--out", str(out)]
     if settings.grid != "default":
         words.append(f"--{settings.grid}")
+    if settings.device != "cpu":
+        words += ["--device", settings.device]
     return shlex.join([*words, "--only", ",".join(only)] if only else words)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, dtype_name, from_numpy, to_numpy
+from fastfisher._arrays import Array, device_name, dtype_name, in_library, in_numpys_words, to_numpy
+from fastfisher._device_array import contiguous
+from fastfisher._fisher_eigsh import in_terms_of_library
 from fastfisher._ntk import jacobian
 from fastfisher.linalg import eigsh
 from fastfisher.models import MLP
@@ -50,16 +52,16 @@ class ConditionalFisher:
 
     def __matmul__(self, v: Array) -> Array:
         """``H v`` for v (C,) or (C, k): of an `MLP` at O(L M^2), without H."""
-        return from_numpy(self._product(to_numpy(v)), self._like)
+        return in_library(self._product(in_numpys_words(v, "v")), self._like)
 
     def dense(self) -> Array:
         """H (C, C); of an `MLP` by the recursion, at O(L M^3)."""
-        return from_numpy(self._dense(), self._like)
+        return in_library(self._dense(), self._like)
 
     def eigenvalues(self) -> Array:
         """All C eigenvalues of H, in descending order."""
         values = np.linalg.eigvalsh(self._dense())[::-1].clip(0)
-        return from_numpy(np.ascontiguousarray(values), self._like)
+        return in_library(contiguous(values), self._like)
 
     def lambda_max(self, *, tol: float | None = None) -> float:
         """Largest eigenvalue of H, by Lanczos steps on products.
@@ -70,7 +72,9 @@ class ConditionalFisher:
         """
         name = dtype_name(self._like)
         tol = float(np.finfo(name).eps) ** 0.5 if tol is None else tol
-        result = eigsh(self._product, 1, n=self.outputs, dtype=name, tol=tol)
+        product = in_terms_of_library(self._product)
+        like = None if self._matrix is None else self._like
+        result = eigsh(product, 1, n=self.outputs, dtype=name, tol=tol, like=like)
         return float(to_numpy(result.values)[0])
 
     def moments(self) -> tuple[float, float]:
@@ -169,7 +173,8 @@ def conditional_fisher(model: Any, x: Array) -> ConditionalFisher:
             raise ValueError(f"x: expected one sample, got {j.samples}")
         gram = j.gram()
         c = j.n_outputs
-        return ConditionalFisher(c, None, (), (), to_numpy(gram).reshape(c, c) / c, gram, 1.0)
+        matrix = in_numpys_words(gram).reshape(c, c) / c
+        return ConditionalFisher(c, None, (), (), matrix, gram, 1.0)
     sample = x[None] if len(x.shape) == 1 else x
     if len(sample.shape) != 2 or sample.shape[0] != 1:
         raise ValueError(
@@ -179,6 +184,11 @@ def conditional_fisher(model: Any, x: Array) -> ConditionalFisher:
     for name in ("normalization", "hidden_normalization"):
         if getattr(model, name) is not None:
             raise ValueError(f"model: expected {name} None, got {getattr(model, name)!r}")
+    if device_name(sample) != "cpu":
+        raise TypeError(
+            "x: expected a sample on the CPU for fastfisher.models.MLP, whose parameters are "
+            f"numpy's, got one on {device_name(sample)}; pass x.cpu()"
+        )
     inputs, pre_activations, _ = model._forward(sample)
     slope = ACTIVATIONS[model.activation].slope
     pairs = zip(pre_activations, inputs[1:], strict=False)

@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher._arrays import Array, dtype_name, from_numpy, library, namespace, to_numpy
+from fastfisher._arrays import (
+    Array,
+    dtype_name,
+    in_library,
+    in_numpys_words,
+    library,
+    namespace,
+)
+from fastfisher._device_array import contiguous
 from fastfisher.models import MLP
 from fastfisher.models.gradients import feature_gradients
 
@@ -52,9 +60,9 @@ class Metric:
     def eigenvalues(self) -> Array:
         """All M eigenvalues, in descending order; those beyond the N C-th are zero."""
         values, _ = self._decomposition()
-        full = np.zeros(self.shape[0], dtype_name(self.rows))
+        full = np.zeros(self.shape[0], dtype_name(self.rows), like=values)
         full[: values.size] = values
-        return from_numpy(full, self.rows)
+        return in_library(full, self.rows)
 
     def top(self, k: int) -> tuple[Array, Array]:
         """Largest eigenvalues (k,) and their eigenvectors as columns (M, k).
@@ -68,18 +76,18 @@ class Metric:
         if isinstance(k, bool) or int(k) != k or not 0 <= k <= most:
             raise ValueError(f"k: expected an integer from 0 to {most}, got {k!r}")
         values, vectors = self._decomposition()
-        top = np.ascontiguousarray(vectors[:, :k])
+        top = contiguous(vectors[:, :k])
         if self.rows.shape[0] < self.rows.shape[1]:
-            top = to_numpy(self.rows).T @ top
+            top = in_numpys_words(self.rows).T @ top
             norms = np.sqrt((top * top).sum(0))
             top = top / np.where(norms > 0, norms, 1)
-        return from_numpy(values[:k].copy(), self.rows), from_numpy(top, self.rows)
+        return in_library(values[:k].copy(), self.rows), in_library(top, self.rows)
 
     def _decomposition(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Eigenvalues and eigenvectors of the smaller of A and its dual, in descending order."""
         wide = self.rows.shape[0] < self.rows.shape[1]
         product = self.rows @ self.rows.T if wide else self.rows.T @ self.rows
-        values, vectors = np.linalg.eigh(to_numpy(product) / max(self.samples, 1))
+        values, vectors = np.linalg.eigh(in_numpys_words(product) / max(self.samples, 1))
         return values[::-1].clip(0), vectors[:, ::-1]
 
 
@@ -179,9 +187,9 @@ def _gradients(
 
 def _weighted(gradients: Array, outputs: Array) -> Array:
     """``S G`` with S^T S = Q = diag(g) - g g^T: S = diag(sqrt(g)) (I - 1 g^T)."""
-    f = to_numpy(outputs)
+    f = in_numpys_words(outputs)
     g = np.exp(f - f.max(1, keepdims=True))
     g /= g.sum(1, keepdims=True)
-    root = from_numpy(np.sqrt(g), gradients)
-    mean = (from_numpy(g, gradients)[:, :, None] * gradients).sum(1)
+    root = in_library(np.sqrt(g), gradients)
+    mean = (in_library(g, gradients)[:, :, None] * gradients).sum(1)
     return root[:, :, None] * (gradients - mean[:, None])

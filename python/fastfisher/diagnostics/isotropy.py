@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import dtype_name, to_numpy
+from fastfisher._arrays import dtype_name, in_numpys_words
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import jacobian
 from fastfisher.diagnostics._isotropic import Facts
 from fastfisher.errors import NumericalError
 from fastfisher.ngd import function_space_matrix
-from fastfisher.structures._rooted import on_host
+from fastfisher.structures._rooted import in_numpy
 
 __all__ = ["Isotropy", "IsotropyRow", "isotropy"]
 
@@ -166,7 +166,7 @@ def isotropy(
         j = jacobian(model, x, **options)
     if relative_damping is None:
         relative_damping = 1e-4 if dtype_name(j.layers[0].g) == "float32" else 1e-6
-    facts = Facts(on_host(j), relative_damping)
+    facts = Facts(in_numpy(j), relative_damping)
     rows = tuple(_row(j, facts, one, relative_damping) for one in structures)
     good = [row for row in rows if row.defect <= threshold]
     cheapest = min(good, key=lambda row: row.cost).structure if good else None
@@ -182,11 +182,11 @@ def _row(j: Jacobian, facts: Facts, structure: Any, relative: float) -> Isotropy
         return IsotropyRow(structure, math.nan, *known, facts.conditions(structure), str(error))
     known_alpha, cost = facts.predicted(structure), facts.cost(structure)
     conditions = facts.conditions(structure)
-    theta = to_numpy(found).reshape(size, size).astype(np.float64)
+    theta = in_numpys_words(found).reshape(size, size).astype(np.float64)
     if size == 0:
         return IsotropyRow(structure, 0.0, known_alpha, 1.0, 0.0, cost, conditions)
     w = np.linalg.eigvalsh((theta + theta.T) / 2)
     alpha, norm = float(np.trace(theta)) / size, float(np.linalg.norm(theta))
-    defect = float(np.linalg.norm(theta - alpha * np.eye(size))) / norm if norm else 0.0
+    defect = float(np.linalg.norm(theta - alpha * np.eye(size, like=theta))) / norm if norm else 0.0
     condition = float(w[-1] / w[0]) if w[0] > 0 else math.inf
     return IsotropyRow(structure, alpha, known_alpha, condition, defect, cost, conditions)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import Array, library, to_numpy
+from fastfisher._arrays import Array, device_name, in_numpys_words, library
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import ntk
 from fastfisher.errors import NonFiniteError
@@ -94,7 +94,7 @@ def scores(model: Any, x: Any = None, y: Array | None = None, **options: Any) ->
     shares = w[w > 0] / total if total > 0 else w[:0]
     plain = centred = None
     if y is not None:
-        target = _target(y, n, c)
+        target = _target(y, n, c, device_name(kernel))
         plain = _alignment(kernel, target)
         middle = kernel.reshape(n // c, c, n // c, c) if n else kernel.reshape(0, c, 0, c)
         middle = middle - middle.mean(0, keepdims=True) if n else middle
@@ -122,7 +122,7 @@ def _kernel(model: Any, x: Any, options: dict[str, Any]) -> tuple[np.ndarray[Any
         full = model.gram(**options)
     elif x is None:
         library(model, "model")
-        host = to_numpy(model)
+        host = in_numpys_words(model, "model")
         if host.ndim != 2 or host.shape[0] != host.shape[1]:
             raise ValueError(f"model: expected a kernel of shape (n, n), got {host.shape}")
         if not np.isfinite(host).all():
@@ -135,8 +135,9 @@ def _kernel(model: Any, x: Any, options: dict[str, Any]) -> tuple[np.ndarray[Any
         return host.astype(np.float64), 1, eps
     else:
         full = ntk(model, x, **options)
-    eps = _rounding(to_numpy(full))
-    host = to_numpy(full).astype(np.float64)
+    host = in_numpys_words(full)
+    eps = _rounding(host)
+    host = host.astype(np.float64)
     if host.ndim == 2:
         return host, 1, eps
     n, c = host.shape[:2]
@@ -148,16 +149,18 @@ def _rounding(host: np.ndarray[Any, Any]) -> float:
     return float(np.finfo(kind).eps)
 
 
-def _target(y: Array, n: int, c: int) -> np.ndarray[Any, Any]:
+def _target(y: Array, n: int, c: int, device: str) -> np.ndarray[Any, Any]:
     """Targets as columns (n, k) that go with the rows of the kernel."""
     library(y, "y")
-    host = to_numpy(y)
+    if device_name(y) != device:
+        raise TypeError(f"y: expected targets on {device}, got some on {device_name(y)}")
+    host = in_numpys_words(y, "y")
     if host.dtype.kind in "iu" and host.ndim == 1 and c > 1:
         if host.size and not (host.min() >= 0 and host.max() < c):
             raise ValueError(
                 f"y: expected classes from 0 to {c - 1}, got {host.min()} to {host.max()}"
             )
-        host = np.eye(c)[host]
+        host = np.eye(c, like=host)[host]
     if not np.isfinite(host).all():
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
         raise NonFiniteError(f"y: expected finite numbers, got {host[where]} at index {where}")

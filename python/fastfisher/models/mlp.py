@@ -70,7 +70,8 @@ class MLP:
     ----------
     parameters : dict of str to numpy array
         Trainables by name in the order of the Jacobian's columns: ``"0.weight"`` (M_1, M_0),
-        ``"0.bias"`` (M_1,), ``"1.weight"``, ...
+        ``"0.bias"`` (M_1,), ``"1.weight"``, ... For samples on a device they are moved there at
+        each call.
 
     Raises
     ------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastfisher._arrays import Array, dtype_name, from_numpy, namespace, to_numpy
+from fastfisher._arrays import Array, dtype_name, from_numpy, in_numpys_words, namespace, to_numpy
 from fastfisher._sample_map import SampleMap
 
 NORMALIZATIONS = (None, "mean", "batch", "layer")
@@ -61,8 +61,8 @@ def through(root: Array, delta: Array, sample_map: SampleMap | None) -> Array:
 
 def _require_variation(f: Array, deviation: Array, axis: int, what: str) -> None:
     """Refuse a deviation of no more than rounding errors: the result would be arbitrary."""
-    largest = np.abs(to_numpy(f)).max(axis)
-    flat = to_numpy(deviation) <= 4 * np.finfo(dtype_name(f)).eps * largest
+    largest = np.abs(in_numpys_words(f)).max(axis)
+    flat = in_numpys_words(deviation) <= 4 * np.finfo(dtype_name(f)).eps * largest
     if flat.any():
         argument = "normalization" if what == "outputs" else "hidden_normalization"
         kind, named, over = "batch", what, "samples"
@@ -70,5 +70,5 @@ def _require_variation(f: Array, deviation: Array, axis: int, what: str) -> None
             kind, named, over = "layer", "samples", "outputs"
         raise ValueError(
             f"x: {argument}={kind!r} needs {what} that vary over the {over}, "
-            f"but {named} {np.flatnonzero(flat)[:5].tolist()} are constant"
+            f"but {named} {np.flatnonzero(to_numpy(flat))[:5].tolist()} are constant"
         )

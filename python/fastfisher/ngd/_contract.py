@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import as_array, contiguous
 from fastfisher._jacobian import Jacobian
 from fastfisher._lookup import Lookup
 from fastfisher.ngd._damping import Damping
@@ -31,7 +32,7 @@ def contract(
 ) -> Host:
     """Matrix (m d, k) for residuals `e` (n r, k) of the rows, float64."""
     e = e.astype(np.float64)
-    result = np.zeros((target.shape[0], e.shape[1]))
+    result = np.zeros((target.shape[0], e.shape[1]), like=e)
     if isinstance(structure, Coupled):
         whole = structure.title == "full"
         targets = [target] if whole else [part.jacobian for part in parts_of(target)]
@@ -39,7 +40,7 @@ def contract(
         for (part, z, vector), j in zip(found, targets, strict=True):
             if z is None:
                 assert vector is not None
-                result += j @ np.ascontiguousarray(vector, structure.dtype)
+                result += j @ contiguous(vector, structure.dtype)
                 continue
             gram = j.gram(part.jacobian).reshape(j.shape[0], part.jacobian.shape[0])
             result += gram.astype(np.float64) @ z
@@ -69,7 +70,7 @@ def _by_vectors(
 ) -> Host:
     """Form updates (o, i, k), some columns at a time."""
     size = other.layer.samples * other.layer.n_outputs
-    result = np.empty((size, e.shape[1]))
+    result = np.empty((size, e.shape[1]), like=e)
     step = weight.chunk(2 * weight.columns.size)
     for start in range(0, e.shape[1], step):
         few = slice(start, start + step)
@@ -84,10 +85,10 @@ def _product(weight: Weight, piece: slice, vector: Host) -> Host:
     if not weight.simple:
         rows = weight.gradients(piece)
         flat = rows.reshape(*rows.shape[:2], -1) @ vector.reshape(-1, vector.shape[2])
-        return np.asarray(flat)
+        return as_array(flat)
     a, g = weight.factors(piece)
     inner = np.tensordot(a[:, 0], vector, (1, 1))  # (n, o, k)
-    return np.asarray(g[:, :, 0] @ inner)
+    return as_array(g[:, :, 0] @ inner)
 
 
 def _kfac(
@@ -103,7 +104,7 @@ def _kfac(
     m, d = to_g.shape[:2]
     product = (to_g.reshape(-1, o) @ cotangents.T).reshape(m, d, n, r)
     product *= (to_a[:, 0] @ inputs.T)[:, None, :, None] * scale
-    return np.asarray(product.reshape(m * d, n * r) @ e)
+    return as_array(product.reshape(m * d, n * r) @ e)
 
 
 def _unit(
@@ -119,7 +120,7 @@ def _unit(
     to_a, to_g = other.factors(slice(None))
     to_a, to_g = to_a[:, 0].astype(np.float64), to_g[:, :, 0].astype(np.float64)
     m, d = to_g.shape[:2]
-    result = np.zeros((m, d, e.shape[1]))
+    result = np.zeros((m, d, e.shape[1]), like=e)
     only = Unit([weight], scale, structure.size, structure.dtype, structure.block)
     for one in only.blocks():
         wide = damping.in_samples(*one.shape)
@@ -147,7 +148,7 @@ def _diagonal(
     g, to_g = g[:, :, 0].astype(np.float64), to_g[:, :, 0].astype(np.float64)
     m, d = to_g.shape[:2]
     n, r = g.shape[:2]
-    result = np.zeros((m, d, n, r))
+    result = np.zeros((m, d, n, r), like=e)
     step = weight.chunk(m * (weight.in_features + 2 * n))
     for start in range(0, weight.out_features, step):
         units = slice(start, start + step)
@@ -156,4 +157,4 @@ def _diagonal(
         for row in range(r):
             weighted = gram * g[:, row, units].T[:, None, :]
             result[..., row] += to_g[:, :, units] @ weighted.swapaxes(0, 1)
-    return np.asarray(scale * result.reshape(m * d, n * r) @ e)
+    return as_array(scale * result.reshape(m * d, n * r) @ e)

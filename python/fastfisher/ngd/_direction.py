@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from fastfisher import linalg
-from fastfisher._arrays import Array, from_numpy, to_numpy
+from fastfisher._arrays import Array, in_library, in_numpys_words
+from fastfisher._device_array import as_array, bare, contiguous
+from fastfisher._fisher_eigsh import in_terms_of_library
 from fastfisher._fisher_matrix import Fisher
-from fastfisher.likelihoods import Gaussian
+from fastfisher.likelihoods import Gaussian, likelihood_at
 from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._nystrom import nystrom
 from fastfisher.ngd._push import can_push, push
 from fastfisher.ngd._push_layers import solve_kfac
 from fastfisher.structures import make
-from fastfisher.structures._rooted import on_host, rooted
+from fastfisher.structures._rooted import in_numpy, rooted
 from fastfisher.structures.ekfac import Ekfac
 from fastfisher.structures.kfac import Kfac
 from fastfisher.structures.unit import Unit
@@ -49,7 +51,7 @@ def direction(F: Fisher, e: Host, rule: Damping, rounding: float) -> Host:
             f"{F.structure.name!r} for these residuals; expected 'auto' or 'parameter'"
         )
     assert F.jacobian is not None
-    columns = from_numpy(np.ascontiguousarray(e * mean_weight(F), F.dtype), F.like)
+    columns = in_library(contiguous(e * mean_weight(F), F.dtype), F.like)
     return solve(F, F.jacobian.T @ columns, rule)
 
 
@@ -57,17 +59,17 @@ def solve(F: Fisher, g: Array, rule: Damping) -> Host:
     """``(G + rho I)^-1 g`` for g (P, k), in the library of the caller."""
     if isinstance(F.structure, Kfac) and not isinstance(F.structure, Ekfac):
         rule.spaces.add("parameter")
-        return solve_kfac(F.structure, F.rows, to_numpy(g), rule)
+        return solve_kfac(F.structure, F.rows, in_numpys_words(g), rule)
     whole = F.structure.name in ("full", "tridiagonal")
     rule.spaces.add(F.space if whole else "parameter")
-    return to_numpy(F.solve(g, damping=damping_of_all(F, rule)))
+    return in_numpys_words(F.solve(g, damping=damping_of_all(F, rule)))
 
 
 def solve_by_cg(F: Fisher, g: Array, rule: Damping, tol: float, max_iter: int | None) -> Host:
     """Solve by conjugate gradients, for one g (P,)."""
     rule.spaces.add("parameter")
     found = linalg.cg(F, g, damping=damping_of_all(F, rule), tol=tol, max_iter=max_iter)
-    return to_numpy(found.x)
+    return in_numpys_words(found.x)
 
 
 def solve_by_nystrom(
@@ -89,16 +91,18 @@ def solve_by_nystrom(
         raise ValueError("damping: expected a number > 0 with solver='nystrom', got 0")
 
     def product(z: Host) -> Host:
-        v = rows.T @ np.ascontiguousarray(z, F.dtype)
-        return np.asarray((rows @ v).astype(np.float64) * F.scale)
+        v = rows.T @ contiguous(z, F.dtype)
+        return as_array((rows @ v).astype(np.float64) * F.scale)
 
     n, rounding = rows.shape[0], float(np.finfo(F.dtype).eps)
+    prepare = nystrom(product, n, rho, rank=rank, seed=seed, like=inner)
     z = linalg.cg(
-        product, inner[:, :1], damping=rho, tol=max(tol, _ROUNDINGS * rounding),
-        max_iter=max_iter, preconditioner=nystrom(product, n, rho, rank=rank, seed=seed), n=n,
+        in_terms_of_library(product), bare(inner[:, :1]), damping=rho,
+        tol=max(tol, _ROUNDINGS * rounding), max_iter=max_iter,
+        preconditioner=in_terms_of_library(prepare), n=n,
     ).x  # fmt: skip
-    found = rows.T @ np.ascontiguousarray(z, F.dtype)
-    return np.asarray(found.astype(np.float64) * F.scale)
+    found = rows.T @ contiguous(in_numpys_words(z), F.dtype)
+    return as_array(found.astype(np.float64) * F.scale)
 
 
 def damping_of_all(F: Fisher, rule: Damping) -> float:
@@ -112,12 +116,13 @@ def direction_with_damped_outputs(F: Fisher, e: Host, rule: Damping) -> Host:
 
     With the symmetric root S of H + rho I the rows are S J, and e those of ``S^-1 e``.
     """
-    j = on_host(F.jacobian)  # type: ignore[arg-type]
+    j = in_numpy(F.jacobian)  # type: ignore[arg-type]
     n, c = j.samples, j.n_outputs
     if is_plain(F):
-        h = np.broadcast_to(np.eye(c) / F.likelihood.variance, (n, c, c))  # type: ignore[attr-defined]
+        h = np.broadcast_to(np.eye(c, like=e) / F.likelihood.variance, (n, c, c))  # type: ignore[attr-defined]
     else:
-        h = F.likelihood.hessian(np.asarray(j.outputs, np.float64))
+        f = as_array(j.outputs, np.float64)
+        h = likelihood_at(F.likelihood, f).hessian(f)
     rho = rule.of("outputs", float(np.trace(h, axis1=1, axis2=2).sum()), n * c)
     w, q = np.linalg.eigh(h)
     gain = np.sqrt(w.clip(0) + rho)[:, None, :]
@@ -154,10 +159,11 @@ def residuals_of_rows(F: Fisher, e: Host, rounding: float) -> Host | None:
     ratio = mean_weight(F) / F.scale
     if is_plain(F):
         return e * ratio
-    f = to_numpy(j.outputs).astype(np.float64)
+    f = in_numpys_words(j.outputs).astype(np.float64)
     right = e.astype(np.float64).reshape(j.samples, j.n_outputs, e.shape[1])
-    inner = F.likelihood.unrooted(f, right)
-    error = np.linalg.norm(F.likelihood.root(f) @ inner - right, axis=1)
+    likelihood = likelihood_at(F.likelihood, f)
+    inner = likelihood.unrooted(f, right)
+    error = np.linalg.norm(likelihood.root(f) @ inner - right, axis=1)
     if (error > _ROUNDINGS * rounding * np.linalg.norm(right, axis=1)).any():
         return None
-    return np.asarray(inner.reshape(-1, e.shape[1]) * ratio)
+    return as_array(inner.reshape(-1, e.shape[1]) * ratio)

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from fastfisher import psd
+from fastfisher._device_array import as_array
 from fastfisher.errors import NotPositiveDefiniteError, NumericalError
-from fastfisher.likelihoods import Gaussian, Likelihood
+from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_at
 
 Host = np.ndarray[Any, Any]
 
@@ -62,7 +63,7 @@ class Dual:
     def solve(self, rho: float) -> Host:
         """Solve for z (N C,), float64."""
         if self.right.size == 0:
-            return np.zeros(len(self.right))
+            return np.zeros(len(self.right), like=self.right)
         z = self._symmetric(rho) if self.symmetric else self._by_lu(rho)
         z = z.astype(np.float64)
         if self.root is not None:
@@ -75,7 +76,7 @@ class Dual:
         found: Any = psd.solve([self.matrix], [self.right.astype(kind)], damping=[rho])
         one = found[0]
         if one.status == "ok" and one.condition * float(np.finfo(kind).eps) < _SAFE:
-            return np.asarray(one.value)
+            return as_array(one.value)
         # Rounding may leave eigenvalues below -rho: they count as zero then.
         w, q = np.linalg.eigh(self.matrix.astype(np.float64))
         w = w.clip(0)
@@ -85,7 +86,7 @@ class Dual:
                 f"G: singular (smallest eigenvalue {w.min(initial=0.0):.3e}, largest {top:.3e}); "
                 "expected damping > 0"
             )
-        return np.asarray(q @ ((q.T @ self.right.astype(np.float64)) / (w + rho)))
+        return as_array(q @ ((q.T @ self.right.astype(np.float64)) / (w + rho)))
 
     def _by_lu(self, rho: float) -> Host:
         matrix = self.matrix.astype(np.float64)
@@ -100,7 +101,7 @@ class Dual:
                 f"{self.trace:.3g}); expected an absolute damping > 0, a smaller learning rate, or "
                 "adaptive=True"
             )
-        return np.asarray(z)
+        return as_array(z)
 
 
 def dual_of(
@@ -117,7 +118,8 @@ def dual_of(
         return Dual(matrix, e.reshape(-1).astype(np.float64) / max(1, n), None, symmetric=True)
     if outputs is None:
         raise ValueError("outputs: expected those of the model for this likelihood, got None")
-    f, right = np.asarray(outputs, np.float64), e.astype(np.float64)
+    f, right = as_array(outputs, np.float64), e.astype(np.float64)
+    likelihood = likelihood_at(likelihood, f)
     inner = likelihood.unrooted(f, right[:, :, None])
     root = likelihood.root(f)
     error = np.linalg.norm((root @ inner)[:, :, 0] - right, axis=1)

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher._arrays import Array, from_numpy, to_numpy
+from fastfisher._arrays import Array, in_library, in_numpys_words
+from fastfisher._device_array import contiguous
 from fastfisher._fisher import Fisher
 from fastfisher._jacobian import Jacobian
 from fastfisher.ngd._contract import contract
 from fastfisher.ngd._damping import damping_of
 from fastfisher.ngd._direction import direction, is_plain, residuals_of_rows
 from fastfisher.ngd._update import _fisher_of
-from fastfisher.structures._rooted import on_host, rooted
+from fastfisher.structures._rooted import in_numpy, rooted
 
 Host = np.ndarray[Any, Any]
 
@@ -77,21 +78,23 @@ def function_space_matrix(
     rows = jacobian.shape[0]
     shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)
     rounding = float(np.finfo(F.dtype).eps)
-    inner = residuals_of_rows(F, np.eye(rows), rounding)
+    inner = residuals_of_rows(F, np.eye(rows, like=F._kind), rounding)
     if inner is not None and target.sample_map is None:
         assert F.rows is not None
-        host = on_host(target)
+        host = in_numpy(target)
         if not is_plain(F):  # rows went through a root: separable cotangents are so no longer
-            host = rooted(host, np.broadcast_to(np.eye(shape[1]), (*shape[:2], shape[1])))
+            host = rooted(
+                host, np.broadcast_to(np.eye(shape[1], like=inner), (*shape[:2], shape[1]))
+            )
         found = contract(F.structure, host, F.rows, F.scale, inner, rule)
-        return from_numpy(found.astype(F.dtype).reshape(shape), F.like)
-    result = np.empty((target.shape[0], rows), F.dtype)
+        return in_library(found.astype(F.dtype).reshape(shape), F.like)
+    result = np.empty((target.shape[0], rows), F.dtype, like=F._kind)
     step = max(1, _BYTES // max(1, 8 * jacobian.shape[1]))
     for start in range(0, rows, step):
-        e = np.eye(rows)[:, start : start + step]
-        columns = from_numpy(np.ascontiguousarray(direction(F, e, rule, rounding), F.dtype), F.like)
-        result[:, start : start + step] = to_numpy(target @ columns)
-    return from_numpy(result.reshape(shape), F.like)
+        e = np.eye(rows, like=F._kind)[:, start : start + step]
+        columns = in_library(contiguous(direction(F, e, rule, rounding), F.dtype), F.like)
+        result[:, start : start + step] = in_numpys_words(target @ columns)
+    return in_library(result.reshape(shape), F.like)
 
 
 def training_curve(matrix: Array, residual: Array, *, lr: float, steps: int) -> Array:
@@ -127,13 +130,14 @@ def training_curve(matrix: Array, residual: Array, *, lr: float, steps: int) -> 
         raise ValueError(f"matrix: expected shape {(n, c, n, c)}, got {tuple(matrix.shape)}")
     if isinstance(steps, bool) or int(steps) != steps or steps < 0:
         raise ValueError(f"steps: expected an integer >= 0, got {steps!r}")
-    flat = to_numpy(matrix).reshape(n * c, n * c)
-    e = to_numpy(residual).reshape(n * c)
-    curve = np.empty((steps + 1, n * c), np.result_type(flat, e, np.float32))
+    flat = in_numpys_words(matrix).reshape(n * c, n * c)
+    e = in_numpys_words(residual).reshape(n * c)
+    kind = np.result_type(flat.dtype, e.dtype, np.float32)
+    curve = np.empty((steps + 1, n * c), kind, like=e)
     curve[0] = e
     for t in range(steps):
         curve[t + 1] = curve[t] - lr * (flat @ curve[t])
-    return from_numpy(curve.reshape(steps + 1, n, c), residual)
+    return in_library(curve.reshape(steps + 1, n, c), residual)
 
 
 def prediction_curve(matrix: Array, curve: Array, *, lr: float) -> Array:
@@ -167,7 +171,8 @@ def prediction_curve(matrix: Array, curve: Array, *, lr: float) -> Array:
     if len(matrix.shape) != 4 or tuple(matrix.shape[2:]) != (n, c):
         raise ValueError(f"matrix: expected shape (M, D, {n}, {c}), got {tuple(matrix.shape)}")
     m, d = matrix.shape[:2]
-    flat, e = to_numpy(matrix).reshape(m * d, n * c), to_numpy(curve).reshape(steps, n * c)
+    flat = in_numpys_words(matrix).reshape(m * d, n * c)
+    e = in_numpys_words(curve).reshape(steps, n * c)
     sums = np.zeros_like(e)
-    np.cumsum(e[:-1], 0, out=sums[1:])
-    return from_numpy((-lr * (sums @ flat.T)).reshape(steps, m, d), curve)
+    sums[1:] = e[:-1].cumsum(0)
+    return in_library((-lr * (sums @ flat.T)).reshape(steps, m, d), curve)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import contiguous
 from fastfisher.errors import NumericalError
 from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._push_layers import push_diagonal, push_kfac, push_unit
@@ -39,11 +40,11 @@ def can_push(structure: Structure) -> bool:
 def push(structure: Structure, rows: Any, scale: float, e: Host, damping: Damping) -> Host:
     """Update (P, k) for residuals `e` (n r, k) of the rows of a Jacobian."""
     e = e.astype(np.float64)
-    result = np.zeros((structure.size, e.shape[1]))
+    result = np.zeros((structure.size, e.shape[1]), like=e)
     if isinstance(structure, Coupled):
         for part, z, vector in coupled_parts(structure, e, damping):
             if z is not None:
-                vector = part.jacobian.T @ np.ascontiguousarray(z, structure.dtype)
+                vector = part.jacobian.T @ contiguous(z, structure.dtype)
             result[part.columns] = vector
         return result
     if not can_push(structure):
@@ -82,7 +83,7 @@ def coupled_parts(
         if in_samples:
             yield part, inverse @ e * structure.scale, None
         else:
-            gradient = j.T @ np.ascontiguousarray(e, structure.dtype)
+            gradient = j.T @ contiguous(e, structure.dtype)
             yield part, None, inverse @ gradient.astype(np.float64) * structure.scale
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import as_array
 from fastfisher._lookup import Lookup
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.ngd._damping import Damping
@@ -24,7 +25,7 @@ def gradient(weight: Weight, e: Host) -> Host:
     """``J^T e`` of one weight, (o, i, k), float64."""
     n, r = weight.layer.samples, weight.layer.n_outputs
     cotangents = e.reshape(n, r, e.shape[1])
-    total = np.zeros((*weight.columns.shape, e.shape[1]))
+    total = np.zeros((*weight.columns.shape, e.shape[1]), like=e)
     formed = not weight.simple
     for piece in weight.pieces(formed=formed):
         few = cotangents[piece]
@@ -43,7 +44,7 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
         if weight.out_features > EXACT:
             return push_diagonal(weight, scale, e, damping, name)
         x = weight.layer.g.reshape(-1, weight.out_features).astype(np.float64)
-        return np.asarray(scale * (_rows_solve(x, scale, damping, name).T @ e))[:, None]
+        return as_array(scale * (_rows_solve(x, scale, damping, name).T @ e))[:, None]
     layer, k = weight.layer, e.shape[1]
     n, r, s = layer.samples, layer.n_outputs, weight.positions
     i, o = weight.in_features, weight.out_features
@@ -53,7 +54,7 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
         left = damped_inverses(b, rho_b, f"G, {name}, B")
         right = damped_inverses(a, rho_a, f"G, {name}, A")
         solved = np.einsum("op,pik->oik", left, gradient(weight, scale * e), optimize=True)
-        return np.asarray(np.einsum("oik,ij->ojk", solved, right, optimize=True))
+        return as_array(np.einsum("oik,ij->ojk", solved, right, optimize=True))
     if isinstance(layer, Lookup):
         g = layer.g
     else:
@@ -63,11 +64,11 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
     weighted = cotangents.reshape(n, r, s, o, 1) * (scale * e).reshape(n, r, 1, 1, k)
     summed = weighted.sum(1).reshape(n * s, o, k)
     if not isinstance(layer, Lookup):
-        return np.asarray(np.einsum("mok,mi->oik", summed, inputs, optimize=True))
+        return as_array(np.einsum("mok,mi->oik", summed, inputs, optimize=True))
     # Inputs are unit vectors and A is diagonal: rows of the table that are used, over their use.
     index = layer.index.reshape(-1)
     uses = np.bincount(index, minlength=i) / max(1, n * s) + rho_a
-    result = np.zeros((i, o, k))
+    result = np.zeros((i, o, k), like=e)
     np.add.at(result, index, summed / uses[index][:, None, None])
     return result.swapaxes(0, 1)
 
@@ -92,7 +93,7 @@ def push_unit(
     structure: Unit, weight: Weight, scale: float, e: Host, damping: Damping, name: str
 ) -> Host:
     """Blocks of the units of one weight."""
-    result = np.zeros((*weight.columns.shape, e.shape[1]))
+    result = np.zeros((*weight.columns.shape, e.shape[1]), like=e)
     only = Unit([weight], scale, structure.size, structure.dtype, structure.block)
     for one in only.blocks():
         y, wide = one.pushed(e), damping.in_samples(*one.shape)
@@ -121,7 +122,7 @@ def unit_inverses(one: Blocks, scale: float, damping: Damping, name: str, wide: 
 def push_diagonal(weight: Weight, scale: float, e: Host, damping: Damping, name: str) -> Host:
     """Entries by themselves."""
     inverse = diagonal_inverse(weight, scale, damping, name)
-    return np.asarray(inverse[:, :, None] * gradient(weight, scale * e))
+    return as_array(inverse[:, :, None] * gradient(weight, scale * e))
 
 
 def diagonal_inverse(weight: Weight, scale: float, damping: Damping, name: str) -> Host:
@@ -142,7 +143,7 @@ def whitened(x: Host, scale: float, rho: float, in_samples: bool, what: str) -> 
     """``x (scale x^T x + rho)^-1`` for rows x (m, b)."""
     x = x.astype(np.float64)
     inverse = damped_inverses(scale * (x @ x.T if in_samples else x.T @ x), rho, what)
-    return np.asarray(inverse @ x if in_samples else x @ inverse)
+    return as_array(inverse @ x if in_samples else x @ inverse)
 
 
 def _rows_solve(x: Host, scale: float, damping: Damping, name: str) -> Host:
@@ -166,7 +167,8 @@ def _traces(weight: Weight, scale: float) -> tuple[float, float]:
 def _factors(weight: Weight, scale: float) -> tuple[Host, Host]:
     """Form A (i, i) and B (o, o), float64."""
     i, o = weight.in_features, weight.out_features
-    a, b = np.zeros((i, i)), np.zeros((o, o))
+    like = weight.layer.g
+    a, b = np.zeros((i, i), like=like), np.zeros((o, o), like=like)
     for piece in weight.pieces(formed=False):
         inputs, cotangents = (x.reshape(-1, x.shape[-1]) for x in weight.factors(piece))
         inputs, cotangents = inputs.astype(np.float64), cotangents.astype(np.float64)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastfisher._arrays import Array, from_numpy, library, namespace, to_numpy
+from fastfisher._arrays import Array, device_name, in_library, in_numpys_words, library, zeros
+from fastfisher._device_array import contiguous
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._jacobian import Jacobian
 from fastfisher._sample_map import SampleMap
@@ -190,7 +191,7 @@ def update(
             vector = solve(F, g, rule)
     if F.structure.name == "tridiagonal" and how != "cg":
         how = "lu" if any(rule.used.values()) and damp == "parameters" else "limit"
-    result = from_numpy(np.ascontiguousarray(vector.astype(F.dtype)), F.like)
+    result = in_library(contiguous(vector.astype(F.dtype)), F.like)
     change = (j @ result).reshape(j.samples, j.n_outputs)
     return Update(result, change, rule.used, _space(rule), how)
 
@@ -199,9 +200,7 @@ def centred_rows(jacobian: Jacobian) -> Jacobian:
     """Rows of a Jacobian with their mean over the samples removed."""
     if jacobian.sample_map is not None:
         raise ValueError("centred: outputs that are normalised over the batch have no mean")
-    like = namespace(jacobian.layers[0].g).zeros(
-        (jacobian.samples, jacobian.n_outputs), dtype=jacobian.layers[0].g.dtype
-    )
+    like = zeros((jacobian.samples, jacobian.n_outputs), jacobian.layers[0].g)
     return Jacobian(jacobian.layers, jacobian.outputs, SampleMap.mean(like), jacobian.parameters)
 
 
@@ -234,7 +233,7 @@ def _space(rule: Damping) -> str:
 
 def _through(F: Fisher, j: Jacobian, e: Host) -> Array:
     """``J^T e / N`` (P,)."""
-    return j.T @ from_numpy(np.ascontiguousarray(e[:, 0] * mean_weight(F), F.dtype), F.like)
+    return j.T @ in_library(contiguous(e[:, 0] * mean_weight(F), F.dtype), F.like)
 
 
 def _gradient(gradient: Any, j: Jacobian, F: Fisher) -> Array:
@@ -242,7 +241,7 @@ def _gradient(gradient: Any, j: Jacobian, F: Fisher) -> Array:
     host = _floats(gradient, "gradient", F.like)
     if host.shape != (j.shape[1],):
         raise ValueError(f"gradient: expected shape {(j.shape[1],)}, got {host.shape}")
-    return from_numpy(np.ascontiguousarray(host, F.dtype), F.like)
+    return in_library(contiguous(host, F.dtype), F.like)
 
 
 def _columns(residual: Any, j: Jacobian, like: Array) -> tuple[Host, float]:
@@ -258,7 +257,9 @@ def _floats(array: Any, name: str, like: Array) -> Host:
     """Finite numbers of a floating dtype, in the library of the factors."""
     if library(array, name) != library(like):
         raise TypeError(f"{name}: expected library {library(like)}, got {library(array)}")
-    host = to_numpy(array)
+    if device_name(array) != device_name(like):
+        raise TypeError(f"{name}: expected device {device_name(like)}, got {device_name(array)}")
+    host = in_numpys_words(array, name)
     if host.dtype.kind != "f":
         raise TypeError(f"{name}: expected a floating dtype, got dtype {host.dtype}")
     if not np.isfinite(host).all():

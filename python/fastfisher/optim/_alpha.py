@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 
+from fastfisher._arrays import in_numpys_words
 from fastfisher._jacobian import Jacobian
 from fastfisher.factors import Dense
 from fastfisher.likelihoods import Gaussian, Likelihood
@@ -50,7 +51,8 @@ def alpha_of(structure: str, rows: Rows, likelihood: Likelihood) -> float:
         except ValueError as error:
             raise _undefined(structure, str(error)) from None
     active = sum(
-        float((np.abs(np.asarray(layer.g)).max(1) > 0).sum(1).mean()) for layer in j.layers[:-1]
+        float((np.abs(in_numpys_words(layer.g)).max(1) > 0).sum(1).mean())
+        for layer in j.layers[:-1]
     )
     return active / widths[-1] + 1
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from fastfisher import psd
+from fastfisher._device_array import contiguous
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher.optim._factors import Pass
 from fastfisher.optim._layers import layers_of
 from fastfisher.optim._sites import Site
+from fastfisher.optim._tensors import Host, in_words, tensor_of
 from fastfisher.structures import make
-from fastfisher.structures._kronecker import Block, split_damping
+from fastfisher.structures._kronecker import Block, split_dampings
 from fastfisher.structures.kfac import Kfac
-
-Host = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,15 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
     matrices: list[Host] = []
     added: list[float] = []
     factors: dict[Site, list[tuple[Host, Host, tuple[float, float]]]] = {}
-    for site, state in states.items():
+    means = {
+        site: list(zip(one.a.values(), one.g.values(), strict=True)) for site, one in states.items()
+    }
+    every = [pair for pairs in means.values() for pair in pairs]
+    dampings = iter(split_dampings(every, damping, split))
+    for site in states:
         factors[site] = []
-        for a, g in zip(state.a.values(), state.g.values(), strict=True):
-            pair = split_damping(a, g, damping, split)
+        for a, g in means[site]:
+            pair = next(dampings)
             factors[site].append((a, g, pair))
             if a.ndim == 2:
                 matrices.append(a)
@@ -204,7 +209,7 @@ def quadratic(state: State, matrices: list[torch.Tensor]) -> float:
     total = 0.0
     for v, a, g in zip(matrices, state.a.values(), state.g.values(), strict=True):
         wide = v.double()
-        left, right = torch.from_numpy(g).double(), torch.from_numpy(a).double()
+        left, right = tensor_of(g).double(), tensor_of(a).double()
         bent = wide @ right if a.ndim == 2 else wide * right
         total += float((wide * (left @ bent)).sum())
     return total
@@ -221,20 +226,23 @@ def saved(state: State) -> dict[str, Any]:
     }
 
 
-def restored(given: dict[str, Any]) -> State:
-    """State of what `saved` made."""
+def restored(given: dict[str, Any], device: torch.device) -> State:
+    """State of what `saved` made, on a device."""
     return State(
-        restored_mean(given["a"]),
-        restored_mean(given["g"]),
-        [(a.clone(), g.clone()) for a, g in given["inverses"]],
-        [(None if a is None else a.clone(), g.clone()) for a, g in given["bases"]],
-        restored_mean(given["moments"]),
+        restored_mean(given["a"], device),
+        restored_mean(given["g"], device),
+        [(_copied(a, device), _copied(g, device)) for a, g in given["inverses"]],
+        [
+            (None if a is None else _copied(a, device), _copied(g, device))
+            for a, g in given["bases"]
+        ],
+        restored_mean(given["moments"], device),
     )
 
 
 def tensor(x: Host) -> torch.Tensor:
     """Copy of an array in memory of torch: products round alike only if it is aligned alike."""
-    return torch.from_numpy(np.ascontiguousarray(x)).clone()
+    return tensor_of(contiguous(x)).clone()
 
 
 def saved_mean(mean: Mean) -> dict[str, Any]:
@@ -242,6 +250,10 @@ def saved_mean(mean: Mean) -> dict[str, Any]:
     return {"sums": [tensor(x) for x in mean.sums], "weight": mean.weight}
 
 
-def restored_mean(given: dict[str, Any]) -> Mean:
-    """Mean of what `saved_mean` made."""
-    return Mean([x.clone().numpy() for x in given["sums"]], float(given["weight"]))
+def restored_mean(given: dict[str, Any], device: torch.device) -> Mean:
+    """Mean of what `saved_mean` made, on a device."""
+    return Mean([in_words(_copied(x, device)) for x in given["sums"]], float(given["weight"]))
+
+
+def _copied(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return x.to(device, copy=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastfisher._device_array import as_array
 from fastfisher._layer import Layer
 from fastfisher.errors import NonFiniteError
 from fastfisher.optim._blocks import Mean, State, combined, estimate
@@ -113,13 +114,20 @@ class Curvature:
             )
             for site, own in blocks.items()
         }
-        for site, pair in factors.items():
-            for which, arrays in zip(("activation", "gradient"), pair, strict=True):
-                if not all(np.isfinite(x).all() for x in arrays):
-                    raise NonFiniteError(
-                        f"layer {site.name!r}: expected finite numbers, got infinity in its "
-                        f"{which} factor"
-                    )
+        named = [
+            (site, which, x)
+            for site, pair in factors.items()
+            for which, arrays in zip(("activation", "gradient"), pair, strict=True)
+            for x in arrays
+        ]
+        # Of all factors at once: a device is waited for once.
+        flags = np.stack([np.isfinite(x).all() for _, _, x in named]).tolist()
+        for (site, which, _), fine in zip(named, flags, strict=True):
+            if not fine:
+                raise NonFiniteError(
+                    f"layer {site.name!r}: expected finite numbers, got infinity in its "
+                    f"{which} factor"
+                )
         self.samples = max(1, samples)
         for site, (a, g) in factors.items():
             state = self.states.setdefault(site, State())
@@ -159,4 +167,4 @@ def _as(x: Host, site: Site) -> Host:
     """Factor in the dtype of the running means; what is beyond its range becomes infinite."""
     kind = np.float64 if site.weight.dtype == torch.float64 else np.float32
     with np.errstate(over="ignore"):
-        return np.asarray(x, kind)
+        return as_array(x, kind)

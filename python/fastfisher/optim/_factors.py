@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastfisher._device_array import contiguous
 from fastfisher.capture.model import is_recording
 from fastfisher.errors import NonFiniteError
-from fastfisher.likelihoods import Likelihood
+from fastfisher.likelihoods import Likelihood, likelihood_at
 from fastfisher.optim._sites import Site
+from fastfisher.optim._tensors import in_words, tensor_of
 
 
 @dataclass(eq=False)
@@ -225,7 +227,8 @@ class Collector:
         likelihood = self.likelihood
         assert likelihood is not None
         n = one.samples or 0
-        f = y.detach().reshape(n, -1).double().numpy()
+        f = in_words(y.detach().reshape(n, -1).double())
+        likelihood = likelihood_at(likelihood, f)
         if not np.isfinite(f).all():
             one.bad = "outputs: expected finite numbers, got NaN or infinity"
             return
@@ -240,7 +243,7 @@ class Collector:
         self.sampling = True
         try:
             for column in range(root.shape[2]):
-                cotangent = torch.from_numpy(np.ascontiguousarray(root[:, :, column]))
+                cotangent = tensor_of(contiguous(root[:, :, column]))
                 grads = torch.autograd.grad(
                     y, edges, cotangent.reshape(y.shape).to(y.dtype), retain_graph=True,
                     allow_unused=True,

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from fastfisher._conv import Conv
+from fastfisher._device_array import as_array, contiguous
 from fastfisher._layer import Layer
 from fastfisher._lookup import Lookup
 from fastfisher.factors import Dense, Shared
 from fastfisher.optim._factors import Record
 from fastfisher.optim._sites import Site
-
-Host = np.ndarray[Any, Any]
+from fastfisher.optim._tensors import Host, in_words
 
 
 def layers_of(records: list[Record], *, joined: bool) -> list[Layer]:
@@ -68,7 +68,7 @@ def _positions(record: Record) -> tuple[Host, Host]:
             )
         layer = _convolution(record)
         g = layer.g.reshape(*layer.g.shape[:3], -1).swapaxes(2, 3)
-        return np.asarray(layer.patches()[:, 0]), np.ascontiguousarray(g)
+        return as_array(layer.patches()[:, 0]), contiguous(g)
     a, o = record.a, record.g[0].shape[-1]
     table = site.kind == "embedding"
     axes = a.ndim if table else a.ndim - 1
@@ -80,7 +80,7 @@ def _positions(record: Record) -> tuple[Host, Host]:
     padding = record.module.padding_idx
     if padding is not None:  # its row has no gradient
         gradients = gradients * (index != padding)[:, None, :, None]
-    return index.numpy(), _host(gradients, site)
+    return in_words(index), _host(gradients, site)
 
 
 def _convolution(record: Record) -> Conv:
@@ -103,4 +103,4 @@ def _convolution(record: Record) -> Conv:
 
 def _host(x: torch.Tensor, site: Site) -> Host:
     kind = torch.float64 if site.weight.dtype == torch.float64 else torch.float32
-    return np.asarray(x.to(kind).contiguous().numpy())
+    return in_words(x.to(kind).contiguous())

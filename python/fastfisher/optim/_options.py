@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+DEVICES = {"cpu", "cuda"}
 Groups = Iterable[torch.Tensor] | Iterable[Mapping[str, Any]] | None
 
 
@@ -43,14 +44,20 @@ def module_of(model: Any) -> torch.nn.Module:
     """Check that `model` is a module whose parameters can be followed here."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    places: dict[torch.device, str] = {}
     for name, p in model.named_parameters():
         if p.is_complex():
             raise TypeError(f"model: expected a real dtype, got dtype {p.dtype} of {name!r}")
-        if p.requires_grad and p.device.type != "cpu":
+        if p.requires_grad and p.device.type not in DEVICES:
             raise TypeError(
-                f"model: expected parameters on the CPU, got {name!r} on {p.device}; curvature of "
-                "other devices is not supported yet"
+                f"model: expected parameters on the CPU or a CUDA device, got {name!r} on "
+                f"{p.device}; pass model.cpu()"
             )
+        if p.requires_grad:
+            places.setdefault(p.device, name)
+    if len(places) > 1:
+        got = ", ".join(f"{name!r} on {device}" for device, name in places.items())
+        raise TypeError(f"model: expected all parameters on one device, got {got}")
     return model
 
 

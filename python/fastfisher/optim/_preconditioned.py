@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fastfisher.errors import NonFiniteError
 from fastfisher.optim._blocks import Mean, quadratic
 from fastfisher.optim._options import check_group
+from fastfisher.optim._tensors import in_words, tensor_of
 
 if TYPE_CHECKING:
     from fastfisher.optim.kfac import KFAC
@@ -120,6 +120,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _check_gradients(self: KFAC) -> None:
         names = {p: name for name, p in self.model.named_parameters()}
+        dense = {}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -132,12 +133,15 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                     )
                 if p.grad.is_sparse:
                     raise TypeError(f"{name}: expected a dense gradient, got a sparse one")
-                if not bool(torch.isfinite(p.grad).all()):
-                    where = tuple(torch.nonzero(~torch.isfinite(p.grad))[0].tolist())
-                    raise NonFiniteError(
-                        f"gradient of {name!r}: expected finite numbers, got "
-                        f"{float(p.grad[where])} at index {where}"
-                    )
+                dense[name] = p.grad
+        for name, fine in zip(dense, _finite(dense.values()), strict=True):
+            if not fine:
+                grad = dense[name]
+                where = tuple(torch.nonzero(~torch.isfinite(grad))[0].tolist())
+                raise NonFiniteError(
+                    f"gradient of {name!r}: expected finite numbers, got {float(grad[where])} at "
+                    f"index {where}"
+                )
 
     def _slopes(self: KFAC, decay: bool) -> Directions:
         """Gradients, with the weight decay that belongs to them."""
@@ -169,8 +173,8 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         for p, slope in slopes.items():
             if p not in result:
                 result[p] = self._other(p, slope)
-        for p, d in result.items():
-            if not bool(torch.isfinite(d).all()):
+        for p, fine in zip(result, _finite(result.values()), strict=True):
+            if not fine:
                 raise NonFiniteError(
                     "update: expected finite numbers, got NaN or infinity for a parameter of "
                     f"shape {tuple(p.shape)}; expected a larger damping"
@@ -187,19 +191,20 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             # In the terms of the factors: N times the square of the mean gradient.
             square = p.grad.detach().double().square()
             square *= self.curvature.samples if self.curvature.mean else 1
-            second.add([np.asarray(square.numpy())], self.curvature.decay)
-        curved = torch.from_numpy(second.values()[0]) + self.damping
+            second.add([in_words(square)], self.curvature.decay)
+        curved = tensor_of(second.values()[0]) + self.damping
         return (slope.double() / curved).to(p.dtype)
 
     def _clip(self: KFAC, found: Directions, slopes: Directions) -> float:
         if self.kl_clip is None:
             return 1.0
+        rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        own = [p for p in rates if p in found]
+        # One number a parameter, read back from a device at once.
+        products = [(found[p].double() * slopes[p].double()).sum() for p in own]
         total = 0.0
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in found:
-                    slope = float((found[p].double() * slopes[p].double()).sum())
-                    total += float(group["lr"]) ** 2 * slope
+        for p, slope in zip(own, torch.stack(products).tolist() if products else [], strict=True):
+            total += rates[p] ** 2 * slope
         return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
 
     def _move(self: KFAC, p: torch.Tensor, d: torch.Tensor, group: dict[str, Any]) -> None:
@@ -267,6 +272,13 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     def _advance(self: KFAC) -> None:
         self.steps += 1
         self.curvature.drop(self._due())
+
+
+def _finite(tensors: Iterable[torch.Tensor]) -> list[bool]:
+    """Whether each is finite; a device is waited for once."""
+    flags = [torch.isfinite(x).all() for x in tensors]
+    found: list[bool] = torch.stack(flags).tolist() if flags else []
+    return found
 
 
 def _value(loss: Any) -> float:

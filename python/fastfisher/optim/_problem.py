@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fastfisher._arrays import device_name
+from fastfisher._device_array import as_array, contiguous
 from fastfisher.capture import outputs_of
 from fastfisher.capture.model import samples_of, take
 from fastfisher.errors import NonFiniteError
-from fastfisher.likelihoods import Gaussian, Likelihood
+from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_at
 from fastfisher.optim._losses import mean_loss
 from fastfisher.optim._rows import (
     Blocks,
@@ -22,6 +24,7 @@ from fastfisher.optim._rows import (
     rows_of_model,
     rows_of_terms,
 )
+from fastfisher.optim._tensors import in_words, tensor_of
 
 if TYPE_CHECKING:
     from fastfisher.optim.ngd import NGD
@@ -73,14 +76,17 @@ class Problem:
                 raise TypeError(f"residual: expected a tensor of a floating dtype, got {what}")
             if tuple(e.shape) != expected and not (f.shape[1] == 1 and e.shape == f.shape[:1]):
                 raise ValueError(f"residual: expected shape {expected}, got {tuple(e.shape)}")
+            if e.device != f.device:
+                raise TypeError(f"residual: expected device {f.device}, got {e.device}")
             e = e.detach().reshape(expected).to(f.dtype)
             _check(e, "residual")
             return rows, e, None
-        host = f.numpy().astype(np.float64)
+        host = in_words(f).astype(np.float64)
         labels = self._labels(host)
-        gradient = np.asarray(self.likelihood.gradient(host, labels), np.float64)
+        likelihood = likelihood_at(self.likelihood, host)
+        gradient = as_array(likelihood.gradient(host, labels), np.float64)
         loss = mean_loss(self.likelihood, host, labels)
-        return rows, torch.from_numpy(gradient).to(f.dtype), loss
+        return rows, tensor_of(gradient).to(f.dtype), loss
 
     def loss(self, parameters: Named) -> float:
         """Loss for the parameters as they are now; infinite where it is not finite."""
@@ -95,7 +101,7 @@ class Problem:
         n = samples_of(self.x)
         step = max(1, n if self.of.memory_limit is None else self._width(parameters))
         parts = [outputs_of(model, take(self.x, slice(k, k + step))) for k in range(0, n, step)]
-        f = torch.cat(parts).numpy().astype(np.float64)
+        f = in_words(torch.cat(parts)).astype(np.float64)
         if not np.isfinite(f).all():
             return float("inf")
         value = mean_loss(self.likelihood, f, self._labels(f))
@@ -106,8 +112,9 @@ class Problem:
         """``H change``, the curvature of the outputs times their change (N, C), float64."""
         if type(self.likelihood) is Gaussian:
             return change / self.likelihood.variance
-        h = self.likelihood.hessian(rows.values.numpy().astype(np.float64))
-        return (torch.from_numpy(np.ascontiguousarray(h)) @ change[:, :, None])[:, :, 0]
+        f = in_words(rows.values).astype(np.float64)
+        h = likelihood_at(self.likelihood, f).hessian(f)
+        return (tensor_of(contiguous(h)) @ change[:, :, None])[:, :, 0]
 
     def _width(self, parameters: Named) -> int:
         capture = self.of._captures(self.x, parameters)
@@ -122,12 +129,14 @@ class Problem:
         if not isinstance(self.y, torch.Tensor):
             raise TypeError(f"y: expected a tensor, got {type(self.y).__name__}")
         y = self.y.detach()
+        if device_name(y) != device_name(f):
+            raise TypeError(f"y: expected labels on {device_name(f)}, got some on {device_name(y)}")
         if y.is_floating_point():
             y = y.double()
-        host = y.numpy()
+        host = in_words(y)
         if len(host) == len(f) and host.ndim > 2 and host[0].size == f.shape[1]:
             host = host.reshape(f.shape)  # as outputs with more axes
-        labels = self.likelihood.labels(host, f)
+        labels = likelihood_at(self.likelihood, f).labels(host, f)
         if labels.ndim == 0 or len(labels) != len(f):
             raise ValueError(f"y: expected {len(f)} labels, got shape {labels.shape}")
         return labels

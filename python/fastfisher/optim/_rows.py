@@ -22,6 +22,7 @@ from fastfisher.capture.model import all_finite, samples_of, take
 from fastfisher.errors import NonFiniteError
 from fastfisher.factors import Explicit
 from fastfisher.ngd._update import centred_rows
+from fastfisher.optim._tensors import in_words
 
 Named = Mapping[str, torch.Tensor]
 Term = tuple[Callable[..., Any], torch.Tensor]
@@ -54,7 +55,7 @@ class Rows:
         assert self.jacobian is not None
         rows = self.jacobian.shape[0]
         k = self.jacobian.gram(memory_limit=memory_limit)
-        return np.asarray(k.reshape(rows, rows).numpy())
+        return in_words(k.reshape(rows, rows))
 
     def push(self, v: torch.Tensor) -> torch.Tensor:
         """``J v`` (N, C)."""
@@ -91,12 +92,12 @@ class Blocks(Rows):
             self.capture, self.x, None, outputs="full", each=False, out=None,
             memory_limit=self.limit, progress=False, options=options,
         )  # fmt: skip
-        k = found[""].numpy()
+        k = in_words(found[""])
         if self.means:
             k = k - k.mean(0, keepdims=True)
             k = k - k.mean(2, keepdims=True)
         rows = math.prod(self.shape)
-        return np.asarray(k.reshape(rows, rows))
+        return k.reshape(rows, rows)
 
     def push(self, v: torch.Tensor) -> torch.Tensor:
         """``J v``."""

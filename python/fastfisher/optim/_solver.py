@@ -14,6 +14,7 @@ from fastfisher.ngd import update
 from fastfisher.ngd._dual import dual_of
 from fastfisher.optim._problem import Problem
 from fastfisher.optim._rows import Rows
+from fastfisher.optim._tensors import in_words, tensor_of
 
 if TYPE_CHECKING:
     from fastfisher.optim.ngd import NGD
@@ -41,15 +42,15 @@ class Solver:
         absolute, relative = self._dampings(e.dtype)
         if not self.dual:
             return self._by_structure(e, absolute * factor, relative, factor)
-        outputs = self.rows.values.numpy()
+        outputs = in_words(self.rows.values)
         if self._kernel is None:
             self._kernel = self.rows.gram(self.of.memory_limit)
         system = dual_of(
-            self._kernel, e.numpy(), likelihood=self.problem.likelihood, outputs=outputs,
+            self._kernel, in_words(e), likelihood=self.problem.likelihood, outputs=outputs,
             dtype=self.of.solve_dtype,
         )  # fmt: skip
         rho = system.damping(absolute, relative) * factor
-        z = torch.from_numpy(system.solve(rho)).reshape(e.shape)
+        z = tensor_of(system.solve(rho)).reshape(e.shape)
         return self.rows.pull(z.to(e.dtype)), rho
 
     def _by_structure(

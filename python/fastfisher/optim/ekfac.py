@@ -5,20 +5,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from fastfisher import psd
 from fastfisher._jacobian import Jacobian
 from fastfisher.optim._blocks import Fault, State, tensor
 from fastfisher.optim._sites import Site
+from fastfisher.optim._tensors import Host, in_words, tensor_of
 from fastfisher.optim.kfac import KFAC
 from fastfisher.structures._weights import weights
 from fastfisher.structures.ekfac import _moments
 
 __all__ = ["EKFAC"]
-
-Host = np.ndarray[Any, Any]
 
 
 class EKFAC(KFAC):
@@ -84,7 +82,7 @@ class EKFAC(KFAC):
         for one, (q_a, q_g), s in zip(v, state.bases, state.moments.values(), strict=True):
             inside = q_g.T @ one.to(q_g.dtype)
             inside = inside if q_a is None else inside @ q_a
-            inside = (inside.double() / (torch.from_numpy(s) + self.damping)).to(q_g.dtype)
+            inside = (inside.double() / (tensor_of(s) + self.damping)).to(q_g.dtype)
             inside = q_g @ inside
             result.append((inside if q_a is None else inside @ q_a.T).to(one.dtype))
         return result
@@ -95,7 +93,7 @@ def _squares(layers: list[Any], state: State, scale: float) -> list[Host]:
     totals: list[Host] = []
     for layer in layers:
         for k, weight in enumerate(weights(Jacobian((layer,)))):
-            q_a, q_g = (None if q is None else q.numpy() for q in state.bases[k])
+            q_a, q_g = (None if q is None else in_words(q) for q in state.bases[k])
             assert q_g is not None
             block: Any = weight  # only its place is asked for
             found = scale * _moments(weight, block, q_a, q_g)
@@ -146,7 +144,7 @@ def _moved(
     new: tuple[torch.Tensor | None, torch.Tensor],
 ) -> Host:
     """Diagonal in the new basis of the matrix with the diagonal `s` in the old one."""
-    moved = (new[1].T.double() @ old[1].double()).square() @ torch.from_numpy(s)
+    moved = (new[1].T.double() @ old[1].double()).square() @ tensor_of(s)
     if old[0] is not None and new[0] is not None:
         moved = moved @ (old[0].T.double() @ new[0].double()).square()
-    return np.asarray(moved.numpy())
+    return in_words(moved)

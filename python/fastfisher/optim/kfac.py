@@ -45,8 +45,9 @@ class KFAC(Preconditioned):
     Parameters
     ----------
     model : torch.nn.Module
-        On the CPU; not compiled. Factors of its linear, convolution and embedding layers are
-        collected by hooks while its ordinary forward and backward passes run.
+        On the CPU or a GPU, all of it on one device; not compiled. Factors of its linear,
+        convolution and embedding layers are collected by hooks while its ordinary forward and
+        backward passes run.
     params : iterable of tensors or of groups, optional
         Parameters of the model to train, as torch takes them. Groups may have their own ``lr``,
         ``momentum``, ``weight_decay`` and ``decoupled``.
@@ -132,6 +133,10 @@ class KFAC(Preconditioned):
     modules that own them (a functional call) have the factors of these modules only, and so have
     losses with gradients of gradients only what reaches the outputs of layers. Per step n^3 / 2
     multiply-adds for an inverse, n^2 a sample for a factor, o i (o + i) for a layer's gradient.
+
+    On a GPU everything stays there: a step waits for it to read whether gradients, inputs, factors
+    and updates are finite, the traces for the "pi" split, and what the inverses say of themselves.
+    Indices of embeddings are copied to the host; random numbers of "mc" come from there.
 
     Examples
     --------
@@ -276,9 +281,13 @@ class KFAC(Preconditioned):
         self.curvature.samples = int(own["samples"])
         named = dict(self.model.named_parameters())
         self.curvature.seconds = {
-            named[name]: restored_mean(one) for name, one in own["seconds"].items()
+            named[name]: restored_mean(one, named[name].device)
+            for name, one in own["seconds"].items()
         }
-        self.curvature.states = {sites[name]: restored(one) for name, one in own["sites"].items()}
+        self.curvature.states = {
+            sites[name]: restored(one, sites[name].weight.device)
+            for name, one in own["sites"].items()
+        }
         self.curvature.drop(self._due())
 
     def __getstate__(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
     Parameters
     ----------
     model : torch.nn.Module
-        Of dtype float32 or float64, on the CPU.
+        Of dtype float32 or float64, on the CPU or a GPU; samples and labels on the same device.
     params : iterable of tensors or of groups, optional
         Parameters of the model to train, as torch takes them; each group may have its own ``lr``.
     lr : float, optional
@@ -330,7 +330,10 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         if len(set(each)) == 1:
             return torch.tensor(each[0], dtype=torch.float64)
         return torch.cat(
-            [torch.full((p.numel(),), rates[p], dtype=torch.float64) for p in parameters.values()]
+            [
+                torch.full((p.numel(),), rates[p], dtype=torch.float64, device=p.device)
+                for p in parameters.values()
+            ]
         )
 
     def _captures(self, x: Any, parameters: dict[str, torch.Tensor]) -> Capture:

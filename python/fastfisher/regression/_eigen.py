@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastfisher.errors import NotPositiveDefiniteError
-from fastfisher.theory._checks import ASYMMETRY, Floats, array, number, symmetric
+from fastfisher.theory._checks import ASYMMETRY, Floats, array, number, on_cpu, symmetric
 
 __all__ = ["eigenpairs", "kernel_matrix", "over", "regular", "rounding", "targets_of"]
 
@@ -58,6 +58,7 @@ def over(
 
 def targets_of(name: str, y: ArrayLike, n: int) -> Floats:
     """Require (n,) or (n, C)."""
+    on_cpu(name, y)
     values = np.asarray(y)
     checked = array(name, values, rank=1 if values.ndim == 1 else 2)
     if checked.shape[0] != n:

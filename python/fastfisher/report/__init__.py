@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastfisher._extras import require
-from fastfisher.report import _render
+from fastfisher.report import _device, _render
 from fastfisher.report._checkpoint import Checkpoint, checkpoint_folder
 from fastfisher.report._folder import RESULTS, SCHEMA, OutputFolderError, leftovers, new_folder
 from fastfisher.report._machine import environment
@@ -107,7 +107,7 @@ def write(
     shown = Silent() if progress is None else progress
     for module in ("matplotlib", "jinja2", "scipy"):
         require(module, purpose="the report")
-    with new_folder(out) as folder:
+    with _device.use(settings.device), new_folder(out) as folder:
         began = time.perf_counter()
         kept = Checkpoint.open(out, settings) if settings.grid == "full" else None
         with shown.task("data") as tick:
@@ -124,6 +124,7 @@ def write(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.perf_counter() - began,
             "grid": settings.grid,
+            "device": settings.device,
             "resumed": kept is not None and kept.resumed,
             "slower_than_promised": _slow(settings, finished),
             "command": command,
@@ -180,14 +181,14 @@ def _finished(section: Section, context: Context, kept: Checkpoint | None) -> di
         "result": {
             "summary": result.summary,
             "facts": [asdict(fact) for fact in result.facts],
-            "settings": result.settings,
+            "settings": _settings(section, context, result),
         },
         "blocks": blocks,
         "seconds": seconds,
     }
     # Through JSON in any case, so that a section that was read is the same as one just built.
     plain = _plain(
-        {"record": _record(section, result, seconds), "view": view, "pictures": pictures}
+        {"record": _record(section, context, result, seconds), "view": view, "pictures": pictures}
     )
     finished: dict[str, Any] = json.loads(json.dumps(plain, ensure_ascii=False, allow_nan=False))
     if kept is not None:
@@ -195,13 +196,23 @@ def _finished(section: Section, context: Context, kept: Checkpoint | None) -> di
     return finished
 
 
-def _record(section: Section, result: SectionResult, seconds: float) -> dict[str, Any]:
+def _settings(section: Section, context: Context, result: SectionResult) -> dict[str, Any]:
+    """Give a section's settings, with what ran on a device other than the CPU."""
+    if context.settings.device == "cpu":
+        return result.settings
+    part = _device.PARTS.get(section.id, "unknown")
+    return {**result.settings, f"on {context.settings.device}": part}
+
+
+def _record(
+    section: Section, context: Context, result: SectionResult, seconds: float
+) -> dict[str, Any]:
     return {
         "id": section.id,
         "title": section.title,
         "seconds": seconds,
         "headline": result.headline,
-        "settings": result.settings,
+        "settings": _settings(section, context, result),
         "values": result.values,
     }
 

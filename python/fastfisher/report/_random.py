@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfisher._extras import require
 from fastfisher._jacobian import Jacobian
 from fastfisher.models import MLP
+from fastfisher.report import _device
 
 __all__ = [
     "VARIANCES",
@@ -50,7 +50,7 @@ def gaussian(samples: int, inputs: int, *, seed: int) -> Floats:
 def dual(jacobian: Jacobian) -> Floats:
     """F* = J J^T / N, (NC) x (NC)."""
     rows = jacobian.shape[0]
-    return np.asarray(jacobian.gram(), np.float64).reshape(rows, rows) / jacobian.samples
+    return np.asarray(_device.gram(jacobian), np.float64).reshape(rows, rows) / jacobian.samples
 
 
 def probabilities(outputs: Any) -> Floats:
@@ -73,6 +73,5 @@ def softmax_dual(matrix: Floats, g: Floats) -> Floats:
 
 def eigenvalues(matrix: Floats) -> Floats:
     """Eigenvalues in descending order."""
-    eigvalsh = require("scipy.linalg", purpose="the report").eigvalsh
-    values: Floats = eigvalsh(matrix)[::-1]
+    values: Floats = _device.eigvalsh(matrix)[::-1]
     return values

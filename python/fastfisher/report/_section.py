@@ -56,7 +56,7 @@ class Settings:
 
     `grid` is the size of everything that a section chooses itself: ``quick`` (a section may take
     some 15 seconds on two cores), ``default`` (some minutes in all), ``full`` (the sizes of the
-    papers: hours, under 4 GB).
+    papers: hours, under 4 GB). `device` is where the heavy parts run, see ``_device.PARTS``.
     """
 
     data: str = "digits"
@@ -69,9 +69,12 @@ class Settings:
     ratios: tuple[float, ...] = (0.8, 0.95, 1.05, 1.2)
     steps: int = 15
     grid: Grid = "default"
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        """Check the name of the grid."""
+        """Check the names of the grid and of the device."""
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected cpu or cuda, got {self.device!r}")
         if self.grid not in ("quick", "default", "full"):
             raise ValueError(f"grid: expected quick, default or full, got {self.grid!r}")
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every structure of the Fisher matrix offers; all on numpy arrays, vectors as columns."""
+"""What every structure of the Fisher matrix offers; vectors as columns.
+
+Arrays are numpy's, or those of a device in numpy's words. There each matrix that is inverted reads
+back what its factorisation says of it, and each round of refinement a few truths.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher import psd
+from fastfisher._device_array import as_array, contiguous
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
 
 Host = np.ndarray[Any, Any]
@@ -30,6 +35,11 @@ class Structure:
 
     size: int
     dtype: np.dtype[Any]
+
+    @property
+    def like(self) -> Host:
+        """Array of the kind that vectors are: of numpy, or on a device."""
+        raise NotImplementedError(f"an array like those of structure {self.name!r}")
 
     def matvec(self, v: Host) -> Host:
         """``F v`` for v (P, k)."""
@@ -75,7 +85,7 @@ class Structure:
 
     def dense(self) -> Host:
         """Matrix (P, P)."""
-        return self.matvec(np.eye(self.size, dtype=self.dtype))
+        return self.matvec(np.eye(self.size, dtype=self.dtype, like=self.like))
 
     def scaled(self, factor: float) -> Structure:
         """Structure of `factor` times the matrix."""
@@ -103,16 +113,16 @@ def damped_inverses(k: Host, damping: float | Host, what: str) -> Host:
         raise NonFiniteError(f"{what}: expected finite numbers, got NaN or infinity in its Gram")
     if k.size == 0:
         return np.zeros_like(k)
-    flat = np.ascontiguousarray(k).reshape(-1, *k.shape[-2:])
-    result = np.empty_like(flat)
+    flat = contiguous(k).reshape(-1, *k.shape[-2:])
     added = np.broadcast_to(damping, flat.shape[:1]).tolist()
     found: Any = psd.inverse(flat, damping=added)
-    for index, one in enumerate(found):
-        if one.status == "ok" and one.condition * _EPS < _SAFE:
-            result[index] = one.value
-        else:
-            result[index] = _by_eigenvalues(flat[index], added[index], what)
-    return result.reshape(k.shape)
+    inverses = [
+        one.value
+        if one.status == "ok" and one.condition * _EPS < _SAFE
+        else _by_eigenvalues(flat[index], added[index], what)
+        for index, one in enumerate(found)
+    ]
+    return np.stack(inverses).reshape(k.shape)
 
 
 def _by_eigenvalues(k: Host, damping: float, what: str) -> Host:
@@ -124,7 +134,7 @@ def _by_eigenvalues(k: Host, damping: float, what: str) -> Host:
             f"{what}: singular (smallest eigenvalue {w.min(initial=0.0):.3e}, largest {top:.3e}); "
             "expected damping > 0"
         )
-    return np.asarray((q / (w + damping)) @ q.T)
+    return as_array((q / (w + damping)) @ q.T)
 
 
 def amplifies(top: float, damping: float, dtype: Any) -> bool:
@@ -153,7 +163,7 @@ def projected(k: Host, damping: float, push: Any, pull: Any, v: Host, scale: flo
 
     def in_range(y: Host, gain: Host) -> Host:
         c = np.swapaxes(q, -1, -2) @ push(y)
-        return np.asarray(pull(q @ (c * gain)))
+        return as_array(pull(q @ (c * gain)))
 
     rest = v
     for _ in range(2):
@@ -161,7 +171,7 @@ def projected(k: Host, damping: float, push: Any, pull: Any, v: Host, scale: flo
     rest = rest / damping
     for _ in range(2):
         rest = rest - in_range(rest, scale / w)
-    return np.asarray(rest + in_range(v, scale / (w * (w + damping))))
+    return as_array(rest + in_range(v, scale / (w * (w + damping))))
 
 
 def refined(apply: Any, approximate: Any, v: Host) -> Host:
@@ -190,4 +200,4 @@ def refined(apply: Any, approximate: Any, v: Host) -> Host:
             break
     if not np.isfinite(x).all():
         raise NumericalError(f"solve: the solution overflows dtype {v.dtype}; raise the damping")
-    return np.asarray(x)
+    return as_array(x)

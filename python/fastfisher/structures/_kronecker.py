@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastfisher import _native
+from fastfisher._arrays import device_name
+from fastfisher._device_array import as_array
 from fastfisher._lookup import Lookup
 from fastfisher.factors import Dense
 from fastfisher.structures._place import Place
@@ -54,19 +56,24 @@ class Block:
         """``V A`` for v (o, i, k)."""
         return along(self.a if a is None else a, v, 1)
 
-    def damped(self, damping: float, split: str) -> tuple[float, float]:
-        """Say what A and G get on their diagonals; of an exact block only A."""
-        return (damping, 0.0) if self.exact else split_damping(self.a, self.g, damping, split)
 
+def split_dampings(
+    pairs: list[tuple[Host, Host]], damping: float, split: str
+) -> list[tuple[float, float]]:
+    """Say what each A (or its diagonal) and G get (Martens and Grosse 2015, section 6.3).
 
-def split_damping(a: Host, g: Host, damping: float, split: str) -> tuple[float, float]:
-    """Say what A (or its diagonal) and G get on their diagonals (Martens and Grosse 2015, 6.3)."""
-    if split == "plain":
-        return damping, damping
-    trace_a = float(a.sum() if a.ndim == 1 else np.trace(a)) / max(1, len(a))
-    trace_g = float(np.trace(g)) / max(1, len(g))
-    pi = math.sqrt(trace_a / trace_g) if trace_a > 0 and trace_g > 0 else 1.0
-    return math.sqrt(damping) * pi, math.sqrt(damping) / pi
+    From a device all traces are read back at once.
+    """
+    if split == "plain" or not pairs:
+        return [(damping, damping)] * len(pairs)
+    traces = np.stack([x.sum() if x.ndim == 1 else np.trace(x) for pair in pairs for x in pair])
+    found = iter(traces.tolist())
+    result = []
+    for a, g in pairs:
+        mean_a, mean_g = next(found) / max(1, len(a)), next(found) / max(1, len(g))
+        pi = math.sqrt(mean_a / mean_g) if mean_a > 0 and mean_g > 0 else 1.0
+        result.append((math.sqrt(damping) * pi, math.sqrt(damping) / pi))
+    return result
 
 
 def blocks_of(found: list[Weight], scale: float, weight_sharing: str) -> list[Block]:
@@ -85,7 +92,7 @@ def blocks_of(found: list[Weight], scale: float, weight_sharing: str) -> list[Bl
             # Unit vectors: A is diagonal, each position counts by itself.
             i, count = weight.in_features, n * weight.positions
             uses = np.bincount(weight.layer.index.reshape(-1), minlength=i)
-            a = (uses / max(1, count)).astype(kind)
+            a = np.asarray((uses / max(1, count)).astype(kind), like=weight.layer.g)
             g = moments.of(_rows(weight.layer.g), scale)
             blocks.append(Block(weight.name, weight.place, a, g, count=count))
         else:
@@ -98,7 +105,8 @@ def _shared_block(weight: Weight, scale: float, weight_sharing: str) -> Block:
     """Block of a weight that is used at several positions, some samples at a time."""
     n, kind = weight.layer.samples, weight.layer.g.dtype
     o, i, s = weight.out_features, weight.in_features, weight.positions
-    a, g = np.zeros((i, i), kind), np.zeros((o, o), kind)
+    like = weight.layer.g
+    a, g = np.zeros((i, i), kind, like=like), np.zeros((o, o), kind, like=like)
     for piece in weight.pieces(formed=False):
         inputs, cotangents = weight.factors(piece)
         if weight_sharing == "reduce":
@@ -124,7 +132,7 @@ class Moments:
     def of(self, x: Host, scale: float, *, one: bool = False) -> Host:
         """Array (i, i) that `run` fills for rows `x` (n, i); with `one` of those and a 1 behind."""
         size = x.shape[1] + one
-        out = np.empty((size, size), x.dtype)
+        out = np.empty((size, size), x.dtype, like=x)
         self._calls.setdefault(x.dtype, []).append((x, out, scale))
         return out
 
@@ -132,8 +140,21 @@ class Moments:
         """Compute what was put down."""
         for calls in self._calls.values():
             arrays, outs, scales = zip(*calls, strict=True)
-            _native.moments(list(arrays), list(outs), list(scales))
+            try:
+                _native.moments(list(arrays), list(outs), list(scales))
+            except NotImplementedError:  # a device without that kernel
+                if device_name(outs[0]) == "cpu":
+                    raise
+                for x, out, scale in calls:
+                    _by_library(x, out, scale)
         self._calls.clear()
+
+
+def _by_library(x: Host, out: Host, scale: float) -> None:
+    """``scale [x 1]^T [x 1]``, or without the 1, by the caller's library."""
+    if len(out) > x.shape[1]:
+        x = np.concatenate([x, np.ones((len(x), 1), x.dtype, like=x)], 1)
+    out[...] = scale * (x.T @ x)
 
 
 def _rows(g: Host) -> Host:
@@ -145,7 +166,7 @@ def _rows(g: Host) -> Host:
 def _exact_block(weight: Weight, scale: float, moments: Moments) -> Block:
     kind = weight.layer.g.dtype
     rows = weight.layer.g.reshape(-1, weight.out_features)
-    one, columns = np.ones((1, 1), kind), weight.columns.T
+    one, columns = np.ones((1, 1), kind, like=rows), weight.columns.T
     if weight.out_features > EXACT:
         diagonal = np.einsum("rp,rp->p", rows, rows)
         return Block(weight.name, Place.at(columns), diagonal * kind.type(scale), one, exact=True)
@@ -160,4 +181,4 @@ def along(m: Host, v: Host, axis: int) -> Host:
         return (m @ v.reshape(len(v), -1)).reshape(len(m), *v.shape[1:])
     if v.shape[2] == 1:
         return (v[:, :, 0] @ m.T)[:, :, None]
-    return np.asarray(m @ v)
+    return as_array(m @ v)

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher._arrays import device_name, to_numpy
+from fastfisher._arrays import Array, device_name, in_numpys_words, to_numpy
+from fastfisher._arrays import widened as widened_array
+from fastfisher._device_array import contiguous
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher._sample_map import SampleMap
@@ -23,17 +25,27 @@ from fastfisher.errors import NonFiniteError
 Host = np.ndarray[Any, Any]
 
 
-def on_host(jacobian: Jacobian) -> Jacobian:
-    """Jacobian with numpy's views of all factors; 16-bit floats are widened."""
-    like = jacobian.layers[0].g
+def in_numpy(jacobian: Jacobian) -> Jacobian:
+    """Jacobian with numpy's views of all factors, of those on a device in numpy's words.
+
+    16-bit floats are widened.
+
+    Raises
+    ------
+    TypeError
+        Factors on a device that are not torch's.
+    ValueError
+        A batch of networks.
+    """
     if jacobian.layers[0].batch is not None:
         raise ValueError("layers: a batch of networks has no Fisher matrix; expected one network")
-    if device_name(like) != "cpu":
-        raise TypeError(f"layers: expected factors on the CPU, got some on {device_name(like)}")
+    kept = jacobian.sample_map
+    if kept is not None:
+        kept = SampleMap(_worded(kept.basis), _worded(kept.scale))
     return Jacobian(
-        tuple(_host_layer(layer) for layer in jacobian.layers),
-        None if jacobian.outputs is None else to_numpy(jacobian.outputs),
-        jacobian.sample_map,
+        tuple(_numpy_layer(layer) for layer in jacobian.layers),
+        None if jacobian.outputs is None else _worded(jacobian.outputs),
+        kept,
         jacobian.parameters,
     )
 
@@ -65,43 +77,58 @@ def widened(jacobian: Jacobian) -> Jacobian:
 def is_extreme(jacobian: Jacobian) -> bool:
     """Whether factors are float32 and so large or small that their squares are lost."""
     low, high = 1e-16, 1e16
-    for layer in jacobian.layers:
-        for array in layer.arrays.values():
-            if array.dtype == np.float32 and array.size:
-                top = max(float(array.max()), -float(array.min()))
-                if top and not low < top < high:
-                    return True
-    return False
+    found = [
+        np.maximum(array.max(), -array.min())
+        for layer in jacobian.layers
+        for array in layer.arrays.values()
+        if array.dtype == np.float32 and array.size
+    ]
+    # One number a factor is read back from a device, all at once.
+    return any(top and not low < top < high for top in np.stack(found).tolist()) if found else False
 
 
 def check_finite(jacobian: Jacobian) -> None:
     """Check that all factors are finite; the message names the layer and the first index."""
-    for name, layer in zip(jacobian.names, jacobian.layers, strict=True):
-        for key, array in layer.arrays.items():
-            # A minimum or maximum keeps NaN and shows infinity, without a temporary array.
-            if array.size == 0 or (np.isfinite(array.min()) and np.isfinite(array.max())):
-                continue
-            where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
-            raise NonFiniteError(
-                f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index "
-                f"{where}"
-            )
+    arrays = [
+        (name, key, array)
+        for name, layer in zip(jacobian.names, jacobian.layers, strict=True)
+        for key, array in layer.arrays.items()
+        if array.size
+    ]
+    # A minimum or maximum keeps NaN and shows infinity, without a temporary array.
+    ends = [np.isfinite(array.min()) & np.isfinite(array.max()) for _, _, array in arrays]
+    for (name, key, array), fine in zip(
+        arrays, np.stack(ends).tolist() if ends else [], strict=True
+    ):
+        if fine:
+            continue
+        where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
+        raise NonFiniteError(
+            f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index {where}"
+        )
 
 
-def _host_layer(layer: Layer) -> Layer:
+def _worded(x: Array) -> Any:
+    """`x` in numpy's words, 16-bit floats in float32."""
+    if device_name(x) == "cpu":
+        host = to_numpy(x)
+        return host.astype(np.float32) if host.dtype == np.float16 else host
+    return in_numpys_words(widened_array(x), "layers")
+
+
+def _numpy_layer(layer: Layer) -> Layer:
     new = copy.copy(layer)
     for name in ("a", "g", "w"):
         array = getattr(layer, name)
         if array is not None:
-            host = to_numpy(array)
-            setattr(new, name, host.astype(np.float32) if host.dtype == np.float16 else host)
+            setattr(new, name, _worded(array))
     return new
 
 
 def _contracted(layer: Layer, root: Host) -> Layer:
     """Layer with the R outputs ``sum_c S[n, c, r] g[n, c]``."""
     kind = layer.g.dtype
-    to_rows = np.ascontiguousarray(root.swapaxes(1, 2), kind)  # (n, r, c)
+    to_rows = contiguous(root.swapaxes(1, 2), kind)  # (n, r, c)
     n, r, c = to_rows.shape
     if layer.w is None:
         g = layer.g

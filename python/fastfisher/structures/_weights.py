@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher._conv import Conv
+from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher._lookup import Lookup
@@ -99,15 +100,15 @@ class Weight:
         else:
             a, g = _samples(layer, samples)._positions()
         if layer.bias:
-            a = np.concatenate([a, np.ones((*a.shape[:2], 1), a.dtype)], 2)
+            a = np.concatenate([a, np.ones((*a.shape[:2], 1), a.dtype, like=a)], 2)
         return a, g
 
     def gradients(self, samples: slice, units: slice = slice(None)) -> Host:
         """Rows (n, r, o, i) of some samples and units."""
         if isinstance(self.layer, Explicit):
-            return np.asarray(self.layer.j[samples][:, :, units, None])
+            return as_array(self.layer.j[samples][:, :, units, None])
         a, g = self.factors(samples)
-        return np.asarray(g[..., units].swapaxes(2, 3) @ a[:, None])
+        return as_array(g[..., units].swapaxes(2, 3) @ a[:, None])
 
     def pieces(self, *, formed: bool = True) -> Iterator[slice]:
         """Slices of samples, so small that what is made of them fits a chunk.
@@ -163,6 +164,6 @@ def _samples(layer: Layer, samples: slice) -> Layer:
 def _cotangents(layer: Conv) -> Host:
     """Cotangents (n, r, o, *space) of a convolution, separable or not."""
     if layer.w is None:
-        return np.asarray(layer.g)
+        return as_array(layer.g)
     w = layer.w.reshape(1, *layer.w.shape, *[1] * (layer.g.ndim - 2))
-    return np.asarray(layer.g[:, None] * w)
+    return as_array(layer.g[:, None] * w)

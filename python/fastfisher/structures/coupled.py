@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import as_array, contiguous
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NotPositiveDefiniteError, NumericalError
 from fastfisher.structures._base import (
@@ -70,6 +71,11 @@ class Coupled(Structure):
         return np.dtype(str(self.parts[0].jacobian.layers[0].g.dtype))
 
     @property
+    def like(self) -> Host:
+        """Array like vectors."""
+        return as_array(self.parts[0].jacobian.layers[0].g)
+
+    @property
     def rows(self) -> int:
         """Rows of each block's Jacobian."""
         return self.parts[0].jacobian.shape[0]
@@ -96,10 +102,10 @@ class Coupled(Structure):
     def pull(self, z: Host) -> Host:
         """``J_b^T z`` for z (L, rows, k)."""
         if self.title == "full":  # no second array of the size of the parameters
-            return np.asarray(self.parts[0].jacobian.T @ np.ascontiguousarray(z[0]))
-        result = np.zeros((self.size, z.shape[2]), z.dtype)
+            return as_array(self.parts[0].jacobian.T @ contiguous(z[0]))
+        result = np.zeros((self.size, z.shape[2]), z.dtype, like=z)
         for part, one in zip(self.parts, z, strict=True):
-            result[part.columns] = part.jacobian.T @ np.ascontiguousarray(one)
+            result[part.columns] = part.jacobian.T @ contiguous(one)
         return result
 
     def duals(self) -> list[Host]:
@@ -123,10 +129,10 @@ class Coupled(Structure):
         if delicate and self.dtype == np.float32:
             # Roundings of the smaller dtype would be divided by the damping.
             wide = self._widened().solve(v.astype(np.float64), damping)
-            return np.asarray(wide, np.float32)
+            return as_array(wide, np.float32)
 
         def apply(x: Host) -> Host:
-            return np.asarray(self.matvec(x) + _of(x, damping) * x)
+            return as_array(self.matvec(x) + _of(x, damping) * x)
 
         def approximate(y: Host) -> Host:
             if not self.diagonal_only:
@@ -148,13 +154,13 @@ class Coupled(Structure):
             [self.coupling[i, j] * roots[i] @ roots[j] for j in range(len(roots))]
             for i in range(len(roots))
         ]
-        return np.asarray(np.linalg.eigvalsh(np.block(blocks)))
+        return as_array(np.linalg.eigvalsh(np.block(blocks)))
 
     def function(self, f: Any, v: Host) -> Host:
         """``f(F) v``, through the eigenvectors of each part."""
         if not self.diagonal_only:
             raise NotPositiveDefiniteError(f"F: structure {self.name!r} is indefinite")
-        x = np.asarray(f(np.zeros(1))) * v if self.size else v.copy()
+        x = as_array(f(np.zeros(1))) * v if self.size else v.copy()
         for index, part in enumerate(self.parts):
             w, q = np.linalg.eigh(self.compact(index))
             w = w.clip(0)
@@ -173,13 +179,13 @@ class Coupled(Structure):
         """Diagonal: that of every structure that keeps the blocks on the diagonal."""
         from fastfisher.structures.diagonal import squares
 
-        result = np.zeros(self.size)
+        result = np.zeros(self.size, like=self.like)
         for part in self.parts:
             if part.jacobian.sample_map is not None:
                 rows = part.jacobian.dense().astype(np.float64)
                 result[part.columns] += np.einsum("rp,rp->p", rows, rows)
                 continue
-            own = np.zeros(part.jacobian.shape[1])
+            own = np.zeros(part.jacobian.shape[1], like=self.like)
             for weight in weights(part.jacobian):
                 own[weight.columns] += squares(weight)
             result[part.columns] += own
@@ -198,7 +204,7 @@ class Coupled(Structure):
         if not self.small(part) if in_samples is None else in_samples:
             return self.duals()[index]
         rows = part.jacobian.dense().astype(np.float64)
-        return np.asarray(self.scale * (rows.T @ rows))
+        return as_array(self.scale * (rows.T @ rows))
 
     def _inverse(self, index: int, damping: float) -> Host:
         key = (index, damping)
@@ -214,14 +220,14 @@ class Coupled(Structure):
         """Solution for one block by itself."""
         j = part.jacobian
         if self.small(part):
-            return np.asarray(self._inverse(index, damping) @ v.astype(np.float64), v.dtype)
+            return as_array(self._inverse(index, damping) @ v.astype(np.float64), v.dtype)
         if delicate:
             return projected(
                 self.duals()[index], damping, lambda y: j @ y, lambda z: j.T @ z, v, self.scale
             )
         z = self._inverse(index, damping) @ (j @ v).astype(np.float64)
         x = v - j.T @ (z * self.scale).astype(v.dtype)
-        return np.asarray(x / _of(v, damping))
+        return as_array(x / _of(v, damping))
 
     def _widened(self) -> Coupled:
         """Structure with factors in float64."""
@@ -233,7 +239,7 @@ class Coupled(Structure):
         z = np.stack([part.jacobian @ v[part.columns] for part in self.parts]).astype(np.float64)
         right = np.tensordot(self.coupling, z, 1).reshape(-1, v.shape[1])
         inner = self.system(damping, right) * self.scale
-        return np.asarray((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))
+        return as_array((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))
 
     def system(self, damping: float, right: Host) -> Host:
         """Solve ``((T (x) I) blockdiag(K_l) + damping) z = right`` by LU; z (L, rows, k)."""
@@ -241,13 +247,13 @@ class Coupled(Structure):
             [self.coupling[i, j] * k for j, k in enumerate(self.duals())]
             for i in range(len(self.parts))
         ]
-        system = np.block(blocks) + damping * np.eye(len(right))
+        system = np.block(blocks) + damping * np.eye(len(right), like=right)
         z = self._by_lu(system, damping, right)
         return z.reshape(len(self.parts), self.rows, right.shape[1])
 
     def parameter_solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v`` by LU of the matrix itself (P, P), float64."""
-        matrix = self._widened().dense() + damping * np.eye(self.size)
+        matrix = self._widened().dense() + damping * np.eye(self.size, like=self.like)
         return self._by_lu(matrix, damping, v.astype(np.float64))
 
     def _by_lu(self, matrix: Host, damping: float, right: Host) -> Host:
@@ -262,7 +268,7 @@ class Coupled(Structure):
                 f"F: structure {self.name!r} plus damping {damping} is singular; it is indefinite, "
                 "so that a damping may be the negative of an eigenvalue: expected another one"
             )
-        return np.asarray(z)
+        return as_array(z)
 
 
 def full(jacobian: Jacobian, scale: float) -> Coupled:
@@ -323,4 +329,4 @@ def _of(v: Host, number: float) -> Any:
 
 def _root(k: Host) -> Host:
     w, q = np.linalg.eigh(k)
-    return np.asarray((q * np.sqrt(w.clip(0))) @ q.T)
+    return as_array((q * np.sqrt(w.clip(0))) @ q.T)

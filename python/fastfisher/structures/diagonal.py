@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.structures._base import Structure
@@ -23,6 +24,11 @@ class Diagonal(Structure):
     values: Host
 
     @property
+    def like(self) -> Host:
+        """Array like vectors."""
+        return self.values
+
+    @property
     def size(self) -> int:  # type: ignore[override]
         """Number of parameters P."""
         return len(self.values)
@@ -34,7 +40,7 @@ class Diagonal(Structure):
 
     def matvec(self, v: Host) -> Host:
         """``F v``."""
-        return np.asarray(self.values[:, None] * v)
+        return as_array(self.values[:, None] * v)
 
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v``."""
@@ -43,7 +49,7 @@ class Diagonal(Structure):
             raise NotPositiveDefiniteError(
                 f"F: entry {int(np.argmin(damped))} of the diagonal is zero; expected damping > 0"
             )
-        return np.asarray(v / damped[:, None])
+        return as_array(v / damped[:, None])
 
     def spectrum(self) -> Host:
         """Eigenvalues."""
@@ -51,7 +57,7 @@ class Diagonal(Structure):
 
     def function(self, f: Any, v: Host) -> Host:
         """``f(F) v``."""
-        return np.asarray(f(self.spectrum())[:, None] * v, v.dtype)
+        return as_array(f(self.spectrum())[:, None] * v, v.dtype)
 
     def diagonal(self) -> Host:
         """Diagonal (P,)."""
@@ -64,7 +70,7 @@ class Diagonal(Structure):
 
 def diagonal(jacobian: Jacobian, scale: float) -> Diagonal:
     """Diagonal of ``scale J^T J``: for dense layers one product a layer."""
-    total = np.zeros(jacobian.shape[1])
+    total = np.zeros(jacobian.shape[1], like=jacobian.layers[0].g)
     for weight in weights(jacobian):
         total[weight.columns] = squares(weight)
     return Diagonal((total * scale).astype(jacobian.layers[0].g.dtype))
@@ -72,7 +78,7 @@ def diagonal(jacobian: Jacobian, scale: float) -> Diagonal:
 
 def squares(weight: Weight) -> Host:
     """Sum the squared gradients of a weight over all rows, (o, i), float64."""
-    total = np.zeros((weight.out_features, weight.in_features))
+    total = np.zeros((weight.out_features, weight.in_features), like=weight.layer.g)
     if weight.simple:
         for piece in weight.pieces(formed=False):
             a, g = weight.factors(piece)

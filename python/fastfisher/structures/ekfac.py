@@ -46,7 +46,7 @@ class Ekfac(Kfac):
 
     def diagonal(self) -> Host:
         """Diagonal (P,)."""
-        result = np.zeros(self.size)
+        result = np.zeros(self.size, like=self.like)
         for block, values, (_, q_a, _, q_g) in zip(
             self.blocks, self.corrected, self._eigh(), strict=True
         ):
@@ -71,7 +71,7 @@ def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> E
 
 def _moments(weight: Weight, block: Block, q_a: Host | None, q_g: Host) -> Host:
     """Sum the squared gradients in the eigenbasis, (o, i), float64."""
-    total = np.zeros(block.place.shape)
+    total = np.zeros(block.place.shape, like=weight.layer.g)
     by_factors = weight.simple
     for piece in weight.pieces(formed=not by_factors):
         if not weight.factored:

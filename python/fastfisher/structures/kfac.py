@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from fastfisher import psd
+from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.structures._base import Structure
-from fastfisher.structures._kronecker import Block, along, blocks_of
+from fastfisher.structures._kronecker import Block, along, blocks_of, split_dampings
 from fastfisher.structures._weights import weights
 
 __all__ = ["Block", "Kfac", "along", "kfac"]
@@ -41,6 +42,11 @@ class Kfac(Structure):
     weight_sharing: str = "expand"
     _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
     _inverses: dict[tuple[float, str], list[tuple[Host, Host]]] = field(default_factory=dict)
+
+    @property
+    def like(self) -> Host:
+        """Array like vectors."""
+        return self.blocks[0].g if self.blocks else np.zeros(0)
 
     def matvec(self, v: Host) -> Host:
         """``F v``."""
@@ -71,10 +77,10 @@ class Kfac(Structure):
 
     def function(self, f: Any, v: Host) -> Host:
         """``f(F) v`` in the eigenbasis of the factors."""
-        x = np.asarray(f(np.zeros(1)) * v, v.dtype)
+        x = as_array(f(np.zeros(1)) * v, v.dtype)
         for block, values in zip(self.blocks, self.eigenvalues(), strict=True):
             inside = self.rotated(block, block.place.take(v))
-            changed = np.asarray(f(values)[:, :, None] * inside, v.dtype)
+            changed = as_array(f(values)[:, :, None] * inside, v.dtype)
             block.place.put(self.rotated(block, changed, back=True), x)
         return x
 
@@ -91,7 +97,7 @@ class Kfac(Structure):
 
     def diagonal(self) -> Host:
         """Diagonal (P,)."""
-        result = np.zeros(self.size, self.dtype)
+        result = np.zeros(self.size, self.dtype, like=self.like)
         for block in self.blocks:
             a = block.a if block.a.ndim == 1 else np.diagonal(block.a)
             result[block.columns] = np.outer(np.diagonal(block.g), a)
@@ -149,7 +155,8 @@ class Kfac(Structure):
         if covered < self.size and damping == 0:
             self._check_damping(0.0)
         x = np.empty_like(v) if covered == self.size else v / v.dtype.type(damping)
-        memory = np.empty(max((math.prod(b.place.shape) for b in self.blocks), default=0), v.dtype)
+        most = max((math.prod(block.place.shape) for block in self.blocks), default=0)
+        memory = np.empty(most, v.dtype, like=v)
         for block, (a, g) in zip(self.blocks, self._both_inverses(damping, split), strict=True):
             if not block.place.sandwich(g, a, v, x, memory):
                 block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
@@ -160,8 +167,11 @@ class Kfac(Structure):
         key = (damping, split)
         if key not in self._inverses:
             matrices, added = [], []
-            for block in self.blocks:
-                on_a, on_g = block.damped(damping, split)
+            split_up = [block for block in self.blocks if not block.exact]
+            found_dampings = iter(split_dampings([(b.a, b.g) for b in split_up], damping, split))
+            # Of an exact block only A gets one.
+            dampings = [(damping, 0.0) if b.exact else next(found_dampings) for b in self.blocks]
+            for block, (on_a, on_g) in zip(self.blocks, dampings, strict=True):
                 if block.a.ndim == 2:
                     matrices.append(block.a)
                     added.append(on_a)
@@ -170,11 +180,11 @@ class Kfac(Structure):
             found: Any = psd.inverse(matrices, damping=added)
             done = iter(found)
             pairs = []
-            for block in self.blocks:
+            for block, (on_a, _) in zip(self.blocks, dampings, strict=True):
                 if block.a.ndim == 2:
                     a = self._sound(block, next(done))
                 else:
-                    a = 1 / (block.a + self.dtype.type(block.damped(damping, split)[0]))
+                    a = 1 / (block.a + self.dtype.type(on_a))
                 pairs.append((a, self._sound(block, next(done))))
             self._inverses.clear()
             self._inverses[key] = pairs
@@ -185,7 +195,7 @@ class Kfac(Structure):
             raise NotPositiveDefiniteError(
                 f"F, layer {block.name!r}: {one.reason}; expected a larger damping"
             )
-        return np.asarray(one.value)
+        return as_array(one.value)
 
     def _eigh(self) -> list[tuple[Host, Host | None, Host, Host]]:
         """Eigenvalues and eigenvectors of A and of G, of each block."""
@@ -213,10 +223,16 @@ def kfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> Kf
     if weight_sharing not in ("expand", "reduce"):
         raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
     blocks = blocks_of(weights(jacobian), scale, weight_sharing)
-    for block in blocks:
-        for which, factor in (("activation", block.a), ("gradient", block.g)):
-            # Sums of squares: an input that is not finite shows on the diagonal.
-            if not np.isfinite(factor if factor.ndim == 1 else np.diagonal(factor)).all():
+    named = [
+        (block, which, factor)
+        for block in blocks
+        for which, factor in (("activation", block.a), ("gradient", block.g))
+    ]
+    # Sums of squares: an input that is not finite shows on the diagonal.
+    flags = [np.isfinite(f if f.ndim == 1 else np.diagonal(f)).all() for _, _, f in named]
+    if flags:
+        for (block, which, _), fine in zip(named, np.stack(flags).tolist(), strict=True):
+            if not fine:
                 raise NonFiniteError(
                     f"layer {block.name!r}: expected finite numbers, got NaN or infinity in its "
                     f"{which} factor"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.structures._base import (
@@ -68,16 +69,16 @@ class Blocks:
             return self.formed
         assert self.a is not None
         assert self.gain is not None
-        return np.asarray(self.gain.T[:, :, None] * self.a[None])
+        return as_array(self.gain.T[:, :, None] * self.a[None])
 
     def gram(self) -> Host:
         """``X X^T`` (u, m, m)."""
         if self.formed is not None:
-            return np.asarray(self.formed @ self.formed.swapaxes(1, 2))
+            return as_array(self.formed @ self.formed.swapaxes(1, 2))
         assert self.a is not None
         assert self.gain is not None
         gain = self.gain.T
-        return np.asarray(gain[:, :, None] * (self.a @ self.a.T) * gain[:, None, :])
+        return as_array(gain[:, :, None] * (self.a @ self.a.T) * gain[:, None, :])
 
     def pushed(self, e: Host) -> Host:
         """Y (u, m, k) with ``X^T Y = J^T e`` for residuals e (n r, k)."""
@@ -86,7 +87,7 @@ class Blocks:
         n, r, _ = self.cotangents.shape
         y = np.einsum("nru,nrk->unk", self.cotangents, e.reshape(n, r, e.shape[1]), optimize=True)
         gain = self.gain.T[:, :, None]
-        return np.asarray(np.where(gain > 0, y / np.where(gain > 0, gain, 1), 0))
+        return as_array(np.where(gain > 0, y / np.where(gain > 0, gain, 1), 0))
 
 
 @dataclass(eq=False)
@@ -100,6 +101,11 @@ class Unit(Structure):
     block: int | None = None
 
     @property
+    def like(self) -> Host:
+        """Array like vectors."""
+        return self.weights[0].layer.g if self.weights else np.zeros(0)
+
+    @property
     def name(self) -> str:
         """Name of the structure."""
         return "unit" if self.block is None else f"('block', {self.block})"
@@ -111,7 +117,7 @@ class Unit(Structure):
             for inputs in self._ranges(weight):
                 columns = weight.columns[:, inputs]
                 result[columns] = self._product(weight, inputs, v[columns])
-        return np.asarray(result * v.dtype.type(self.scale))
+        return as_array(result * v.dtype.type(self.scale))
 
     def solve(self, v: Host, damping: float) -> Host:
         """``(F + damping I)^-1 v``, all blocks of some units in one call."""
@@ -135,14 +141,14 @@ class Unit(Structure):
 
     def function(self, f: Any, v: Host) -> Host:
         """``f(F) v``, through the eigenvectors of each block."""
-        x = np.asarray(f(np.zeros(1)) * v, v.dtype)
+        x = as_array(f(np.zeros(1)) * v, v.dtype)
         for one in self.blocks():
             x[one.columns] = _function(one.rows, self.scale, f, v[one.columns])
         return x
 
     def diagonal(self) -> Host:
         """Diagonal (P,)."""
-        total = np.zeros(self.size)
+        total = np.zeros(self.size, like=self.like)
         for weight in self.weights:
             total[weight.columns] = squares(weight)
         return (total * self.scale).astype(self.dtype)
@@ -157,7 +163,7 @@ class Unit(Structure):
 
     def _product(self, weight: Weight, inputs: slice, v: Host) -> Host:
         """``X^T X v`` for all units, v (o, i, k)."""
-        result = np.zeros(v.shape, np.float64)
+        result = np.zeros(v.shape, np.float64, like=v)
         for piece in weight.pieces(formed=not weight.simple):
             if weight.simple:
                 a, g = weight.factors(piece)
@@ -237,13 +243,13 @@ def _solve(x: Host, scale: float, damping: float, v: Host) -> Host:
     inverse = damped_inverses(k, damping, "F, a unit's block")
 
     def apply(y: Host) -> Host:
-        return np.asarray(scale * (back @ (x @ y)) + damping * y)
+        return as_array(scale * (back @ (x @ y)) + damping * y)
 
     def approximate(y: Host) -> Host:
         if not wide:
-            return np.asarray(inverse @ y)
+            return as_array(inverse @ y)
         inner = inverse @ (x @ y) * scale
-        return np.asarray((y - back @ inner) / damping)
+        return as_array((y - back @ inner) / damping)
 
     return refined(apply, approximate, y).astype(v.dtype)
 
@@ -254,8 +260,8 @@ def _function(x: Host, scale: float, f: Any, v: Host) -> Host:
     w, q = np.linalg.eigh(_compact(x, scale))
     w = w.clip(0)
     if x.shape[1] >= x.shape[2]:
-        return np.asarray(q @ (f(w)[:, :, None] * (q.swapaxes(1, 2) @ y)), v.dtype)
+        return as_array(q @ (f(w)[:, :, None] * (q.swapaxes(1, 2) @ y)), v.dtype)
     keep = w > w.shape[1] * np.finfo(np.float64).eps * w.max(1, initial=0.0)[:, None]
     gain = np.where(keep, (f(w) - f(np.zeros(1))) / np.where(keep, w, 1), 0) * scale
     c = q.swapaxes(1, 2) @ (x @ y)
-    return np.asarray(f(np.zeros(1)) * y + x.swapaxes(1, 2) @ (q @ (gain[:, :, None] * c)), v.dtype)
+    return as_array(f(np.zeros(1)) * y + x.swapaxes(1, 2) @ (q @ (gain[:, :, None] * c)), v.dtype)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["array", "count", "member", "number", "symmetric", "widths"]
+from fastfisher._arrays import device_name
+
+__all__ = ["array", "count", "member", "number", "on_cpu", "symmetric", "widths"]
 
 Floats = NDArray[np.float64]
 
@@ -62,10 +64,24 @@ def widths(value: Sequence[int]) -> tuple[int, ...]:
     return checked
 
 
+def on_cpu(name: str, value: object) -> None:
+    """Refuse arrays on a device: theory, kernels and regressions are numpy's."""
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        try:
+            where = device_name(value)
+        except TypeError:  # of a library that is not known here: numpy says what it makes of it
+            return
+        if where != "cpu":
+            raise TypeError(
+                f"{name}: expected an array on the CPU, got one on {where}; pass x.cpu()"
+            )
+
+
 def array(
     name: str, value: ArrayLike, *, rank: int, shape: tuple[int, ...] | None = None
 ) -> Floats:
     """Require a finite real array of `rank` axes, and of `shape` where given."""
+    on_cpu(name, value)
     try:
         given: NDArray[Any] = np.asarray(value)
         checked = None if np.iscomplexobj(given) else np.asarray(given, np.float64)

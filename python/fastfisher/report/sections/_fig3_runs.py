@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher import kernels, ngd, regression, theory
+from fastfisher._arrays import to_numpy
 from fastfisher._extras import MissingExtraError
 from fastfisher._jacobian import Jacobian
 from fastfisher.models import MLP
+from fastfisher.report import _device
 from fastfisher.report.binary import BinarySplit, load_binary
 
 __all__ = [
@@ -142,7 +144,7 @@ def coarse(block: int, *, seed: int, steps: int) -> dict[str, Any]:
     y = np.asarray(jacobian.outputs) - e
     structure = ("block", block)
     options: dict[str, Any] = {"structure": structure, "relative_damping": damping_of(structure)}
-    matrix = np.asarray(ngd.function_space_matrix(jacobian, **options))
+    matrix = to_numpy(ngd.function_space_matrix(_device.moved(jacobian), **options))
     flat = matrix.reshape(BLOCK_SAMPLES, BLOCK_SAMPLES)
     values = np.linalg.eigvalsh((flat + flat.T) / 2)
     lr = 1 / float(values[-1])
@@ -165,7 +167,9 @@ def _step(mlp: MLP, jacobian: Jacobian, y: Floats, structure: Any, lr: float) ->
         vector = jacobian.T @ e.reshape(-1) / len(e)
     else:
         damping = damping_of(structure)
-        vector = ngd.update(jacobian, e, structure=structure, relative_damping=damping).vector
+        there, error = _device.moved(jacobian), _device.moved(e)
+        found = ngd.update(there, error, structure=structure, relative_damping=damping)
+        vector = to_numpy(found.vector)
     return mlp.with_parameters(jacobian.flatten(mlp.parameters) - lr * vector)
 
 

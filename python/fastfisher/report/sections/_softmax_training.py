@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfisher import linalg, regression, theory
+from fastfisher import regression, theory
 from fastfisher.models import MLP
+from fastfisher.report import _device
 from fastfisher.report._random import VARIANCES, dual, gaussian, probabilities, softmax_dual
 from fastfisher.report._section import Tick
 
@@ -138,7 +139,7 @@ def _first(order: theory.OrderParameters, outputs: Floats) -> float:
 
 
 def _top(matrix: Floats) -> float:
-    return float(np.asarray(linalg.eigsh(matrix, 1, tol=1e-8).values)[0])
+    return float(_device.largest(matrix, tol=1e-8)[0])
 
 
 def _cross_entropy(g: Floats, labels: Floats) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher import theory
-from fastfisher.linalg import eigsh
 from fastfisher.models import MLP
+from fastfisher.report import _device
 from fastfisher.report._maps import descent_map, first_unstable, largest_good, teacher_task
 from fastfisher.report._random import VARIANCES, dual
 from fastfisher.report._section import Context, SectionResult
@@ -116,14 +116,14 @@ def _point(kind: str | None, width: int, rates: Floats, steps: int, seed: int) -
         widths, width, activation=PHI, normalization=kind, seed=seed, dtype="float32"
     )
     loss = descent_map(model, x, y, rates=rates, steps=steps)
-    found = eigsh(dual(model.jacobian(x)), 1, tol=1e-4)
+    found = _device.largest(dual(model.jacobian(x)), tol=1e-4)
     line, bound = _predicted(kind, PHI, widths, x, model)
     return {
         "first": loss[:, 0],
         "last": loss[:, -1],
         "unstable": np.array(first_unstable(loss, rates)),
         "good": np.array(largest_good(loss, rates)),
-        "lambda_max": np.asarray(found.values)[0],
+        "lambda_max": found[0],
         "predicted": np.array(line),
         "bound": np.array(bound),
     }
@@ -266,8 +266,8 @@ def _top(
         **VARIANCES[phi],
         **options,
     )
-    found = eigsh(dual(model.jacobian(x)), 1, tol=1e-5)
-    return float(np.asarray(found.values)[0]), x, model
+    found = _device.largest(dual(model.jacobian(x)), tol=1e-5)
+    return float(found[0]), x, model
 
 
 def _line(phi: str, options: dict[str, Any], x: Floats, model: MLP) -> tuple[float, float]:

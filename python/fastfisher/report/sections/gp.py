@@ -14,6 +14,7 @@ from fastfisher import kernels, regression
 from fastfisher.models import MLP
 from fastfisher.plot import plot_posterior
 from fastfisher.regression import Posterior
+from fastfisher.report import _device
 from fastfisher.report._ensemble import Ensemble
 from fastfisher.report._section import (
     Context,
@@ -166,7 +167,7 @@ def _tangent_draw(widths: tuple[int, ...], seed: int, points: Floats) -> tuple[F
     """Draw a function with the network's own tangent kernel as covariance; and that kernel."""
     mlp = MLP(widths, parameterization="ntk", seed=seed, **cast(Any, KIND))
     jacobian = mlp.jacobian(points)
-    theta = np.asarray(jacobian.gram()).reshape(len(points), -1)
+    theta = _device.gram(jacobian).reshape(len(points), -1)
     direction = np.random.default_rng((seed, 5)).standard_normal(jacobian.shape[1])
     return np.asarray(jacobian @ direction), theta[:, : len(SAMPLES)]
 

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher import diagnostics, theory
+from fastfisher._arrays import to_numpy
 from fastfisher.models import MLP
+from fastfisher.report import _device
 from fastfisher.report._compare import Comparison, compared
 from fastfisher.report._random import VARIANCES, gaussian, probabilities
 from fastfisher.report._section import Context, Fact, SectionResult
@@ -150,9 +152,11 @@ def _shown(seed: int) -> dict[str, Any]:
     """All eigenvalues, for regression and classification, and theory of the latter."""
     mlp, x = _network(SHOWN_PHI, SHOWN_WIDTH, SHOWN_SAMPLES, seed)
     spectrum = theory.softmax_metric_spectrum(_order(SHOWN_PHI, SHOWN_WIDTH), probabilities(mlp(x)))
+    there = _device.moved(x)
+    softmax = diagnostics.input_metric(mlp, there, likelihood="categorical")
     return {
-        "regression": diagnostics.input_metric(mlp, x).eigenvalues(),
-        "softmax": diagnostics.input_metric(mlp, x, likelihood="categorical").eigenvalues(),
+        "regression": to_numpy(diagnostics.input_metric(mlp, there).eigenvalues()),
+        "softmax": to_numpy(softmax.eigenvalues()),
         "outliers": spectrum.outliers,
     }
 
@@ -161,16 +165,17 @@ def _point(phi: str, width: int, seed: int) -> dict[str, Any]:
     """Measure one network; predict from its outputs what depends on them."""
     mlp, x = _network(phi, width, SAMPLES, seed)
     order = _order(phi, width)
-    plain = diagnostics.input_metric(mlp, x)
-    features = diagnostics.input_metric(mlp, x, space="features")
-    softmax = diagnostics.input_metric(mlp, x, likelihood="categorical")
+    there = _device.moved(x)
+    plain = diagnostics.input_metric(mlp, there)
+    features = diagnostics.input_metric(mlp, there, space="features")
+    softmax = diagnostics.input_metric(mlp, there, likelihood="categorical")
     spectrum = theory.softmax_metric_spectrum(order, probabilities(mlp(x)))
     return {
         "mean": plain.trace / width,
-        "outliers": plain.top(OUTPUTS)[0].mean(),
-        "features": features.top(OUTPUTS)[0].mean(),
+        "outliers": to_numpy(plain.top(OUTPUTS)[0]).mean(),
+        "features": to_numpy(features.top(OUTPUTS)[0]).mean(),
         "softmax_mean": softmax.trace / width,
-        "softmax": softmax.top(OUTPUTS - 1)[0],
+        "softmax": to_numpy(softmax.top(OUTPUTS - 1)[0]),
         "softmax_mean_predicted": spectrum.trace / width,
         "softmax_predicted": spectrum.outliers,
     }

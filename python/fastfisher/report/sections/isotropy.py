@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastfisher import diagnostics
 from fastfisher.models import MLP
 from fastfisher.plot import plot_scaling
+from fastfisher.report import _device
 from fastfisher.report._section import (
     Context,
     Fact,
@@ -53,7 +54,7 @@ def build(context: Context) -> SectionResult:
     with context.progress.task("isotropic condition") as tick:
         mlp, x = _network(WIDTHS, SAMPLES, seed)
         found = diagnostics.isotropy(
-            mlp, x, structures=tuple(NAMES), relative_damping=DAMPING, threshold=0.1
+            mlp, _device.moved(x), structures=tuple(NAMES), relative_damping=DAMPING, threshold=0.1
         )
         tick()
     with context.progress.task("sizes of blocks", len(PHI)) as tick:
@@ -126,7 +127,7 @@ def _broken(phi: str, seed: int, tick: Callable[[], None]) -> dict[str, list[flo
     """Defects and condition numbers of blocks of some inputs of each unit."""
     mlp, x = _network(BLOCK_WIDTHS, BLOCK_SAMPLES, seed, phi)
     found = diagnostics.isotropy(
-        mlp, x, structures=[("block", b) for b in BLOCKS], relative_damping=DAMPING
+        mlp, _device.moved(x), structures=[("block", b) for b in BLOCKS], relative_damping=DAMPING
     )
     tick()
     return {

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfisher._extras import require
 from fastfisher.models import MLP
 from fastfisher.plot import plot_gd_curves, plot_ntk_heatmap, plot_spectrum
+from fastfisher.report import _device
 from fastfisher.report._descent import Descent, descend, linear_descent
 from fastfisher.report._machine import check_memory
 from fastfisher.report._section import Context, SectionResult
@@ -51,9 +51,9 @@ def build(context: Context) -> SectionResult:
     )
     with progress.task("tangent kernel", 2) as tick:
         jacobian = model.jacobian(data.x)
-        kernel = np.asarray(jacobian.gram(outputs="trace")) / c
+        kernel = _device.gram(jacobian, outputs="trace") / c
         tick()
-        fisher = np.asarray(jacobian.gram()).reshape(n * c, n * c) / n
+        fisher = _device.gram(jacobian).reshape(n * c, n * c) / n
         tick()
     with progress.task(f"eigenvalues of a {n * c:,} by {n * c:,} matrix") as tick:
         eigenvalues, top, alignment = _spectrum(fisher, n, c)
@@ -120,8 +120,7 @@ def build(context: Context) -> SectionResult:
 
 def _spectrum(fisher: Floats, n: int, c: int) -> tuple[Floats, Floats, float]:
     """Return eigenvalues, first eigenvector, share of the top c in the constant vectors."""
-    eigh = require("scipy.linalg", purpose="the report").eigh
-    ascending, vectors = eigh(fisher, driver="evd")
+    ascending, vectors = _device.eigh(fisher)
     top = vectors[:, ::-1][:, :c]
     # ||V_C^T (1 (x) I_C) / sqrt N||_F^2 / C: 1 if the outliers live on "the same change for every
     # sample".

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfisher import linalg, theory
+from fastfisher import theory
+from fastfisher.report import _device
 from fastfisher.report._compare import Comparison, compared
 from fastfisher.report._random import VARIANCES, dual, network, probabilities, softmax_dual
 from fastfisher.report._section import Context, Fact, SectionResult
@@ -152,7 +153,7 @@ def _point(phi: str, width: int, seed: int) -> dict[str, Any]:
     jacobian = network(phi, widths, SAMPLES, seed=seed, dtype="float32")
     g = probabilities(jacobian.outputs)
     matrix = softmax_dual(dual(jacobian), g)
-    top = np.asarray(linalg.eigsh(matrix, OUTPUTS - 1, tol=1e-8, seed=seed).values)
+    top = _device.largest(matrix, OUTPUTS - 1, tol=1e-8, seed=seed)
     spectrum = theory.softmax_spectrum(order, g)
     parameters = jacobian.shape[1]
     return {
