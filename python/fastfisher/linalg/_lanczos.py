@@ -21,7 +21,14 @@ import numpy as np
 
 from fastfisher._arrays import Array, from_numpy
 from fastfisher.linalg._operators import Operator
-from fastfisher.linalg._panels import combine, eigh, orthonormal, picked, remove, row_dots
+from fastfisher.linalg._panels import (
+    combine,
+    orthonormal,
+    picked,
+    projected_eigh,
+    remove,
+    row_dots,
+)
 
 __all__ = ["Found", "Which", "lanczos", "ordered", "preferred"]
 
@@ -136,7 +143,7 @@ class Iteration:
         """Ritz values in the order of preference, coefficients (e, m, m) as rows, estimates."""
         if self.last is not None:
             return self.last
-        theta, y = eigh(self.h[:, : self.size, : self.size])
+        theta, y = projected_eigh(self.h[:, : self.size, : self.size], self.basis)
         order = preferred(theta, self.which, self.k)
         theta = np.take_along_axis(theta, order, 1)
         rows = np.take_along_axis(y, order[:, :, None], 1)
