@@ -53,19 +53,29 @@ struct Stage {
   static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));  // elements
   static_assert(Depth % kPiece == 0 && Pitch % kPiece == 0);
 
+  // Access::vectors: where each row begins is asked for at once, before the copies.
   template <WarpContext Block>
-  FF_HD static void run(const Block& block, const Stretch& x, std::int64_t from, T* to) {
-    const Rows& rows = *x.rows;
-    if (rows.access == Access::vectors) {
-      const T* data = static_cast<const T*>(rows.data) + from;
-      const std::int64_t left = rows.depth - from;
-      for (int e = block.thread(); e < Edge * (Depth / kPiece); e += Threads) {
-        const int r = e / (Depth / kPiece), k = e % (Depth / kPiece) * kPiece;
-        const bool valid = r < x.count && k < left;
-        block.template copy<16>(to + r * Pitch + k, data + (valid ? x.offsets[r] + k : 0), valid);
-      }
-      return;
+  FF_HD static void vectors(const Block& block, const T* data, const std::int64_t* offsets,
+                            int count, std::int64_t depth, std::int64_t from, T* to) {
+    constexpr int kPieces = Depth / kPiece, kEach = (Edge * kPieces + Threads - 1) / Threads;
+    const T* sources[kEach];
+    FF_UNROLL
+    for (int p = 0; p < kEach; ++p) {
+      const int e = block.thread() + p * Threads, r = e / kPieces, k = e % kPieces * kPiece;
+      sources[p] = data;
+      if (r < count && from + k < depth) sources[p] += offsets[r] + from + k;
     }
+    FF_UNROLL
+    for (int p = 0; p < kEach; ++p) {
+      const int e = block.thread() + p * Threads, r = e / kPieces, k = e % kPieces * kPiece;
+      if (Edge * kPieces % Threads != 0 && e >= Edge * kPieces) continue;
+      block.template copy<16>(to + r * Pitch + k, sources[p], r < count && from + k < depth);
+    }
+  }
+
+  template <WarpContext Block>
+  FF_HD static void others(const Block& block, const Stretch& x, std::int64_t from, T* to) {
+    const Rows& rows = *x.rows;
     const auto scale = static_cast<T>(rows.scale);
     for (int e = block.thread(); e < Edge * Depth; e += Threads) {
       const int k = rows.across ? e / Edge : e % Depth, r = rows.across ? e % Edge : e / Depth;

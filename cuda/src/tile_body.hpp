@@ -49,12 +49,26 @@ struct TileProduct {
   FF_HD void run(const Block& block, const Stretch& x, const Stretch& y, Sums& sums) const {
     using Load = Stage<T, kEdge, kDepth, kPitch, kThreads>;
     clear(sums);
-    const std::int64_t chunks = (x.rows->depth + kDepth - 1) / kDepth;
+    // Read once: the barriers of the loop would have them read again.
+    const std::int64_t depth = x.rows->depth, chunks = (depth + kDepth - 1) / kDepth;
+    const T* const x_data = static_cast<const T*>(x.rows->data);
+    const T* const y_data = static_cast<const T*>(y.rows->data);
+    const bool x_vectors = x.rows->access == Access::vectors;
+    const bool y_vectors = y.rows->access == Access::vectors;
     const auto load = [&](std::int64_t chunk, int slot) {
       if (chunk < chunks) {
         T* const to = ring + slot * (2 * kSide);
-        Load::run(block, x, chunk * kDepth, to);
-        Load::run(block, y, chunk * kDepth, to + kSide);
+        const std::int64_t from = chunk * kDepth;
+        if (x_vectors) {
+          Load::vectors(block, x_data, x.offsets, x.count, depth, from, to);
+        } else {
+          Load::others(block, x, from, to);
+        }
+        if (y_vectors) {
+          Load::vectors(block, y_data, y.offsets, y.count, depth, from, to + kSide);
+        } else {
+          Load::others(block, y, from, to + kSide);
+        }
       }
       block.commit();  // empty ones too: groups and chunks are counted alike
     };
