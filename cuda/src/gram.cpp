@@ -233,7 +233,7 @@ class Call {
                         : wide_       ? gram_tiles_double
                         : medium      ? gram_tiles_medium
                                       : gram_tiles_highest;
-    kernel(problem, there, base_ + layout_.slots_at,
+    kernel(problem, there, base_ + layout_.slots_at, layout_.blocks,
            reinterpret_cast<std::uint64_t*>(base_ + layout_.scans_at), stream_);
   }
 

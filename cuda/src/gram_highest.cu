@@ -4,8 +4,8 @@
 namespace fastfisher::cuda {
 
 void gram_tiles_highest(const Problem& problem, const Layer* layers, std::byte* slots,
-                        std::uint64_t* overflow, cudaStream_t stream) {
-  gram_launch<WideTile<TripleSteps>>(problem, layers, slots, overflow, stream);
+                        std::int64_t blocks, std::uint64_t* overflow, cudaStream_t stream) {
+  gram_launch<WideTile<TripleSteps>>(problem, layers, slots, blocks, overflow, stream);
 }
 
 }  // namespace fastfisher::cuda

@@ -180,26 +180,24 @@ bool gram_has_hopper(int device) {
 namespace {
 
 template <bool Few>
-void launch(const Problem& problem, const Layer* layers, std::byte* slots, std::uint64_t* overflow,
-            cudaStream_t stream) {
+void launch(const Problem& problem, const Layer* layers, std::byte* slots, std::int64_t blocks,
+            std::uint64_t* overflow, cudaStream_t stream) {
   const std::int64_t tiles = GramTile<HopperProduct, Few>::tiles_of(problem);
   if (tiles == 0) return;
-  int device = 0;
-  check(cudaGetDevice(&device), "gram", "cudaGetDevice");
   check(cudaFuncSetAttribute(hopper_kernel<Few>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kDynamicBytes),
         "gram", "asking for shared memory");
-  const auto blocks = static_cast<unsigned>(std::min(tiles, gram_blocks(device)));
-  hopper_kernel<Few><<<blocks, kThreads, kDynamicBytes, stream>>>(problem, layers, slots, overflow);
+  const auto grid = static_cast<unsigned>(std::min(tiles, blocks));
+  hopper_kernel<Few><<<grid, kThreads, kDynamicBytes, stream>>>(problem, layers, slots, overflow);
   check_launch("gram", stream);
 }
 
 }  // namespace
 
 void gram_tiles_hopper(const Problem& problem, const Layer* layers, std::byte* slots,
-                       std::uint64_t* overflow, cudaStream_t stream) {
+                       std::int64_t blocks, std::uint64_t* overflow, cudaStream_t stream) {
   const auto run = problem.few ? launch<true> : launch<false>;
-  run(problem, layers, slots, overflow, stream);
+  run(problem, layers, slots, blocks, overflow, stream);
 }
 
 }  // namespace fastfisher::cuda

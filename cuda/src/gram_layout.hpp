@@ -30,7 +30,7 @@ inline bool is_formed(const LayerFactors& layer) {
 
 /// What the layout depends on beside the layers.
 struct GramMachine {
-  std::int64_t blocks = 1;  ///< with a slot of scratch each
+  std::int64_t blocks = 1;  ///< that run at a time
   bool hopper = false;      ///< takes packed rows
 };
 
@@ -79,7 +79,8 @@ struct GramLayout {
   Region direct;
   std::vector<std::vector<Slice>> groups;
   std::int64_t slices_at, scratch_at, scratch_bytes = 0, bytes;
-  bool packs = false;  ///< slices too
+  std::int64_t blocks;  ///< of a launch, each with a slot of scratch
+  bool packs = false;   ///< slices too
 
   GramLayout(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
              const GramOptions& options, const GramMachine& machine)
@@ -92,23 +93,13 @@ struct GramLayout {
     scans_at = kWorkspaceAlign;  // to make up for where the workspace begins
     layers_at = scans_at + aligned(6 * count * std::int64_t{sizeof(ScanFound)} + 8);
     slots_at = layers_at + aligned((2 * count + 2) * std::int64_t{sizeof(Layer)});
-    const std::int64_t slot = std::int64_t{kTileEdge} * kTileEdge * (8 + (wide_ ? 8 : 4));
-    const std::int64_t begin = slots_at + machine.blocks * slot;
-    // Packing pays where the rows fill tiles.
-    const bool packing = !wide_ && options.precision == GramPrecision::highest && machine.hopper &&
-                         std::min(problem_.rows, problem_.cols) >= kTileEdge;
-    direct = region(begin, packing && size_of(left.front().g.dtype) == 4);
-    packs = packing;
-    slices_at = scratch_at = bytes = direct.end;
-    if (std::none_of(left.begin(), left.end(), is_formed)) return;
-    scratch_bytes = scratch();
-    slices_at = aligned(scratch_at + scratch_bytes);
-    cut();
-    // Rather slices of a bearable width that are not packed.
-    if (packs && bytes > options.memory_limit) {
-      packs = false;
-      cut();
-    }
+    blocks = std::clamp<std::int64_t>(tiles(), 1, machine.blocks);
+    place(machine);
+    if (bytes <= options.memory_limit) return;
+    // Fewer blocks at a time rather than none.
+    const std::int64_t excess = bytes - options.memory_limit;
+    blocks = std::max<std::int64_t>(blocks - (excess + slot_bytes() - 1) / slot_bytes(), 1);
+    place(machine);
   }
 
   /// Bytes of the gradients and packed rows of a slice, both sides.
@@ -123,6 +114,37 @@ struct GramLayout {
   }
 
  private:
+  void place(const GramMachine& machine) {
+    // Packing pays where the rows fill tiles.
+    const bool packing = !wide_ && options_.precision == GramPrecision::highest && machine.hopper &&
+                         std::min(problem_.rows, problem_.cols) >= kTileEdge;
+    direct =
+        region(slots_at + blocks * slot_bytes(), packing && size_of(left_.front().g.dtype) == 4);
+    packs = packing;
+    slices_at = scratch_at = bytes = direct.end;
+    scratch_bytes = 0;
+    if (std::none_of(left_.begin(), left_.end(), is_formed)) return;
+    scratch_bytes = scratch();
+    slices_at = aligned(scratch_at + scratch_bytes);
+    cut();
+    // Rather slices of a bearable width that are not packed.
+    if (packs && bytes > options_.memory_limit) {
+      packs = false;
+      cut();
+    }
+  }
+
+  [[nodiscard]] std::int64_t slot_bytes() const {
+    return std::int64_t{kTileEdge} * kTileEdge * (8 + (wide_ ? 8 : 4));
+  }
+
+  // Tiles of a launch at most.
+  [[nodiscard]] std::int64_t tiles() const {
+    const auto edges = [](std::int64_t rows) { return (rows + kTileEdge - 1) / kTileEdge; };
+    const std::int64_t planes = std::max(problem_.planes, static_cast<std::int64_t>(left_.size()));
+    return planes * edges(problem_.rows) * edges(problem_.cols);
+  }
+
   Region region(std::int64_t begin, bool packing) const {
     Region plain;
     plain.panels_at = plain.strip_at = begin;

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(Product::kThreads, 1)
 }
 
 template <class Product>
-void gram_launch(const Problem& problem, const Layer* layers, std::byte* slots,
+void gram_launch(const Problem& problem, const Layer* layers, std::byte* slots, std::int64_t blocks,
                  std::uint64_t* overflow, cudaStream_t stream) {
   using Tile = GramTile<Product, false>;
   const std::int64_t tiles = Tile::tiles_of(problem);
@@ -37,8 +37,8 @@ void gram_launch(const Problem& problem, const Layer* layers, std::byte* slots,
   check(cudaFuncSetAttribute(gram_kernel<Product>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              bytes),
         "gram", "asking for shared memory");
-  const auto blocks = static_cast<unsigned>(std::min(tiles, gram_blocks(device)));
-  gram_kernel<Product><<<blocks, Tile::kThreads, static_cast<std::size_t>(bytes), stream>>>(
+  const auto grid = static_cast<unsigned>(std::min(tiles, blocks));
+  gram_kernel<Product><<<grid, Tile::kThreads, static_cast<std::size_t>(bytes), stream>>>(
       problem, layers, stages, slots, overflow);
   check_launch("gram", stream);
 }

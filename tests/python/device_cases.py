@@ -108,7 +108,7 @@ def kernels(m, x, y, t):
     return [
         ff.ntk(m, x), ff.ntk(m, x, x[:3]), ff.ntk(m, x, outputs="trace"),
         ff.ntk(m, x, outputs="diagonal"), ff.ntk(m, x, outputs="sum"), ff.ntk(m, x, outputs=1),
-        ff.ntk(m, x, memory_limit=400_000), *ff.ntk(m, x, layers="each").values(),
+        ff.ntk(m, x, memory_limit=1_600_000), *ff.ntk(m, x, layers="each").values(),
         j.dense(), j.T @ t.reshape(-1), j @ (j.T @ t.reshape(-1)),
         j.gram(out=ff.ntk(m, x)).reshape(size, size),
     ]  # fmt: skip
@@ -315,7 +315,7 @@ def _optimisers() -> list[Case]:
         trained("NGD", lr=0.5, likelihood="categorical", adaptive=True),
         trained("NGD", lr=0.5, structure="layer", centred=True, damping=0.1),
         trained("NGD", lr=0.5, structure="unit", damping=0.1),
-        trained("NGD", memory_limit=30_000),
+        trained("NGD", memory_limit=1_000_000),
         trained("SPRING", lr=0.3, norm_constraint=0.01),
         ("residuals", of_residuals),
         ("critical", critical),

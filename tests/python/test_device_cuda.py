@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -94,12 +95,14 @@ def test_step_of_kfac_waits_seldom(cuda_device) -> None:
     model, x, y, _ = (moved(part) for part in problem("mlp"))
     optimizer = optim.KFAC(model)
     torch.nn.functional.cross_entropy(model(x), y).backward()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with pytest.warns(UserWarning, match="synchroniz") as waited:
+    with warnings.catch_warnings(record=True) as waited:
+        warnings.simplefilter("always")  # torch warns of the mode itself, too
+        torch.cuda.set_sync_debug_mode("warn")
+        waited.clear()
+        try:
             optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     # torch says it of what it reads back itself; inverses read back through their own kernels.
     assert len([one for one in waited if "synchroniz" in str(one.message)]) <= 8
 
@@ -113,7 +116,7 @@ def test_memory_limit_of_the_device(cuda_device) -> None:
     assert free_memory(x) >= free // 2
     model, x, *_ = problem("mlp")
     expected = ff.ntk(model, x)
-    got, info = ff.ntk(moved(model), moved(x), memory_limit=60_000, return_info=True)
+    got, info = ff.ntk(moved(model), moved(x), memory_limit=2_000_000, return_info=True)
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-9)
     assert info.blocks >= 1
 

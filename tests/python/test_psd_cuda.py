@@ -53,7 +53,7 @@ def on_device(task, matrices, move, *, b=None, **more):
 @pytest.mark.parametrize("task", TASKS)
 def test_backward_error_of_a_ragged_list(task, dtype, to_device, rng):
     matrices = [spd(n, rng, dtype) for n in SIZES]
-    sides = [rng.standard_normal((n, n % 40)).astype(dtype) for n in SIZES]
+    sides = [rng.standard_normal((n, 1 + n % 40)).astype(dtype) for n in SIZES]
     expected = call(task, matrices, b=sides)
     found = on_device(task, matrices, to_device, b=sides)
     for result, a, b, want in zip(found, matrices, sides, expected, strict=True):

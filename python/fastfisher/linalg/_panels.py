@@ -36,10 +36,10 @@ def eigh(a: Host) -> tuple[Host, Host]:
 def projected_eigh(a: Host, like: Array) -> tuple[Host, Host]:
     """`eigh` of the projected matrices of panels like `like`.
 
-    Beside a device's passes LAPACK is worth it, twice as fast on one matrix; on the CPU its bits
-    depend on its threads.
+    Beside a device's passes in float32 LAPACK is worth it, twice as fast on one matrix; on the CPU
+    its bits depend on its threads, and for float64 it is not accurate enough.
     """
-    if isinstance(like, np.ndarray) or a.shape[0] > 4:
+    if isinstance(like, np.ndarray) or a.shape[0] > 4 or dtype_name(like) == "float64":
         return eigh(a)
     values, columns = np.linalg.eigh(a)
     return values, np.ascontiguousarray(columns.transpose(0, 2, 1))
