@@ -23,8 +23,8 @@ GramOptions options_of(int outputs, int precision, bool batched, std::int64_t me
 void register_gram(py::module_& module) {
   // From shapes alone: the arrays are borrowed once, by gram itself.
   module.def("gram_workspace", [](const py::list& left, const py::list& right, int dtype, bool cuda,
-                                  int outputs, int precision, bool batched, std::int64_t memory_limit,
-                                  int threads) {
+                                  int outputs, int precision, bool batched,
+                                  std::int64_t memory_limit, int threads) {
     Context context;
     context.threads = threads;
     if (cuda) context.device.kind = DeviceKind::cuda;

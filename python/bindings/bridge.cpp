@@ -105,25 +105,6 @@ ArrayRef ref_of(const dlpack::Tensor& tensor, Elements elements, const std::stri
   return array;
 }
 
-template <class Managed>
-Borrowed take(py::handle capsule, const char* kind, const char* used, Elements elements,
-              const std::string& name) {
-  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), kind));
-  if (managed == nullptr) throw py::error_already_set();
-  // Renaming tells the capsule that the deleter is ours to call now.
-  PyCapsule_SetName(capsule.ptr(), used);
-  const auto release = [](void* owner) {
-    auto* m = static_cast<Managed*>(owner);
-    if (m->deleter != nullptr) m->deleter(m);
-  };
-  try {
-    return Borrowed(ref_of(managed->tensor, elements, name), managed, release);
-  } catch (...) {
-    release(managed);
-    throw;
-  }
-}
-
 // Interrupts are worth a look at the interpreter a few times a second, not at every tile.
 struct Interrupts {
   static bool pending(void*) {
@@ -136,8 +117,88 @@ struct Interrupts {
   }
 };
 
+// Of types that offer it in C, which costs a tenth of a call of __dlpack__. Only of the very type
+// that says so: subclasses may mean something else by it.
+const dlpack::ExchangeApi* exchange_of(py::handle object) {
+  PyObject* const names = Py_TYPE(object.ptr())->tp_dict;
+  if (names == nullptr) return nullptr;
+  PyObject* const capsule = PyDict_GetItemString(names, dlpack::kExchangeAttribute);
+  if (capsule == nullptr || PyCapsule_IsValid(capsule, dlpack::kExchangeCapsule) == 0)
+    return nullptr;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(capsule, dlpack::kExchangeCapsule));
+  return api != nullptr && api->version.major == dlpack::kMajor ? api : nullptr;
+}
+
+// Whether the library would have the stream `stream` on the device, so that nothing has to wait.
+bool is_current(const dlpack::ExchangeApi& api, const dlpack::DeviceId& device,
+                std::intptr_t stream) {
+  if (device.type != dlpack::kCuda && device.type != dlpack::kCudaManaged) return stream == 0;
+  void* current = nullptr;
+  if (api.current_stream(device.type, device.index, &current) != 0) return false;
+  const auto handle = reinterpret_cast<std::intptr_t>(current);
+  return (handle == 0 ? 1 : handle) == stream;  // 1: the default stream by its other name
+}
+
+// Null where __dlpack__ has to be asked, which also knows the reason for a refusal.
+dlpack::ManagedVersioned* exchanged(py::handle object, std::intptr_t stream) {
+  const dlpack::ExchangeApi* api = exchange_of(object);
+  if (api == nullptr) return nullptr;
+  if (py::hasattr(object, "requires_grad") && object.attr("requires_grad").cast<bool>())
+    return nullptr;
+  dlpack::ManagedVersioned* managed = nullptr;
+  if (api->from_object(object.ptr(), &managed) != 0 || managed == nullptr) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  const dlpack::Tensor& tensor = managed->tensor;
+  const bool plain = tensor.dtype.code == dlpack::kFloat || tensor.dtype.code == dlpack::kBfloat ||
+                     tensor.dtype.code == dlpack::kUnsigned;
+  if (plain && managed->version.major == dlpack::kMajor &&
+      is_current(*api, tensor.device, stream)) {
+    return managed;
+  }
+  PyErr_Clear();
+  if (managed->deleter != nullptr) managed->deleter(managed);
+  return nullptr;
+}
+
+void expect_writable(const dlpack::ManagedVersioned& managed, const std::string& name) {
+  if ((managed.flags & dlpack::kReadOnly) != 0)
+    fail(ErrorCode::shape, name, "is read-only, expected a writable array");
+}
+
+template <class Managed>
+Borrowed own(Managed* managed, Elements elements, const std::string& name) {
+  const auto release = [](void* owner) {
+    auto* m = static_cast<Managed*>(owner);
+    if (m->deleter != nullptr) m->deleter(m);
+  };
+  try {
+    return Borrowed(ref_of(managed->tensor, elements, name), managed, release);
+  } catch (...) {
+    release(managed);
+    throw;
+  }
+}
+
+template <class Managed>
+Borrowed take(py::handle capsule, const char* kind, const char* used, Elements elements,
+              const std::string& name) {
+  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), kind));
+  if (managed == nullptr) throw py::error_already_set();
+  // Renaming tells the capsule that the deleter is ours to call now.
+  PyCapsule_SetName(capsule.ptr(), used);
+  return own(managed, elements, name);
+}
+
 Borrowed borrow_as(Elements elements, py::handle object, const std::string& name, Access access,
                    std::intptr_t stream) {
+  if (dlpack::ManagedVersioned* const managed = exchanged(object, stream)) {
+    Borrowed owned = own(managed, elements, name);
+    if (access == Access::write) expect_writable(*managed, name);
+    return owned;
+  }
   const py::object capsule = capsule_of(object, name, stream);
   const bool versioned = PyCapsule_IsValid(capsule.ptr(), kVersioned) != 0;
   if (access == Access::write && !versioned) {
@@ -150,9 +211,7 @@ Borrowed borrow_as(Elements elements, py::handle object, const std::string& name
     fail(ErrorCode::dtype, name,
          "speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
   }
-  if (access == Access::write && (managed->flags & dlpack::kReadOnly) != 0) {
-    fail(ErrorCode::shape, name, "is read-only, expected a writable array");
-  }
+  if (access == Access::write) expect_writable(*managed, name);
   return take<dlpack::ManagedVersioned>(capsule, kVersioned, "used_dltensor_versioned", elements,
                                         name);
 }

@@ -51,4 +51,20 @@ struct ManagedVersioned {
   Tensor tensor;
 };
 
+/// What a library's array type offers under __dlpack_c_exchange_api__, a capsule of this name.
+inline constexpr const char* kExchangeAttribute = "__dlpack_c_exchange_api__";
+inline constexpr const char* kExchangeCapsule = "dlpack_exchange_api";
+
+struct ExchangeApi {
+  struct {
+    std::uint32_t major, minor;
+  } version;
+  void* previous;
+  void* allocate;
+  int (*from_object)(void* object, ManagedVersioned** out);  // without synchronisation
+  void* to_object;
+  void* tensor_from_object;
+  int (*current_stream)(std::int32_t device_type, std::int32_t device, void** out);
+};
+
 }  // namespace fastfisher::dlpack
