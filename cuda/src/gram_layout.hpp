@@ -95,11 +95,12 @@ struct GramLayout {
     slots_at = layers_at + aligned((2 * count + 2) * std::int64_t{sizeof(Layer)});
     blocks = std::clamp<std::int64_t>(tiles(), 1, machine.blocks);
     place(machine);
-    if (bytes <= options.memory_limit) return;
-    // Fewer blocks at a time rather than none.
-    const std::int64_t excess = bytes - options.memory_limit;
-    blocks = std::max<std::int64_t>(blocks - (excess + slot_bytes() - 1) / slot_bytes(), 1);
-    place(machine);
+    // Fewer blocks at a time rather than none. What finds room then takes some of it.
+    while (bytes > options.memory_limit && blocks > 1) {
+      const std::int64_t excess = bytes - options.memory_limit;
+      blocks = std::max<std::int64_t>(blocks - (excess + slot_bytes() - 1) / slot_bytes(), 1);
+      place(machine);
+    }
   }
 
   /// Bytes of the gradients and packed rows of a slice, both sides.
