@@ -71,9 +71,9 @@ struct GramEstimate {
 /// for bit. Needs at least gram_workspace(...).bytes in ctx.workspace; on non-finite input `out` is
 /// left unspecified.
 ///
-/// CUDA: methods S0 of dense layers and S1 of others; the workspace is device memory. Reading the report back synchronises
-/// the stream, after the scan of the input and after the result. A launch runs to its end:
-/// interrupts are not polled.
+/// CUDA: methods S0 of dense layers and S1 of others; the workspace is device memory. Reading the
+/// report back synchronises the stream, after the scan of the input and after the result. A launch
+/// runs to its end: interrupts are not polled.
 GramReport gram(const Context& ctx, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, const GramOptions& options,
                 const ArrayRef& out);
