@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from fastfisher import _by_library, _native
 from fastfisher._arrays import (
@@ -19,23 +15,29 @@ from fastfisher._arrays import (
     dtype_name,
     empty,
     final,
-    library,
     result_dtype,
     to_dtype,
-    to_numpy,
+)
+from fastfisher._gram_checks import (
+    Outputs,
+    check_option,
+    check_out,
+    check_outputs,
+    check_pair,
+    check_same_outputs,
+    raise_report,
+    thread_number,
 )
 from fastfisher._info import GramInfo, LayerInfo
 from fastfisher._layer import Layer, check_layers
 from fastfisher._lookup import cut_pair
 from fastfisher._memory import layer_bytes, memory_bytes, noted, scratch_bytes, sum_bytes
 from fastfisher._progress import progress_numbers
-from fastfisher.errors import NonFiniteError, NumericalError
 from fastfisher.factors import Dense, Explicit, Separable, Shared
 
 if TYPE_CHECKING:
     from fastfisher._jacobian import Jacobian
 
-Outputs = Literal["full", "trace", "diagonal", "sum"] | int
 Precision = Literal["highest", "high", "medium", "exact"]
 Method = Literal["auto", "S0", "S1", "S2", "S3", "S4"]
 
@@ -223,12 +225,12 @@ def gram_factors(
     """Gram of two lists of layers, see `gram`; `right` None means `left` with itself."""
     check_layers(left)
     if right is not None:
-        _check_pair(left, right)
-    _check_option("precision", precision, _PRECISIONS)
-    _check_option("method", method, ("auto", *_native.GRAM_METHODS))
+        check_pair(left, right)
+    check_option("precision", precision, _PRECISIONS)
+    check_option("method", method, ("auto", *_native.GRAM_METHODS))
     kind = check_outputs(outputs, left[0].n_outputs)
     if right is not None and outputs != "full" and outputs != "sum":
-        _check_same_outputs(left[0].n_outputs, right[0].n_outputs)
+        check_same_outputs(left[0].n_outputs, right[0].n_outputs)
     given_left, given_right = left, right
     left, right = cut_pair(left, right)
     besides, scarce = 0, False
@@ -272,12 +274,12 @@ def gram_factors(
             precision=precision,
             method=method,
             memory_limit=max(0, scratch_bytes(memory_limit, left, right) - besides),
-            threads=_thread_number(threads),
+            threads=thread_number(threads),
             batched=batch is not None,
             progress=numbers_,
         )
     if report.kind != _native.OK:
-        _raise(report, given_left, given_right)
+        raise_report(report, given_left, given_right)
     if target is not result:
         target[...] = to_dtype(result, dtype)
         result = target
@@ -328,32 +330,6 @@ def library_info(left: Sequence[Layer], limit: int, seconds: float) -> GramInfo:
     return GramInfo(layers, limit, 1, 1, seconds)
 
 
-def _check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
-
-
-def check_outputs(outputs: Outputs, n_outputs: int) -> str:
-    """Name of the native form of `outputs`: "full", "trace" or "diagonal"."""
-    if isinstance(outputs, str):
-        if outputs in _native.GRAM_OUTPUTS:
-            return outputs
-        if outputs == "sum":
-            return "trace"
-    elif not isinstance(outputs, bool):
-        try:
-            index = operator.index(outputs)
-        except TypeError:
-            pass
-        else:
-            if -n_outputs <= index < n_outputs:
-                return "trace"
-            raise ValueError(f"outputs: index {index} is out of range for {n_outputs} outputs")
-    raise ValueError(
-        f"outputs: expected 'full', 'trace', 'diagonal', 'sum' or an integer, got {outputs!r}"
-    )
-
-
 def _select(layers: Sequence[Layer], outputs: Outputs, sizes_only: bool) -> list[Layer]:
     """Layers of the one output that "sum" or an integer asks for."""
     if outputs == "sum":
@@ -364,89 +340,3 @@ def _select(layers: Sequence[Layer], outputs: Outputs, sizes_only: bool) -> list
         return x[(slice(None),) * axis + (slice(c, c + 1),)]
 
     return [layer.with_outputs(one) for layer in layers]
-
-
-def _check_pair(left: Sequence[Layer], right: Sequence[Layer]) -> None:
-    check_layers(right)
-    if len(right) != len(left):
-        raise ValueError(f"other: expected {len(left)} layers as in the first, got {len(right)}")
-    for index, (x, y) in enumerate(zip(left, right, strict=True)):
-        if type(x) is Dense and type(y) is Dense:
-            got = (y.in_features, y.out_features, y.bias)
-            expected = (x.in_features, x.out_features, x.bias)
-            if got != expected:
-                raise ValueError(
-                    f"other: layer {index} has (i, o, bias) = {got}, expected {expected}"
-                )
-        elif x.signature != y.signature:
-            raise ValueError(
-                f"other: layer {index} is {y.signature}, expected {x.signature} as in the first"
-            )
-        if (x.w is None) != (y.w is None):
-            raise ValueError(
-                f"other: layer {index} expected cotangents that are "
-                f"{'not ' if x.w is None else ''}Separable, as in the first"
-            )
-    if left[0].batch != right[0].batch:
-        raise ValueError(f"other: batch is {right[0].batch}, expected {left[0].batch}")
-    for what, of in (("dtype", dtype_name), ("array library", library), ("device", device_name)):
-        if of(left[0].g) != of(right[0].g):
-            raise TypeError(
-                f"other: expected {what} {of(left[0].g)} as in the first, got {of(right[0].g)}"
-            )
-
-
-def _check_same_outputs(c: int, d: int) -> None:
-    if c != d:
-        raise ValueError(f"other: has {d} outputs, expected {c} as the first unless outputs='full'")
-
-
-def check_out(out: Array, shape: tuple[int, ...], like: Array, dtype: str) -> Array:
-    """Check that `out` can take a result of `shape` and `dtype` on the device of `like`."""
-    if library(out, "out") == "jax":
-        raise ValueError("out: jax arrays cannot be written; pass a numpy array")
-    if tuple(out.shape) != tuple(shape):
-        raise ValueError(f"out: expected shape {tuple(shape)}, got {tuple(out.shape)}")
-    if dtype_name(out) != dtype:
-        raise TypeError(f"out: expected dtype {dtype}, got dtype {dtype_name(out)}")
-    if device_name(out) != device_name(like):
-        raise TypeError(f"out: expected device {device_name(like)}, got {device_name(out)}")
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ValueError("out: is read-only, expected a writable array")
-    return out
-
-
-def _thread_number(threads: int) -> int:
-    if (
-        isinstance(threads, bool)
-        or not isinstance(threads, numbers.Integral)
-        or not 0 <= threads <= 4096
-    ):
-        raise ValueError(
-            f"threads: expected an integer from 0 (automatic) to 4096, got {threads!r}"
-        )
-    return int(threads)
-
-
-def _raise(
-    report: _native.GramReport, left: Sequence[Layer], right: Sequence[Layer] | None
-) -> None:
-    if report.kind == _native.OVERFLOW:
-        raise NumericalError(
-            f"gram: the result overflows {result_dtype(left[0].g)}; scale the factors"
-        )
-    layers = left if report.side == 0 or right is None else right
-    layer = layers[report.layer]
-    array = (layer.a, layer.g, layer.w)[report.argument]
-    name = next(key for key, value in layer.arrays.items() if value is array)
-    host = to_numpy(array)
-    bad = np.argwhere(~np.isfinite(host))
-    if len(bad) == 0:
-        raise NumericalError(f"{name}: its sum over outputs overflows {dtype_name(array)}")
-    index = tuple(int(k) for k in bad[0])
-    where = f"other, {name}" if report.side else name
-    if layer.label is not None and not (report.side and layer.label == "other"):
-        where = f"layer {layer.label!r}, {where}"
-    elif len(layers) > 1:
-        where = f"layers[{report.layer}], {where}"
-    raise NonFiniteError(f"{where}: expected finite numbers, got {host[index]} at index {index}")

@@ -28,7 +28,8 @@ from fastfisher._arrays import (
     take_rows,
     zeros,
 )
-from fastfisher._gram import Method, Outputs, Precision
+from fastfisher._gram import Method, Precision
+from fastfisher._gram_checks import Outputs
 from fastfisher._info import GramInfo
 from fastfisher._layer import Layer, check_layers
 from fastfisher._lookup import Lookup

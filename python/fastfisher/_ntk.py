@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from fastfisher._arrays import Array
-from fastfisher._gram import Method, Outputs, Precision
+from fastfisher._gram import Method, Precision
+from fastfisher._gram_checks import Outputs
 from fastfisher._jacobian import Jacobian
 from fastfisher.models import MLP
 

@@ -31,7 +31,7 @@ from fastfisher._arrays import (
     namespace,
     to_numpy,
 )
-from fastfisher._gram import Outputs, check_out
+from fastfisher._gram_checks import Outputs, check_out
 
 _OUTPUT_AXES: dict[Outputs, tuple[int, ...]] = {"full": (1, 3), "diagonal": (2,)}
 _SEPARATE: dict[Outputs, Outputs] = {"trace": "diagonal", "sum": "full"}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastfisher._gram import Outputs, check_out, check_outputs
+from fastfisher._gram_checks import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import free_memory, memory_bytes
