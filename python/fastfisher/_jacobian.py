@@ -32,7 +32,7 @@ from fastfisher._gram import Method, Precision
 from fastfisher._gram_checks import Outputs
 from fastfisher._info import GramInfo
 from fastfisher._layer import Layer, check_layers
-from fastfisher._lookup import Lookup
+from fastfisher._lookup import cut
 from fastfisher._parameters import Parameters, flatten, unflatten
 from fastfisher._sample_map import SampleMap, mapped_gram
 from fastfisher.factors import Explicit
@@ -332,25 +332,9 @@ class Jacobian:
             return self.parameters.size
         return sum(layer.parameters for layer in self.layers)
 
-    def _cut(self) -> tuple[tuple[Layer, ...], np.ndarray[Any, Any] | None]:
-        """Layers with tables cut to the rows in use, and the positions of their columns."""
-        order = None if self.parameters is None else self.parameters.order
-        if not any(isinstance(layer, Lookup) for layer in self.layers):
-            return self.layers, order
-        layers: list[Layer] = []
-        pieces: list[np.ndarray[Any, Any]] = []
-        start = 0
-        for layer in self.layers:
-            if isinstance(layer, Lookup):
-                rows = layer.used()
-                layers.append(layer.cut(rows))
-                columns = start + layer.columns(rows)
-            else:
-                layers.append(layer)
-                columns = np.arange(start, start + layer.parameters)
-            pieces.append(columns if order is None else order[columns])
-            start += layer.parameters
-        return tuple(layers), np.concatenate(pieces)
+    def _cut(self) -> tuple[Sequence[Layer], np.ndarray[Any, Any] | None]:
+        """Layers without tables, and the positions of their columns."""
+        return cut(self.layers, None if self.parameters is None else self.parameters.order)
 
     def _columns(self, v: Array, name: str, rows: int) -> tuple[Array, tuple[int, ...]]:
         """`v` checked and as a matrix, and the shape of the product."""

@@ -129,6 +129,32 @@ class Lookup(Layer):
         return Lookup(self.index, g, rows=self.rows, label=self.label)
 
 
+def cut(
+    given: Sequence[Layer], order: np.ndarray[Any, Any] | None
+) -> tuple[Sequence[Layer], np.ndarray[Any, Any] | None]:
+    """Layers with tables cut to the rows in use, and the positions of their columns.
+
+    `order` has those of the columns of the layers as given, None for one after the other; so has
+    the result where there is no table.
+    """
+    if not any(isinstance(layer, Lookup) for layer in given):
+        return given, order
+    layers: list[Layer] = []
+    pieces: list[np.ndarray[Any, Any]] = []
+    start = 0
+    for layer in given:
+        if isinstance(layer, Lookup):
+            rows = layer.used()
+            layers.append(layer.cut(rows))
+            columns = start + layer.columns(rows)
+        else:
+            layers.append(layer)
+            columns = np.arange(start, start + layer.parameters)
+        pieces.append(columns if order is None else order[columns])
+        start += layer.parameters
+    return tuple(layers), np.concatenate(pieces)
+
+
 def cut_pair(
     left: Sequence[Layer], right: Sequence[Layer] | None
 ) -> tuple[Sequence[Layer], Sequence[Layer] | None]:
