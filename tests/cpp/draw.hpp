@@ -25,18 +25,20 @@ struct Strided {
   std::vector<T> memory;
   ArrayRef ref;
 
-  explicit Strided(const std::vector<std::int64_t>& extents) {
+  /// `packed`: in order and without gaps. Numbers are normal, times `scale`.
+  explicit Strided(const std::vector<std::int64_t>& extents, bool packed = false,
+                   double scale = 1) {
     std::vector<std::size_t> order(extents.size());
-    for (std::size_t r = 0; r < order.size(); ++r) order[r] = r;
-    std::shuffle(order.begin(), order.end(), engine);
+    for (std::size_t r = 0; r < order.size(); ++r) order[r] = order.size() - 1 - r;
+    if (!packed) std::shuffle(order.begin(), order.end(), engine);
     ref.dtype = dtype_of<T>;
     ref.rank = static_cast<int>(extents.size());
     std::int64_t size = 1, offset = 0;
     for (const std::size_t axis : order) {
-      const std::int64_t step = draw(1, 2);
+      const std::int64_t step = packed ? 1 : draw(1, 2);
       ref.extents[axis] = extents[axis];
       ref.strides[axis] = size * step;
-      if (draw(0, 3) == 0) {
+      if (!packed && draw(0, 3) == 0) {
         offset += (extents[axis] - 1) * ref.strides[axis];
         ref.strides[axis] = -ref.strides[axis];
       }
@@ -44,7 +46,7 @@ struct Strided {
     }
     memory.resize(static_cast<std::size_t>(size));
     std::normal_distribution<T> normal;
-    for (T& value : memory) value = normal(engine);
+    for (T& value : memory) value = static_cast<T>(scale * static_cast<double>(normal(engine)));
     ref.data = memory.data() + (size > 0 ? std::max<std::int64_t>(0, offset) : 0);
   }
 

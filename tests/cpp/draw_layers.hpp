@@ -3,6 +3,7 @@
 // Drawn layers of every form in strided memory, and rows of their Jacobian by plain loops.
 #pragma once
 
+#include "draw.hpp"
 #include "fastfisher/ops.hpp"
 
 #include <algorithm>
@@ -15,12 +16,6 @@
 #include <vector>
 
 namespace fastfisher::test {
-
-inline std::mt19937 engine(11);
-
-inline std::int64_t draw(std::int64_t low, std::int64_t high) {
-  return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
-}
 
 inline double number(float value) {
   return static_cast<double>(value);

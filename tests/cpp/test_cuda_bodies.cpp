@@ -4,26 +4,20 @@
 // against plain float64 loops. Under ThreadSanitizer a missing barrier shows as a race. It says
 // nothing about a device: occupancy, speed and the launches themselves need one.
 #include "check.hpp"
-#include "gram_problem.hpp"
-#include "host_block.hpp"
+#include "gram_machine.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <limits>
-#include <random>
+#include <utility>
 #include <vector>
 
 namespace {
 
 using namespace fastfisher;
-using fastfisher::cuda::ScanFound;
-using fastfisher::test::HostBlock;
-using fastfisher::test::launch;
-
-std::mt19937 engine(11);
+using namespace fastfisher::test;
 
 // A thread of the host for each of the device's: under ThreadSanitizer that takes its time.
 #if defined(__SANITIZE_THREAD__)
@@ -32,46 +26,15 @@ constexpr int kRounds = 6;
 constexpr int kRounds = 40;
 #endif
 
-std::int64_t draw(std::int64_t low, std::int64_t high) {
-  return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
+// Half of them packed: rows on 16-byte boundaries are copied in other ways.
+template <class T>
+Strided<T> strided(const std::vector<std::int64_t>& extents, double scale) {
+  return Strided<T>(extents, draw(0, 1) == 0, scale);
 }
-
-// Owns memory for a view with drawn axis order, gaps and direction.
-template <class T, int Rank>
-struct Strided {
-  std::vector<T> memory;
-  ArrayRef ref;
-
-  explicit Strided(std::array<std::int64_t, Rank> extents, double scale = 1) {
-    std::array<std::size_t, Rank> order;
-    for (std::size_t r = 0; r < Rank; ++r) order[r] = r;
-    if (draw(0, 1) == 0) std::shuffle(order.begin(), order.end(), engine);
-    const bool gaps = draw(0, 1) == 0;
-    ref.dtype = dtype_of<T>;
-    ref.rank = Rank;
-    std::int64_t size = 1, offset = 0;
-    for (std::size_t k = Rank; k-- > 0;) {
-      const std::size_t axis = order[k];
-      const std::int64_t step = gaps ? draw(1, 2) : 1;
-      ref.extents[axis] = extents[axis];
-      ref.strides[axis] = size * step;
-      if (gaps && draw(0, 3) == 0 && extents[axis] > 0) {
-        offset += (extents[axis] - 1) * ref.strides[axis];
-        ref.strides[axis] = -ref.strides[axis];
-      }
-      size *= std::max<std::int64_t>(1, extents[axis]) * step;
-    }
-    memory.resize(static_cast<std::size_t>(size));
-    std::normal_distribution<double> normal;
-    for (T& value : memory) value = static_cast<T>(scale * normal(engine));
-    ref.data = memory.data() + offset;
-  }
-};
 
 template <class T>
 struct Side {
-  std::vector<Strided<T, 2>> a;
-  std::vector<Strided<T, 3>> g;
+  std::vector<Strided<T>> a, g;
   std::vector<LayerFactors> layers;
 };
 
@@ -86,8 +49,8 @@ template <class T>
 Side<T> draw_side(std::int64_t n, std::int64_t c, const std::vector<Size>& sizes) {
   Side<T> side;
   for (const Size& size : sizes) {
-    side.a.emplace_back(std::array<std::int64_t, 2>{n, size.i}, size.scale);
-    side.g.emplace_back(std::array<std::int64_t, 3>{n, c, size.o}, 1 / size.scale);
+    side.a.push_back(strided<T>({n, size.i}, size.scale));
+    side.g.push_back(strided<T>({n, c, size.o}, 1 / size.scale));
     side.layers.push_back({side.a.back().ref, side.g.back().ref, size.bias});
     if (!size.given) continue;
     side.layers.back().a = {};
@@ -95,51 +58,6 @@ Side<T> draw_side(std::int64_t n, std::int64_t c, const std::vector<Size>& sizes
   }
   return side;
 }
-
-// One warp, and four that share a tile.
-template <class Steps>
-using OneWarp = cuda::TileProduct<Steps, 1, 1, 1, 2>;
-template <class Steps>
-using FourWarps = cuda::TileProduct<Steps, 2, 2, 1, 2>;
-
-// Products of packed rows, one thread an entry: what Hopper's own does, without its tensor cores.
-struct PanelProduct {
-  using T = float;
-  using Panel = cuda::Panels<16>;
-  static constexpr bool kPanels = true;
-  static constexpr int kThreads = 32, kEdge = 16, kEntries = 8;
-  static constexpr int kStageBytes = 16;
-  using Sums = float[kEntries];
-  float* ring;
-  int stages;
-
-  static int row_of(int thread, int x) { return thread / 2 + 0 * x; }
-  static int col_of(int thread, int x) { return thread % 2 * 8 + x; }
-  static float entry(const Sums& sums, int x) { return sums[x]; }
-
-  void run(const HostBlock& block, const cuda::Rows (&sides)[2], std::int64_t i, std::int64_t j,
-           std::int64_t plane, Sums& sums) const {
-    const auto term = [](const std::byte* panel, int which, int r, int k) {
-      std::uint16_t bits = 0;
-      std::memcpy(&bits, panel + which * Panel::kTermBytes + Panel::offset(r, k), sizeof bits);
-      return cuda::widen(BFloat16{bits});
-    };
-    for (int x = 0; x < kEntries; ++x) {
-      sums[x] = 0;
-      const int r = row_of(block.thread(), x), q = col_of(block.thread(), x);
-      for (std::int64_t chunk = 0; chunk < Panel::chunks(sides[0].depth); ++chunk) {
-        const std::byte* a = Panel::at(sides[0], plane, i) + chunk * Panel::kBytes;
-        const std::byte* b = Panel::at(sides[1], plane, j) + chunk * Panel::kBytes;
-        float part = 0;
-        for (int p = 0; p < cuda::kProducts; ++p) {
-          for (int k = 0; k < Panel::kDepth; ++k)
-            part += term(a, cuda::term_pair(p).x, r, k) * term(b, cuda::term_pair(p).y, q, k);
-        }
-        sums[x] += part;
-      }
-    }
-  }
-};
 
 // Each place of a term once, eight rows of a piece in different banks.
 void panel_offsets() {
@@ -158,103 +76,6 @@ void panel_offsets() {
     std::sort(banks.begin(), banks.end());
     FF_CHECK(std::unique(banks.begin(), banks.end()) == banks.end());
   }
-}
-
-// Rows of all layers to panels, as gram.cpp has it.
-void pack_all(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-              GramOutputs outputs, std::vector<cuda::Layer>& layers,
-              std::vector<std::vector<cuda::Quad>>& memory) {
-  for (std::size_t k = 0; k < layers.size(); ++k) {
-    for (std::size_t side = 0; side < (right.empty() ? 1U : 2U); ++side) {
-      for (auto& problem : cuda::pack_problems(side == 0 ? left[k] : right[k], outputs)) {
-        cuda::Rows& rows = problem.inputs ? layers[k].a[side] : layers[k].g[side];
-        problem.rows = rows;
-        const std::int64_t bytes = cuda::panels_bytes<16>(problem);
-        memory.emplace_back(static_cast<std::size_t>(bytes / 16));
-        problem.out = reinterpret_cast<std::byte*>(memory.back().data());
-        using Pack = cuda::Pack<16>;
-        launch<Pack>(2, [&](const HostBlock& block, Pack::Shared&) { Pack::run(block, problem); });
-        rows.panels = problem.out;
-        rows.panels_stride = bytes / problem.planes;
-      }
-    }
-    if (!right.empty()) continue;
-    layers[k].a[1] = layers[k].a[0];
-    layers[k].g[1] = layers[k].g[0];
-  }
-}
-
-template <class Product, bool Few>
-void launch_some(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
-                 std::int64_t blocks, std::uint64_t* overflow) {
-  using Tile = cuda::GramTile<Product, Few>;
-  if (Tile::tiles_of(problem) == 0) return;
-  const int stages = static_cast<int>(draw(2, 4));
-  std::vector<std::byte> slots(static_cast<std::size_t>(blocks * Tile::kSlotBytes));
-  std::vector<cuda::Quad> ring(static_cast<std::size_t>(stages * Product::kStageBytes / 16));
-  launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
-    Product product{reinterpret_cast<typename Product::T*>(ring.data()), stages};
-    Tile::run(block, shared, product, problem, layers.data(), slots.data(), overflow);
-  });
-}
-
-template <class Product>
-void launch_tiles(const cuda::Problem& problem, const std::vector<cuda::Layer>& layers,
-                  std::int64_t blocks, std::uint64_t* overflow) {
-  const bool few = cuda::is_few(problem, layers);
-  (few ? launch_some<Product, true> : launch_some<Product, false>)(problem, layers, blocks,
-                                                                   overflow);
-}
-
-// What gram.cpp does, with host memory for the device's.
-template <class S, class Product>
-GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-               GramOutputs outputs, const ArrayRef& out, std::int64_t blocks) {
-  using Scan = cuda::Scan<S, 4>;
-  using T = typename Product::T;
-  constexpr bool kWide = sizeof(T) == 8;
-  const std::vector<cuda::ScanArgument> arguments = cuda::scan_arguments(left, right);
-  std::vector<ScanFound> found(arguments.size());
-  for (std::size_t k = 0; k < found.size(); ++k) {
-    const cuda::ScanInput input = cuda::scan_input(arguments[k].array);
-    launch<Scan>(2, [&](const HostBlock& block, typename Scan::Shared& shared) {
-      Scan::run(block, shared, input, &found[k]);
-    });
-  }
-  GramReport report = cuda::report_of(arguments, found);
-  if (report.kind != GramReport::Kind::ok || out.size() == 0) return report;
-  const auto magnitudes = cuda::magnitudes_of(arguments, found, left);
-  std::vector<cuda::Layer> layers;
-  for (std::size_t k = 0; k < left.size(); ++k) {
-    const bool square = right.empty();
-    layers.push_back(cuda::layer_of(
-        left[k], square ? left[k] : right[k], cuda::exponents_of(magnitudes[k], kWide),
-        cuda::exponents_of(magnitudes[square ? k : left.size() + k], kWide), outputs, kWide));
-  }
-  std::vector<std::vector<cuda::Quad>> panels;
-  if constexpr (Product::kPanels) pack_all(left, right, outputs, layers, panels);
-  cuda::Problem problem = cuda::problem_of(left, right, outputs, out);
-  problem.layers = static_cast<int>(layers.size());
-  std::uint64_t overflow = 0;
-  if (!cuda::stores_inner(problem)) {
-    launch_tiles<Product>(problem, layers, blocks, &overflow);
-  } else {
-    const std::int64_t samples = problem.rows / problem.left_outputs;
-    const std::int64_t others = problem.cols / problem.right_outputs;
-    const std::int64_t most = cuda::GramTile<Product, true>::kEdge * blocks;
-    for (std::int64_t from = 0; from < samples; from += most) {
-      const std::int64_t to = std::min(from + most, samples);
-      std::vector<T> stored(static_cast<std::size_t>((to - from) * others) * layers.size(),
-                            std::numeric_limits<T>::quiet_NaN());
-      const cuda::Strip strip = {reinterpret_cast<std::byte*>(stored.data()), kWide, from, to,
-                                 others};
-      const cuda::InnerProducts inner = cuda::store_inner(problem, strip, layers);
-      launch_tiles<Product>(inner.problem, inner.layers, blocks, &overflow);
-      launch_tiles<Product>(cuda::rows_of(problem, strip), layers, blocks, &overflow);
-    }
-  }
-  if (overflow != 0) report.kind = GramReport::Kind::overflow;
-  return report;
 }
 
 // Every tile of a problem once, whatever the bands.
@@ -341,7 +162,7 @@ template <class S, class Product, int Rank>
 void one_output(GramOutputs outputs, std::span<const LayerFactors> left,
                 std::span<const LayerFactors> right, bool square,
                 std::array<std::int64_t, Rank> extents) {
-  Strided<S, Rank> out(extents);
+  const auto out = strided<S>({extents.begin(), extents.end()}, 1);
   const std::span<const LayerFactors> given = square ? std::span<const LayerFactors>{} : right;
   FF_CHECK((run<S, Product>(left, given, outputs, out.ref, 1).kind) == GramReport::Kind::ok);
   bool close = true;
