@@ -32,6 +32,12 @@ FF_HD inline float float_of(std::uint32_t bits) {
   return value;
 }
 
+FF_HD inline double double_of(std::uint64_t bits) {
+  double value = 0;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 FF_HD inline float widen(float value) {
   return value;
 }

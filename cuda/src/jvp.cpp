@@ -13,54 +13,19 @@
 // (s i o + c s o). Bytes: g once, z twice, a once for each 128 units and columns. Layers and chunks
 // are added in their order in the dtype of out. A launch runs to its end: interrupts are not
 // polled.
-#include "device_guard.hpp"
-#include "fastfisher/ops.hpp"
 #include "jvp_steps.hpp"
-#include "product_machine.hpp"
-#include "verdict.hpp"
-
-#include <type_traits>
+#include "product_call.hpp"
 
 namespace fastfisher::cuda {
-namespace {
-
-template <class S>
-using Arithmetic = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-template <class S>
-ProductMemory memory_of(std::span<const LayerFactors> layers, std::int64_t columns) {
-  using T = Arithmetic<S>;
-  const LayerSizes first = sizes_of(layers.front());
-  std::int64_t parameters = 0;
-  for (const LayerFactors& layer : layers) parameters += sizes_of(layer).parameters;
-  MeasuringMachine<T> machine(product_limits<T>());
-  JvpSteps<S, T, MeasuringMachine<T>>(
-      machine, layers, shape_only({parameters, columns}, dtype_of<T>),
-      shape_only({first.samples, first.outputs, columns}, dtype_of<T>))
-      .run();
-  return machine.memory();
-}
-
-}  // namespace
 
 ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
                   const ArrayRef& out) {
-  const DeviceGuard guard(ctx.device.index, "jvp");
-  return visit_storage(layers.front().g.dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = Arithmetic<S>;
-    const ProductMemory memory = memory_of<S>(layers, out.extent(out.rank - 1));
-    DeviceMachine<T> machine(ctx, "jvp", memory, product_limits<T>());
-    JvpSteps<S, T, DeviceMachine<T>>(machine, layers, v, out).run();
-    return verdict(ctx, "jvp", machine.head(), layers, v, out);
-  });
+  return product_call<JvpSteps>(ctx, "jvp", layers, v, out, true);
 }
 
 std::int64_t jvp_workspace(const Context&, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return visit_storage(layers.front().g.dtype, [&](auto tag) {
-    return memory_of<typename decltype(tag)::type>(layers, columns).bytes();
-  });
+  return product_call_workspace<JvpSteps>(layers, columns, true);
 }
 
 }  // namespace fastfisher::cuda

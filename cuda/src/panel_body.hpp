@@ -13,7 +13,7 @@
 namespace fastfisher::cuda {
 
 // 16 bytes, moved at once.
-struct alignas(16) Quad {
+struct alignas(16) Words {
   std::uint32_t word[4];
 };
 
@@ -88,8 +88,8 @@ struct Pack {
         FF_UNROLL
         for (int term = 0; term < kTerms; ++term) {
           std::byte* const to = out + term * P::kTermBytes + P::offset(r, half + piece);
-          *reinterpret_cast<Quad*>(to) = {words[term][0], words[term][1], words[term][2],
-                                          words[term][3]};
+          *reinterpret_cast<Words*>(to) = {words[term][0], words[term][1], words[term][2],
+                                           words[term][3]};
         }
       }
     }
@@ -103,10 +103,10 @@ struct Pack {
         row < problem.count ? rows.row(row) + plane * rows.plane_stride : std::int64_t{0};
     if (rows.access == Access::vectors && row < problem.count && from + 8 <= rows.depth) {
       const auto* const pieces =
-          reinterpret_cast<const Quad*>(static_cast<const float*>(rows.data) + start + from);
+          reinterpret_cast<const Words*>(static_cast<const float*>(rows.data) + start + from);
       FF_UNROLL
       for (int piece = 0; piece < 2; ++piece) {
-        const Quad four = pieces[piece];
+        const Words four = pieces[piece];
         FF_UNROLL
         for (int k = 0; k < 4; ++k) values[4 * piece + k] = float_of(four.word[k]);
       }

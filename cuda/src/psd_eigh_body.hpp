@@ -142,7 +142,7 @@ struct PsdEigen {
     double largest = 0, diagonal = 0;
     std::uint64_t bad = 0;
     const auto entry = [&](int i, int j) {
-      return entry_at<T>(matrix.a, matrix.dtype, i * matrix.row_stride + j * matrix.column_stride);
+      return element<T>(matrix.a, matrix.dtype, i * matrix.row_stride + j * matrix.column_stride);
     };
     for (int e = t; e < n * n; e += Threads) {
       const int i = e / n, j = e % n;
@@ -150,7 +150,7 @@ struct PsdEigen {
       const double x = std::abs(static_cast<double>(entry(i, j)));
       if (!is_finite(x)) {
         if (bad == 0) bad = PsdState::kFirst - static_cast<std::uint64_t>(e);
-        largest = double_of_bits(std::uint64_t{0x7ff} << 52);
+        largest = double_of(std::uint64_t{0x7ff} << 52);
       }
       largest = x > largest ? x : largest;
       if (i == j) diagonal = x > diagonal ? x : diagonal;
@@ -384,8 +384,7 @@ struct PsdEigen {
       }
       matrix.state->kind = static_cast<std::int64_t>(kind);
       matrix.state->damping = damping;
-      matrix.state->condition =
-          bottom > 0 ? top / bottom : double_of_bits(std::uint64_t{0x7ff} << 52);
+      matrix.state->condition = bottom > 0 ? top / bottom : double_of(std::uint64_t{0x7ff} << 52);
       shared.damping = damping;
       shared.go = kind == Kind::ok || kind == Kind::damped ? 1 : 0;
     }

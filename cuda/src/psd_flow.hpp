@@ -301,7 +301,7 @@ class PsdFactorFlow {
     }
     if (item.automatic && report.damping > 0) report.kind = Kind::damped;
     if (task_ == PsdTask::inverse) {
-      const double a_norm = double_of_bits(state.a_norm), x_norm = double_of_bits(state.x_norm);
+      const double a_norm = double_of(state.a_norm), x_norm = double_of(state.x_norm);
       report.condition =
           std::ldexp(a_norm * x_norm, static_cast<int>(state.a_power + state.x_power));
       if (!is_finite(x_norm)) report.kind = Kind::overflow;

@@ -4,12 +4,11 @@
 // they share: entries of any storage, powers of two, the task of a block.
 #pragma once
 
-#include "block.hpp"
+#include "element.hpp"
 #include "fastfisher/view.hpp"
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 namespace fastfisher::cuda {
@@ -86,48 +85,8 @@ FF_HD inline std::int64_t find_start(const std::int64_t* starts, std::int64_t co
   return low;
 }
 
-FF_HD inline std::uint64_t bits_of_double(double value) {
-  std::uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-FF_HD inline double double_of_bits(std::uint64_t bits) {
-  double value = 0;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-FF_HD inline float float_of_bits(std::uint32_t bits) {
-  float value = 0;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 FF_HD inline bool is_finite(double x) {
-  return (bits_of_double(x) >> 52 & 0x7ff) != 0x7ff;
-}
-
-FF_HD inline float widen_half(std::uint16_t bits) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
-  const std::uint32_t exponent = bits >> 10 & 31U, fraction = bits & 0x3ffU;
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-  return float_of_bits(sign | wide << 23 | fraction << 13);
-}
-
-/// Entry `at` of an array of any storage, exactly.
-template <class T>
-FF_HD T entry_at(const void* data, DType dtype, std::int64_t at) {
-  if constexpr (sizeof(T) == 8) {
-    return static_cast<const double*>(data)[at];
-  } else {
-    if (dtype == DType::f32) return static_cast<const float*>(data)[at];
-    const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
-    return dtype == DType::f16 ? widen_half(bits)
-                               : float_of_bits(static_cast<std::uint32_t>(bits) << 16);
-  }
+  return (bits_of(x) >> 52 & 0x7ff) != 0x7ff;
 }
 
 /// Exponent of a positive finite number.
@@ -138,7 +97,7 @@ FF_HD inline int exponent_of_double(double x) {
 }
 /// 2^exponent, a normal number.
 FF_HD inline double power_of_two(std::int64_t exponent) {
-  return double_of_bits(static_cast<std::uint64_t>(exponent + 1023) << 52);
+  return double_of(static_cast<std::uint64_t>(exponent + 1023) << 52);
 }
 
 /// Exponent of a power of two near x, whose inverse is a normal double; 0 for what has none.

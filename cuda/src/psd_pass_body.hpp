@@ -61,7 +61,7 @@ struct PsdBalance {
 
  private:
   FF_HD static double at(const PsdMatrix<T>& m, std::int64_t i) {
-    return static_cast<double>(entry_at<T>(m.a, m.dtype, i * (m.row_stride + m.column_stride)));
+    return static_cast<double>(element<T>(m.a, m.dtype, i * (m.row_stride + m.column_stride)));
   }
 };
 
@@ -125,7 +125,7 @@ struct PsdLoad {
         const std::int64_t i = place.row * Pass::kEdge + r, j = place.column * Pass::kEdge + q;
         T x = 0;
         if (i < m.n && j <= i) {
-          x = entry_at<T>(m.a, m.dtype, i * m.row_stride + j * m.column_stride);
+          x = element<T>(m.a, m.dtype, i * m.row_stride + j * m.column_stride);
           if (!is_finite(static_cast<double>(x))) {
             const std::uint64_t first = PsdState::kFirst - static_cast<std::uint64_t>(i * m.n + j);
             bad = first > bad ? first : bad;
@@ -246,13 +246,13 @@ struct PsdNorm {
         double sum = 0;
         for (std::int64_t k = 0; k < tiles; ++k) sum += m.sums[k * m.n + i];
         // NaN counts as infinity.
-        if (!is_finite(sum)) sum = double_of_bits(std::uint64_t{0x7ff} << 52);
+        if (!is_finite(sum)) sum = double_of(std::uint64_t{0x7ff} << 52);
         high = sum > high ? sum : high;
       }
       high = largest_of_block<kThreads>(block, shared.values, high);
       // Magnitudes of floats order like their bits read as unsigned integers.
       if (block.thread() == 0)
-        block.atomic_max(of_result ? &m.state->x_norm : &m.state->a_norm, bits_of_double(high));
+        block.atomic_max(of_result ? &m.state->x_norm : &m.state->a_norm, bits_of(high));
     }
   }
 };
@@ -271,7 +271,7 @@ struct PsdPivots {
   FF_HD void run(const Block& block, Shared& shared) const {
     for (std::int64_t k = block.index(); k < count; k += block.blocks()) {
       const PsdMatrix<T> m = matrices[k];
-      const double infinity = double_of_bits(std::uint64_t{0x7ff} << 52);
+      const double infinity = double_of(std::uint64_t{0x7ff} << 52);
       double high = 0, low = -infinity;
       for (std::int64_t i = block.thread(); i < m.n; i += kThreads) {
         const double x = static_cast<double>(m.c[i * m.n + i]) / static_cast<double>(m.scale[i]);
@@ -298,7 +298,7 @@ struct PsdVoid {
 
   template <BlockContext Block>
   FF_HD void run(const Block& block, Shared&) const {
-    const T nan = static_cast<T>(double_of_bits(std::uint64_t{0x7ff8} << 48));
+    const T nan = static_cast<T>(double_of(std::uint64_t{0x7ff8} << 48));
     for (std::int64_t k = block.index() * kThreads + block.thread(); k < size;
          k += block.blocks() * kThreads)
       data[k * stride] = nan;

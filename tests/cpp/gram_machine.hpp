@@ -68,7 +68,7 @@ struct PanelProduct {
 // Rows of all layers to panels, as gram.cpp has it.
 inline void pack_all(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                      GramOutputs outputs, std::vector<cuda::Layer>& layers,
-                     std::vector<std::vector<cuda::Quad>>& memory) {
+                     std::vector<std::vector<cuda::Words>>& memory) {
   for (std::size_t k = 0; k < layers.size(); ++k) {
     for (std::size_t side = 0; side < (right.empty() ? 1U : 2U); ++side) {
       for (auto& problem : cuda::pack_problems(side == 0 ? left[k] : right[k], outputs)) {
@@ -96,7 +96,7 @@ void launch_some(const cuda::Problem& problem, const std::vector<cuda::Layer>& l
   if (Tile::tiles_of(problem) == 0) return;
   const int stages = static_cast<int>(draw(2, 4));
   std::vector<std::byte> slots(static_cast<std::size_t>(blocks * Tile::kSlotBytes));
-  std::vector<cuda::Quad> ring(static_cast<std::size_t>(stages * Product::kStageBytes / 16));
+  std::vector<cuda::Words> ring(static_cast<std::size_t>(stages * Product::kStageBytes / 16));
   launch<Tile>(blocks, [&](const HostBlock& block, typename Tile::Shared& shared) {
     Product product{reinterpret_cast<typename Product::T*>(ring.data()), stages};
     Tile::run(block, shared, product, problem, layers.data(), slots.data(), overflow);
@@ -136,7 +136,7 @@ GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors>
         left[k], square ? left[k] : right[k], cuda::exponents_of(magnitudes[k], kWide),
         cuda::exponents_of(magnitudes[square ? k : left.size() + k], kWide), outputs, kWide));
   }
-  std::vector<std::vector<cuda::Quad>> panels;
+  std::vector<std::vector<cuda::Words>> panels;
   if constexpr (Product::kPanels) pack_all(left, right, outputs, layers, panels);
   cuda::Problem problem = cuda::problem_of(left, right, outputs, out);
   problem.layers = static_cast<int>(layers.size());

@@ -308,7 +308,7 @@ void narrow_storage() {
   }
   // Every half number.
   for (int bits = 0; bits < 1 << 16; ++bits) {
-    const float x = cuda::widen_half(static_cast<std::uint16_t>(bits));
+    const float x = cuda::widen(Float16{static_cast<std::uint16_t>(bits)});
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
     const double magnitude = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
                              : exponent == 0 ? std::ldexp(fraction, -24)
