@@ -96,6 +96,12 @@ def report(
     )
 
 
+def both(case: str, forward, back, figures) -> None:
+    """Report J v and J^T u, each by (ours, theirs, theirs in float64)."""
+    report(f"J v    {case}", *forward, *figures)
+    report(f"J^T u  {case}", *back, *figures)
+
+
 def dense(columns: int, n: int, rates: Rates, rounds: int) -> None:
     """Both products for the layers of a network."""
     pairs = list(itertools.pairwise(WIDTHS))
@@ -136,25 +142,11 @@ def dense(columns: int, n: int, rates: Rates, rounds: int) -> None:
     flops = 2.0 * columns * sum(n * i * o + n * c * o for i, o in pairs)
     size = 4.0 * (sum(a.numel() + g.numel() for a, g in factors) + v.numel() + u.numel())
     case = f"MLP 784-1024x3-10, N={n}, k={columns}"
-    report(
-        f"J v    {case}",
-        lambda: jacobian @ v,
-        theirs,
-        lambda: theirs(double, v.double()),
-        flops,
-        size,
-        rates,
-        rounds,
-    )
-    report(
-        f"J^T u  {case}",
-        lambda: jacobian.T @ u,
-        theirs_back,
-        lambda: theirs_back(double, u.double()),
-        flops,
-        size,
-        rates,
-        rounds,
+    both(
+        case,
+        (lambda: jacobian @ v, theirs, lambda: theirs(double, v.double())),
+        (lambda: jacobian.T @ u, theirs_back, lambda: theirs_back(double, u.double())),
+        (flops, size, rates, rounds),
     )
 
 
@@ -188,25 +180,11 @@ def convolution(columns: int, n: int, rates: Rates, rounds: int) -> None:
     size = 4.0 * (x.numel() + g.numel() + v.numel() + u.numel())
     case = f"conv 3x3 64->128 on 32x32, N={n}, k={columns}"
     double = (x.double(), g.double())
-    report(
-        f"J v    {case}",
-        lambda: jacobian @ v,
-        theirs,
-        lambda: theirs(*double, v.double()),
-        flops,
-        size,
-        rates,
-        rounds,
-    )
-    report(
-        f"J^T u  {case}",
-        lambda: jacobian.T @ u,
-        theirs_back,
-        lambda: theirs_back(*double, u.double()),
-        flops,
-        size,
-        rates,
-        rounds,
+    both(
+        case,
+        (lambda: jacobian @ v, theirs, lambda: theirs(*double, v.double())),
+        (lambda: jacobian.T @ u, theirs_back, lambda: theirs_back(*double, u.double())),
+        (flops, size, rates, rounds),
     )
 
 

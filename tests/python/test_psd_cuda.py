@@ -188,6 +188,15 @@ def test_a_single_matrix_raises(to_device, rng):
         ff.psd.solve(to_device(np.eye(2)), sides)
 
 
+def test_no_right_hand_sides(torch_device, rng):
+    found = call(
+        "solve",
+        torch_device(spd(160, rng, "float32")),
+        b=torch_device(np.zeros((160, 0), "float32")),
+    )
+    assert (found.status, tuple(found.value.shape)) == ("ok", (160, 0))
+
+
 def test_empty_and_the_largest_native_eigenvectors(torch_device, rng):
     for task in TASKS:
         empty = call(task, torch_device(np.zeros((0, 0))), b=torch_device(np.zeros((0, 2))))
