@@ -12,29 +12,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 from pathlib import Path
 
 import torch
 
 import fastfisher as ff
 
+from .harness import device_seconds as seconds
+
 WIDTHS = (784, 1024, 1024, 1024, 10)
-
-
-def seconds(call, repeats: int = 5) -> float:
-    """Median time of `call` on the device."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
 
 
 def rate(dtype: torch.dtype, tf32: bool, n: int = 8192) -> float:

@@ -24,23 +24,9 @@ import torch
 import fastfisher as ff
 from fastfisher import _native
 
+from .harness import device_seconds as seconds
+
 EPS = torch.finfo(torch.float32).eps
-
-
-def seconds(call, repeats: int = 5, inner: int = 1) -> float:
-    """Median time on the device of one of `inner` calls in a row."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        begin.record()
-        for _ in range(inner):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / inner)
-    return statistics.median(times)
 
 
 def power_law(n: int) -> torch.Tensor:

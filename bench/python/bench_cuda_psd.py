@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """ff.psd on a CUDA device against torch.linalg on the same device, in the same run.
 
-``python -m bench.python.bench_cuda_psd [--quick]`` prints a line a measure: medians of CUDA events
-round a whole call, the time of torch's, their ratio, and the residual of the result.
+``python -m bench.python.bench_cuda_psd [--quick] [--json FILE]`` prints a line a measure: medians
+of CUDA events round a whole call, the time of torch's, their ratio, and the residual of the result.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,23 +18,15 @@ import torch
 import fastfisher as ff
 
 from .bench_psd import DAMPING, resnet50_sizes
+from .harness import device_seconds
 
 LIMIT = 30.0
+figures: dict[str, dict[str, float]] = {}
 
 
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
-    """Median time of a call between two events, after one call that does not count."""
-    times = []
-    for k in range(rounds + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        if k > 0:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    """Median time of a call."""
+    return 1e3 * device_seconds(call, rounds)
 
 
 def factor(n: int, generator: torch.Generator) -> torch.Tensor:
@@ -61,10 +54,14 @@ def eigen_residual(a: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor)
 
 
 def tell(name: str, ours: float, rivals: dict[str, float], error: float) -> None:
-    """Print one line: our time, those of others and how many times ours they are."""
+    """Check, then print one line: our time, those of others and how many times ours they are."""
+    if not error < LIMIT:
+        raise SystemExit(f"{name}: residual {error:.3g}, expected less than {LIMIT}")
     against = "  ".join(f"{k} {t:.2f} ms ({t / ours:.2f} x)" for k, t in rivals.items())
-    verdict = "" if error < LIMIT else "  WRONG"
-    print(f"{name}: {ours:.2f} ms  {against}  residual {error:.3g}{verdict}", flush=True)
+    print(f"{name}: {ours:.2f} ms  {against}  residual {error:.3g}", flush=True)
+    figures[name] = {"ms": ours, "residual / n eps": error} | {
+        f"{k} ms": t for k, t in rivals.items()
+    }
 
 
 def inverses(name: str, matrices: list[torch.Tensor], rounds: int, *, stacked: bool) -> None:
@@ -113,7 +110,9 @@ def main() -> None:
     """Run all cases, or the ones that the bars are about."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under 15 seconds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    options = parser.parse_args()
+    quick = options.quick
     rounds = 5 if quick else 15
     generator = torch.Generator(device="cuda").manual_seed(1)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
@@ -127,12 +126,15 @@ def main() -> None:
     inverses("inverse 500 of 100", hundreds, rounds, stacked=True)
     eigenvectors(500, 100, rounds, generator)
     eigenvectors(500, 32, rounds, generator)
-    if quick:
-        return
-    for n in (1024, 4608):
-        inverses(f"inverse of {n}", [factor(n, generator)], rounds, stacked=False)
-    inverses("inverse 5000 of 32", [factor(32, generator) for _ in range(5000)], 5, stacked=True)
-    eigenvectors(100, 160, 5, generator)
+    if not quick:
+        for n in (1024, 4608):
+            inverses(f"inverse of {n}", [factor(n, generator)], rounds, stacked=False)
+        inverses(
+            "inverse 5000 of 32", [factor(32, generator) for _ in range(5000)], 5, stacked=True
+        )
+        eigenvectors(100, 160, 5, generator)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -115,3 +115,20 @@ def _kilobytes(status: Path, field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise ValueError(field)
+
+
+def device_seconds(call: Callable[[], object], repeats: int = 5, inner: int = 1) -> float:
+    """Median time on a GPU of one of `inner` calls in a row, by events, after one that warms up."""
+    torch = torch_or_none()
+    call()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(inner):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / inner)
+    return statistics.median(times)
