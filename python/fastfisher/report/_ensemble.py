@@ -78,8 +78,9 @@ class Ensemble:
         for layer in reversed(range(self.layers)):
             weight = self.weights[layer]
             scale = np.asarray(self.scales[layer], self.dtype)
-            below = signal @ weight * scale if layer else None
-            weight -= scale * (signal.swapaxes(1, 2) @ inputs[layer])
+            scaled = signal * scale
+            below = scaled @ weight if layer else None
+            weight -= scaled.swapaxes(1, 2) @ inputs[layer]
             self.biases[layer] -= self.bias_scale * signal.sum(1, keepdims=True)
             if below is not None:
                 signal = below * slopes[layer - 1]

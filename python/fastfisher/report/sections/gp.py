@@ -37,7 +37,7 @@ DEPTH = 3
 KIND: dict[str, Any] = {"activation": "erf", "sigma_w2": 3.0, "sigma_b2": 0.3}
 SAMPLES = np.array([-2.0, -1.3, -0.9, 0.3, 1.0, 1.6])
 PLACES = np.linspace(-2.8, 2.8, 57)
-GROUP = 20  # networks trained at once, and kept together
+GROUP = 4  # networks trained at once, and kept together: more leave the cache
 LAWS = {
     "nngp": "NNGP: last layer trained",
     "early": "NTK ensemble, early",
