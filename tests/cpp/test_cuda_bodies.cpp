@@ -5,6 +5,7 @@
 // nothing about a device: occupancy, speed and the launches themselves need one.
 #include "check.hpp"
 #include "gram_machine.hpp"
+#include "rounds.hpp"
 
 #include <algorithm>
 #include <array>
@@ -18,13 +19,6 @@ namespace {
 
 using namespace fastfisher;
 using namespace fastfisher::test;
-
-// A thread of the host for each of the device's: under ThreadSanitizer that takes its time.
-#if defined(__SANITIZE_THREAD__)
-constexpr int kRounds = 6;
-#else
-constexpr int kRounds = 40;
-#endif
 
 // Half of them packed: rows on 16-byte boundaries are copied in other ways.
 template <class T>
@@ -254,7 +248,7 @@ void reports() {
 }  // namespace
 
 int main() {
-  for (int k = 0; k < kRounds; ++k) {
+  for (int k = 0; k < rounds(40); ++k) {
     one_problem<float, OneWarp<cuda::TripleSteps>>();
     one_problem<double, OneWarp<cuda::DoubleSteps>>();
     one_problem<float, OneWarp<cuda::DoubleSteps>>();

@@ -5,6 +5,7 @@
 #include "check.hpp"
 #include "draw.hpp"
 #include "fastfisher/ops.hpp"
+#include "rounds.hpp"
 
 #include <cmath>
 #include <cstddef>
@@ -174,7 +175,7 @@ void second_moments() {
 }  // namespace
 
 int main() {
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < test::rounds(60); ++round) {
     symmetric_products<float>();
     symmetric_products<double>();
     ends_of_spectra<float>();
