@@ -86,6 +86,22 @@ def test_inverse_by_small_and_by_large_blocks(dtype, n, rng):
     assert f"order {n} " in ff.psd.inverse([a])[0].reason
 
 
+@pytest.mark.parametrize("n", [300, 2100, 8200])
+def test_factor_by_steps_of_any_width(n, rng):
+    """The width of the steps follows the number of rows."""
+    j = rng.standard_normal((n, 8), dtype="float32")
+    a, b = j @ j.T, rng.standard_normal(n, dtype="float32")
+    a[np.diag_indices(n)] += 1
+    x = ff.psd.solve(a, b, damping=0.5).value.astype("float64")
+    residual = j.astype("float64") @ (j.T.astype("float64") @ x) + 1.5 * x - b
+    size = np.linalg.norm(j, 2) ** 2 + 1.5
+    scale = size * np.linalg.norm(x) + np.linalg.norm(b)
+    # The entries themselves were rounded by eps / 2 each; sums of n terms by no more here.
+    assert np.linalg.norm(residual) <= 2 * np.finfo("float32").eps * scale
+    a[n - 5, n - 5] = -1
+    assert f"order {n - 4} " in ff.psd.cholesky([a])[0].reason
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_equals_reference(task, rng):
     a, b = spd(40, rng), rng.standard_normal((40, 2))

@@ -36,7 +36,10 @@ class Dual:
     Attributes
     ----------
     matrix : array, shape (rows, rows)
-        ``S^T K S / N``, in the dtype of the solves; without a root ``H K / N``.
+        ``S^T K S / N`` over `scale`, in the dtype of the solves; without a root ``H K / N``. It may
+        be the caller's kernel itself, which is large: it is read only.
+    scale : float
+        Factor of the matrix, which is not worth a pass over it.
     right : array, shape (rows,)
         ``E / N``; without a root ``e / N``.
     root : array, shape (N, C, R), or None
@@ -45,6 +48,7 @@ class Dual:
     """
 
     matrix: Host
+    scale: float
     right: Host
     root: Host | None
     symmetric: bool
@@ -52,7 +56,7 @@ class Dual:
     @property
     def trace(self) -> float:
         """Sum of the eigenvalues."""
-        return float(np.trace(self.matrix, dtype=np.float64))
+        return self.scale * float(np.trace(self.matrix, dtype=np.float64))
 
     def damping(self, absolute: float, relative: float | None) -> float:
         """Say what goes on the diagonal; a `relative` one is a part of the mean eigenvalue."""
@@ -73,13 +77,14 @@ class Dual:
 
     def _symmetric(self, rho: float) -> Host:
         kind = self.matrix.dtype
-        found: Any = psd.solve([self.matrix], [self.right.astype(kind)], damping=[rho])
+        right = (self.right / self.scale).astype(kind)
+        found: Any = psd.solve([self.matrix], [right], damping=[rho / self.scale])
         one = found[0]
         if one.status == "ok" and one.condition * float(np.finfo(kind).eps) < _SAFE:
             return as_array(one.value)
         # Rounding may leave eigenvalues below -rho: they count as zero then.
         w, q = np.linalg.eigh(self.matrix.astype(np.float64))
-        w = w.clip(0)
+        w = self.scale * w.clip(0)
         top = w.max(initial=0.0)
         if rho <= 0 and (w <= len(w) * float(np.finfo(kind).eps) * top).any():
             raise NotPositiveDefiniteError(
@@ -89,7 +94,7 @@ class Dual:
         return as_array(q @ ((q.T @ self.right.astype(np.float64)) / (w + rho)))
 
     def _by_lu(self, rho: float) -> Host:
-        matrix = self.matrix.astype(np.float64)
+        matrix = self.scale * self.matrix.astype(np.float64)
         matrix[np.diag_indices(len(matrix))] += rho
         try:
             z = np.linalg.solve(matrix, self.right.astype(np.float64))
@@ -114,10 +119,12 @@ def dual_of(
     n, c = e.shape
     if type(likelihood) is Gaussian:
         # (K / (N variance) + rho)^-1 e / N
-        matrix = kernel.astype(dtype) * np.dtype(dtype).type(1 / (max(1, n) * likelihood.variance))
-        return Dual(matrix, e.reshape(-1).astype(np.float64) / max(1, n), None, symmetric=True)
+        matrix, scale = kernel.astype(dtype, copy=False), 1 / (max(1, n) * likelihood.variance)
+        right = e.reshape(-1).astype(np.float64) / max(1, n)
+        return Dual(matrix, scale, right, None, symmetric=True)
     if outputs is None:
         raise ValueError("outputs: expected those of the model for this likelihood, got None")
+    scale = 1 / max(1, n)
     f, right = as_array(outputs, np.float64), e.astype(np.float64)
     likelihood = likelihood_at(likelihood, f)
     inner = likelihood.unrooted(f, right[:, :, None])
@@ -128,10 +135,10 @@ def dual_of(
     if (error > _ROUNDINGS * rounding * np.linalg.norm(right, axis=1)).any():
         h = likelihood.hessian(f)
         matrix = np.einsum("ncd,ndmk->ncmk", h, four, optimize=True).reshape(n * c, n * c)
-        return Dual(matrix / max(1, n), right.reshape(-1) / max(1, n), None, symmetric=False)
+        return Dual(matrix, scale, right.reshape(-1) * scale, None, symmetric=False)
     few = root.astype(kernel.dtype)
     r = root.shape[2]
     left = np.matmul(few.swapaxes(1, 2), four.reshape(n, c, n * c)).reshape(n * r, n, c)
     both = np.matmul(left.swapaxes(0, 1), few).swapaxes(0, 1).reshape(n * r, n * r)
-    matrix = (both.astype(dtype) + both.T.astype(dtype)) * np.dtype(dtype).type(0.5 / max(1, n))
-    return Dual(matrix, inner.reshape(-1) / max(1, n), root, symmetric=True)
+    matrix = np.add(both, both.T, dtype=dtype)
+    return Dual(matrix, 0.5 * scale, inner.reshape(-1) * scale, root, symmetric=True)
