@@ -12,10 +12,11 @@ import numpy as np
 from fastfisher._arrays import Array, result_dtype
 from fastfisher._fisher_batches import STREAMED, gathered, is_batches, streamed
 from fastfisher._fisher_matrix import Fisher
-from fastfisher._fisher_rows import Recipe, rows_of
+from fastfisher._fisher_rows import OutputAxes, Recipe, rows_of
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import Params, Samples
 from fastfisher.likelihoods import Likelihood, likelihood_of
+from fastfisher.models import MLP
 from fastfisher.structures import make
 
 __all__ = ["Fisher", "fisher"]
@@ -53,10 +54,12 @@ def fisher(
         Samples; none with a Jacobian. Batches such as those of a DataLoader: "kfac" and "diagonal"
         see one at a time, for other structures they are put together.
     y : array, optional
-        Labels, for ``kind="empirical"``: (N, C) targets, (N,) classes for "categorical". With
-        batches ``(x, y)`` they are taken from there.
+        Labels, for ``kind="empirical"``: (N, C) targets, or of the shape of the outputs; (N,)
+        classes for "categorical". With batches ``(x, y)`` they are taken from there.
     likelihood : "gaussian" | "categorical" | "bernoulli" | Likelihood
-        p(y | f); see `fastfisher.likelihoods`. "gaussian" has variance 1.
+        p(y | f); see `fastfisher.likelihoods`. "gaussian" has variance 1. Outputs with further
+        axes count as C outputs of one sample, whose losses add up, in every likelihood;
+        "categorical" refuses them: ``Categorical(classes=...)`` has one softmax a position.
     kind : "exact" | "mc" | "empirical"
         ``exact``: the expectation over labels y of the model, H_n in closed form; equal to the
         generalised Gauss-Newton matrix for these likelihoods. ``mc``: its estimate from labels
@@ -121,7 +124,14 @@ def fisher(
     ):
         raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
 
-    recipe = Recipe(chosen, kind, samples, seed, select, params, verify)
+    if kind == "mc" and (isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0):
+        raise ValueError(f"seed: expected an integer of at least 0, got {seed!r}")
+
+    if select is not None and not callable(select):
+        raise TypeError(f"select: expected a callable, got {type(select).__name__}")
+    axes = OutputAxes(chosen, select)
+    watched = select if isinstance(model, (Jacobian, MLP)) else axes
+    recipe = Recipe(chosen, kind, samples, seed, watched, params, verify, axes)
     from_model = not isinstance(model, Jacobian)
     if from_model and is_batches(x) and structure in STREAMED:
         return streamed(

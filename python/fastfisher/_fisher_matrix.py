@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,9 @@ class Fisher:
 
         With ``reduction="sum"`` and the prior's precision as damping, the Laplace approximation.
         """
+        for name, value in (("n", n), ("seed", seed)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+                raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
         z = np.random.default_rng(seed).standard_normal((self.shape[0], n)).astype(self.dtype)
         _check_damping(damping)
         self._refuse_singular(damping)
@@ -172,6 +176,8 @@ class Fisher:
         A full matrix is decomposed through the Gram matrix of its rows where that is smaller and
         cheaper than products, ``lambda`` the same and the vectors pulled back by ``J^T``.
         """
+        if isinstance(k, bool) or not isinstance(k, Integral):
+            raise TypeError(f"k: expected an integer, got {k!r}")
         start = None if v0 is None else self._columns(v0, "v0")[0]
         if isinstance(self.structure, Coupled) and self.structure.title == "full":
             found = full_eigsh(self.structure, k, which, tol, seed, start)
@@ -332,7 +338,7 @@ def _inverse_root(damping: float) -> Callable[[Host], Host]:
 def _check_damping(damping: float) -> None:
     try:
         good = math.isfinite(damping) and damping >= 0
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
         raise ValueError(f"damping: expected a finite number >= 0, got {damping!r}")

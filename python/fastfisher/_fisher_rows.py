@@ -21,9 +21,9 @@ from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import Params, jacobian
 from fastfisher._ntk import rows as sampled_rows
-from fastfisher.errors import NonFiniteError
+from fastfisher.errors import CaptureError, NonFiniteError
 from fastfisher.factors import Explicit
-from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_at
+from fastfisher.likelihoods import Categorical, Gaussian, Likelihood, likelihood_at
 from fastfisher.structures._rooted import in_numpy, rooted
 
 Host = np.ndarray[Any, Any]
@@ -40,6 +40,35 @@ class Recipe:
     select: Callable[[Any], Array] | None
     params: Params
     verify: bool
+    axes: OutputAxes | None = None
+
+
+class OutputAxes:
+    """A `select` that notes the axes of a model's outputs before they are flattened into C."""
+
+    def __init__(self, likelihood: Likelihood, select: Callable[[Any], Array] | None) -> None:
+        self.single = isinstance(likelihood, Categorical) and likelihood.classes is None
+        self.select = select
+        self.shape: tuple[int, ...] = ()
+
+    def __call__(self, returned: Any) -> Any:
+        """Outputs, checked."""
+        if self.select is None and not hasattr(returned, "shape"):
+            raise CaptureError(
+                f"the model returns {type(returned).__name__}, expected a tensor; pass select=, a "
+                "function from what the model returns to the tensor of outputs"
+            )
+        found = returned if self.select is None else self.select(returned)
+        shape = tuple(getattr(found, "shape", ()))
+        if self.single and len(shape) > 2:
+            raise ValueError(
+                f"likelihood: 'categorical' has one softmax over all outputs of a sample, expected "
+                f"outputs (N, C), got shape {shape}; for one softmax a position give outputs (N, "
+                "..., classes), by select= where the axis is another, and "
+                "fastfisher.likelihoods.Categorical(classes=...)"
+            )
+        self.shape = shape[1:]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +140,14 @@ def _root(f: Host, y: Array | None, recipe: Recipe) -> Host:
         return likelihood.root(f)
     if recipe.kind == "empirical":
         library(y, "y")
-        labels = likelihood.labels(_labels(y, f), f)
+        given = _labels(y, f)
+        own = recipe.axes.shape if recipe.axes is not None else ()
+        if len(own) > 1:  # labels that have the axes of the outputs are flattened as these
+            if isinstance(likelihood, Categorical) and given.shape[1:] == own[:-1]:
+                given = given.reshape(len(given), -1)
+            elif given.shape[1:] == own:
+                given = given.reshape(len(given), f.shape[1])
+        labels = likelihood.labels(given, f)
         if labels.ndim == 0 or len(labels) != len(f):
             raise ValueError(f"y: expected {len(f)} labels, got shape {labels.shape}")
         return _gradient(likelihood, f, labels)[:, :, None]

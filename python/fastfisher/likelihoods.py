@@ -10,6 +10,7 @@ numpy's generator in any case. Outputs are read back for likelihoods of your own
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,11 @@ class Gaussian(Likelihood):
     """
 
     def __init__(self, variance: float = 1.0) -> None:
-        if not (variance > 0 and math.isfinite(variance)):
-            raise ValueError(f"variance: expected a positive finite number, got {variance!r}")
+        if not (isinstance(variance, Real) and variance > 0 and math.isfinite(variance)):
+            raise ValueError(
+                "variance: expected a positive finite number, the same for all outputs (else write "
+                f"a fastfisher.likelihoods.Likelihood), got {variance!r}"
+            )
         self.variance = float(variance)
 
     def hessian(self, f: Host) -> Host:
@@ -116,52 +120,105 @@ class Gaussian(Likelihood):
         if f.shape[1] == 1 and y.shape == f.shape[:1]:
             y = y[:, None]
         _check_labels(y, f.shape, "one target an output")
+        _check_real(y)
         return y.astype(np.float64)
 
 
 class Categorical(Likelihood):
-    """Classes with logits f: softmax and cross-entropy."""
+    """Classes with logits f: softmax and cross-entropy.
+
+    Parameters
+    ----------
+    classes : int, optional
+        Number of classes, where a sample has several labels: the C outputs are C / classes groups
+        that follow each other, each with a softmax and a label (N, C / classes) of its own, and
+        -log p is the sum over them. For outputs (N, T, classes); those of shape (N, classes, ...)
+        need a ``select`` that moves the axis. By default one group of all C, of outputs (N, C).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastfisher as ff
+    >>> h = ff.likelihoods.Categorical(classes=2).hessian(np.zeros((1, 4)))
+    >>> h[0]
+    array([[ 0.25, -0.25,  0.  ,  0.  ],
+           [-0.25,  0.25,  0.  ,  0.  ],
+           [ 0.  ,  0.  ,  0.25, -0.25],
+           [ 0.  ,  0.  , -0.25,  0.25]])
+    """
+
+    def __init__(self, classes: int | None = None) -> None:
+        if classes is not None and (
+            isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1
+        ):
+            raise ValueError(f"classes: expected an integer of at least 1, got {classes!r}")
+        self.classes = None if classes is None else int(classes)
 
     def hessian(self, f: Host) -> Host:
-        """``diag(p) - p p^T``."""
+        """``diag(p) - p p^T`` of each group."""
         s = self.root(f)  # p (1 - p) would cancel where one class is sure
         return as_array(s @ s.swapaxes(1, 2))
 
     def root(self, f: Host) -> Host:
-        """``diag(sqrt p) - p sqrt(p)^T``."""
-        p = softmax(f)
+        """``diag(sqrt p) - p sqrt(p)^T`` of each group."""
+        p = softmax(self._groups(f))
         s = np.sqrt(p)
-        return as_array(s[:, :, None] * np.eye(f.shape[1], like=f) - p[:, :, None] * s[:, None, :])
+        roots = as_array(
+            s[:, :, None] * np.eye(p.shape[1], like=f) - p[:, :, None] * s[:, None, :]
+        )
+        if self.classes is None:
+            return roots
+        n, c = f.shape
+        t, k = c // self.classes, self.classes
+        apart = np.eye(t, like=f)[None, :, None, :, None]
+        return as_array(roots.reshape(n, t, k, 1, k) * apart).reshape(n, c, c)
 
     def unrooted(self, f: Host, e: Host) -> Host:
-        """``e / sqrt p``, if e sums to zero over the classes."""
-        return _ratio(e, np.sqrt(softmax(f))[:, :, None])
+        """``e / sqrt p``, if e sums to zero over the classes of each group."""
+        return _ratio(e, np.sqrt(softmax(self._groups(f))).reshape(f.shape)[:, :, None])
 
     def sample(self, f: Host, rng: np.random.Generator) -> Host:
-        """Draw classes (N,)."""
+        """Draw classes (N,), or (N, C / classes)."""
+        shape = self._shape(f)
         if f.size == 0:
-            return np.zeros(len(f), np.int64, like=f)
-        edges = softmax(f).cumsum(1)
+            return np.zeros(shape, np.int64, like=f)
+        edges = softmax(self._groups(f)).cumsum(1)
         # The last edge may round to less than 1.
-        draws = rng.random((len(f), 1)) * edges[:, -1:]
-        return as_array((draws >= edges).sum(1).clip(0, f.shape[1] - 1))
+        draws = rng.random((len(edges), 1)) * edges[:, -1:]
+        return as_array((draws >= edges).sum(1).clip(0, edges.shape[1] - 1)).reshape(shape)
 
     def gradient(self, f: Host, y: Host) -> Host:
-        """``p - one_hot(y)``."""
-        p = softmax(f)
-        p[np.arange(len(f)), y] -= 1
-        return p
+        """``p - one_hot(y)`` of each group."""
+        p = softmax(self._groups(f))
+        p[np.arange(len(p)), y.reshape(-1)] -= 1
+        return p.reshape(f.shape)
 
     def labels(self, y: Host, f: Host) -> Host:
-        """Classes (N,), integers from 0 to C - 1."""
-        _check_labels(y, f.shape[:1], "one class a sample")
+        """Classes (N,), or (N, C / classes), integers from 0 to the number of classes less 1."""
+        _check_labels(y, self._shape(f), "one class a sample, not one-hot"
+                      if self.classes is None else "one class a group")  # fmt: skip
         if y.dtype.kind not in "iu":
             raise TypeError(f"y: expected classes of an integer dtype, got dtype {y.dtype}")
-        if y.size and not (y.min() >= 0 and y.max() < f.shape[1]):
+        classes = self.classes or f.shape[1]
+        if y.size and not (y.min() >= 0 and y.max() < classes):
             raise ValueError(
-                f"y: expected classes from 0 to {f.shape[1] - 1}, got {y.min()} to {y.max()}"
+                f"y: expected classes from 0 to {classes - 1}, got {y.min()} to {y.max()}"
             )
         return y
+
+    def _groups(self, f: Host) -> Host:
+        """Logits (groups, classes)."""
+        if self.classes is None:
+            return f
+        if f.shape[1] % self.classes:
+            raise ValueError(
+                f"classes: expected a divisor of the {f.shape[1]} outputs, got {self.classes}"
+            )
+        return f.reshape(-1, self.classes)
+
+    def _shape(self, f: Host) -> tuple[int, ...]:
+        """Shape of labels."""
+        return (len(f),) if self.classes is None else (len(f), f.shape[1] // self.classes)
 
 
 class Bernoulli(Likelihood):
@@ -192,6 +249,7 @@ class Bernoulli(Likelihood):
         if f.shape[1] == 1 and y.shape == f.shape[:1]:
             y = y[:, None]
         _check_labels(y, f.shape, "one label an output")
+        _check_real(y)
         y = y.astype(np.float64)
         if y.size and not (y.min() >= 0 and y.max() <= 1):
             raise ValueError(f"y: expected labels from 0 to 1, got {y.min()} to {y.max()}")
@@ -298,3 +356,8 @@ def _check_labels(y: Host, shape: tuple[int, ...], what: str) -> None:
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(y))[0])
         raise NonFiniteError(f"y: expected finite numbers, got {y[where]} at index {where}")
+
+
+def _check_real(y: Host) -> None:
+    if y.dtype.kind not in "biuf":
+        raise TypeError(f"y: expected real numbers, got dtype {y.dtype}")

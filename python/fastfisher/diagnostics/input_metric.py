@@ -18,6 +18,8 @@ from fastfisher._arrays import (
     namespace,
 )
 from fastfisher._device_array import contiguous
+from fastfisher._fisher_rows import OutputAxes
+from fastfisher.likelihoods import Categorical
 from fastfisher.models import MLP
 from fastfisher.models.gradients import feature_gradients
 
@@ -158,6 +160,8 @@ def input_metric(
     ):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {list(allowed)}, got {value!r}")
+    if not isinstance(model, MLP) and likelihood == "categorical":
+        select = OutputAxes(Categorical(), select)
     outputs, gradients = _gradients(model, x, space, select)
     n, c, m = gradients.shape
     if likelihood == "categorical":

@@ -151,6 +151,8 @@ def isotropy(
     """
     if not (isinstance(threshold, Real) and math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"threshold: expected a number >= 0, got {threshold!r}")
+    if isinstance(structures, str):
+        raise TypeError(f"structures: expected a sequence of names, got {structures!r}")
     for one in structures:
         if isinstance(one, str) and one not in STRUCTURES:
             raise ValueError(
@@ -187,6 +189,6 @@ def _row(j: Jacobian, facts: Facts, structure: Any, relative: float) -> Isotropy
         return IsotropyRow(structure, 0.0, known_alpha, 1.0, 0.0, cost, conditions)
     w = np.linalg.eigvalsh((theta + theta.T) / 2)
     alpha, norm = float(np.trace(theta)) / size, float(np.linalg.norm(theta))
-    defect = float(np.linalg.norm(theta - alpha * np.eye(size, like=theta))) / norm if norm else 0.0
+    defect = float(np.linalg.norm(theta - alpha * np.eye(size, like=theta))) / norm if norm else math.inf
     condition = float(w[-1] / w[0]) if w[0] > 0 else math.inf
     return IsotropyRow(structure, alpha, known_alpha, condition, defect, cost, conditions)

@@ -87,6 +87,10 @@ def scores(model: Any, x: Any = None, y: Array | None = None, **options: Any) ->
         raise ValueError("x2: expected a square kernel, of x with itself")
     kernel, c, eps = _kernel(model, x, options)
     n = len(kernel)
+    # Squares stay in range: all but the last three scores do not depend on the scale.
+    most = float(np.abs(kernel).max(initial=0.0))
+    unit = math.ldexp(1.0, min(1000, math.frexp(most)[1])) if most > 0 else 1.0
+    kernel = kernel / unit
     w = np.linalg.eigvalsh(kernel) if n else np.zeros(0)
     total, norm = float(w.sum()), float(np.linalg.norm(w))
     top, low = (float(w[-1]), float(w[0])) if n else (0.0, 0.0)
@@ -95,6 +99,7 @@ def scores(model: Any, x: Any = None, y: Array | None = None, **options: Any) ->
     plain = centred = None
     if y is not None:
         target = _target(y, n, c, device_name(kernel))
+        target = target / (np.abs(target).max(initial=0.0) or 1.0)
         plain = _alignment(kernel, target)
         middle = kernel.reshape(n // c, c, n // c, c) if n else kernel.reshape(0, c, 0, c)
         middle = middle - middle.mean(0, keepdims=True) if n else middle
@@ -108,9 +113,9 @@ def scores(model: Any, x: Any = None, y: Array | None = None, **options: Any) ->
         float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0,
         plain,
         centred,
-        total,
-        top,
-        low,
+        total * unit,
+        top * unit,
+        low * unit,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 SPACES = ("auto", "sample", "parameter")
 SPLITS = ("plain", "pi")
@@ -91,5 +92,8 @@ def damping_of(
     return Damping(float(damping or 0.0), rho, split, space)
 
 
-def _good(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+def _good(value: Any) -> bool:
+    try:
+        return bool(math.isfinite(value) and value >= 0)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -11,7 +11,7 @@ from fastfisher._device_array import as_array
 from fastfisher._lookup import Lookup
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.ngd._damping import Damping
-from fastfisher.structures._base import damped_inverses
+from fastfisher.structures._base import DIGITS, damped_inverses, damped_quotient
 from fastfisher.structures._kronecker import EXACT, along
 from fastfisher.structures._weights import Weight, weights
 from fastfisher.structures.diagonal import squares
@@ -51,6 +51,10 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
     rho_a, rho_b, a_side, b_side = factor_dampings(weight, scale, damping, name)
     if not (a_side or b_side):
         a, b = _factors(weight, scale)
+        if _delicate(a, rho_a, b, rho_b):
+            inner = gradient(weight, scale * e)
+            inner = damped_quotient(b, rho_b, inner, 0, f"G, {name}, B")
+            return damped_quotient(a, rho_a, inner, 1, f"G, {name}, A")
         left = damped_inverses(b, rho_b, f"G, {name}, B")
         right = damped_inverses(a, rho_a, f"G, {name}, A")
         solved = np.einsum("op,pik->oik", left, gradient(weight, scale * e), optimize=True)
@@ -197,6 +201,10 @@ def solve_kfac(structure: Kfac, rows: Any, v: Host, damping: Damping) -> Host:
             traces = trace_a, float(np.trace(b))
             rho_a, rho_b = damping.pair(name, traces, counts, (a.shape[0], b.shape[0]))
         what = f"G, {name}"
+        if not block.exact and _delicate(a, rho_a, b, rho_b):
+            solved = damped_quotient(b, rho_b, own, 0, what + ", B")
+            result[block.columns] = damped_quotient(a, rho_a, solved, 1, what + ", A")
+            continue
         solved = along(damped_inverses(b, rho_b, what + ", B"), own, 0)
         if a.ndim == 2:
             solved = along(damped_inverses(a, rho_a, what + ", A"), solved, 1)
@@ -211,6 +219,15 @@ def solve_kfac(structure: Kfac, rows: Any, v: Host, damping: Damping) -> Host:
             rho = _positive(np.array([damping.of("rest", 0.0, 1)]), "G, parameters without a block")
             result[rest] = right[rest] / rho
     return result.reshape(v.shape)
+
+
+def _delicate(a: Host, rho_a: float, b: Host, rho_b: float) -> bool:
+    """Whether roundings of both inverses, multiplied, are worth more than the right digits."""
+    if rho_a <= 0 or rho_b <= 0:
+        return False  # regular, or refused
+    tops = [float(x.sum() if x.ndim == 1 else np.trace(x)) for x in (a, b)]
+    eps = float(np.finfo(np.float64).eps)
+    return (1 + tops[0] / rho_a) * (1 + tops[1] / rho_b) * eps > DIGITS
 
 
 def _positive(values: Host, what: str) -> Host:

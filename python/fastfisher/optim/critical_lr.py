@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
 from fastfisher.diagnostics import Tracker
+from fastfisher.diagnostics.lr_bound import ZeroCurvatureError
 
 __all__ = ["CriticalLR"]
 
@@ -25,8 +27,16 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
         From 0 to 1, exclusive.
     every : int
         Steps between measurements.
+    max_lr : float
+        Largest rate to set: where the curvature vanishes, as with cross-entropy towards the end of
+        training, the bound tells little.
     last_epoch : int
         As in torch's schedulers.
+
+    Notes
+    -----
+    Where the Fisher matrix is zero, or so small that the rate overflows the dtype of the
+    parameters, every rate is stable: `max_lr` if it is finite, else the rate stays as it is.
 
     Examples
     --------
@@ -47,13 +57,22 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
         *,
         fraction: float = 0.5,
         every: int = 1,
+        max_lr: float = math.inf,
         last_epoch: int = -1,
     ) -> None:
-        if not (math.isfinite(fraction) and 0 < fraction < 1):
+        if not (isinstance(fraction, Real) and 0 < fraction < 1):
             raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}")
-        if isinstance(every, bool) or int(every) != every or every < 1:
+        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
             raise ValueError(f"every: expected an integer of at least 1, got {every!r}")
+        if not (isinstance(max_lr, Real) and max_lr > 0):
+            raise ValueError(f"max_lr: expected a number > 0, got {max_lr!r}")
+        if not callable(tracker):
+            raise TypeError(
+                "tracker: expected one of fastfisher.diagnostics.track, got "
+                f"{type(tracker).__name__}"
+            )
         self.tracker, self.fraction, self.every = tracker, float(fraction), int(every)
+        self.max_lr = float(max_lr)
         super().__init__(optimizer, last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,4 +87,16 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
         """Learning rate of each group."""
         if self.last_epoch % self.every:
             return [group["lr"] for group in self.optimizer.param_groups]
-        return [self.fraction * self.tracker().lr] * len(self.optimizer.param_groups)
+        try:
+            rate = self.fraction * self.tracker().lr
+        except ZeroCurvatureError:
+            rate = math.inf
+        return [self._of(group, rate) for group in self.optimizer.param_groups]
+
+    def _of(self, group: dict[str, Any], rate: float) -> float:
+        """Rate of a group; its present one, up to `max_lr`, where its dtype has no such number."""
+        kinds = [p.dtype for p in group["params"] if p.is_floating_point()]
+        most = min((torch.finfo(kind).max for kind in kinds), default=math.inf)
+        if rate > self.max_lr:
+            return self.max_lr
+        return rate if rate <= most else float(group["lr"])

@@ -20,9 +20,9 @@ Host = np.ndarray[Any, Any]
 
 REFINEMENTS = 4
 _EPS = float(np.finfo(np.float64).eps)
-_SAFE = 0.01
+SAFE = 0.01
 """Condition number times rounding up to which a Cholesky inverse is a good start."""
-_DIGITS = 1e-4
+DIGITS = 1e-4
 """Part of the digits that refinement is sure to win back at each step."""
 
 
@@ -118,7 +118,7 @@ def damped_inverses(k: Host, damping: float | Host, what: str) -> Host:
     found: Any = psd.inverse(flat, damping=added)
     inverses = [
         one.value
-        if one.status == "ok" and one.condition * _EPS < _SAFE
+        if one.status == "ok" and one.condition * _EPS < SAFE
         else _by_eigenvalues(flat[index], added[index], what)
         for index, one in enumerate(found)
     ]
@@ -137,9 +137,34 @@ def _by_eigenvalues(k: Host, damping: float, what: str) -> Host:
     return as_array((q / (w + damping)) @ q.T)
 
 
+def damped_quotient(k: Host, damping: float, v: Host, axis: int, what: str) -> Host:
+    """``(K + damping)^-1`` along an axis of v (o, i, k), by eigenvectors, float64.
+
+    No inverse is formed, whose roundings would leave the null space of K where that is divided by a
+    tiny damping; eigenvalues that are zero to rounding are zero.
+    """
+    if k.ndim == 1:
+        w, q = k, None
+    else:
+        w, q = np.linalg.eigh(k)
+        w = np.where(w > len(w) * _EPS * w.max(initial=0.0), w, 0.0)
+    values = w + damping
+    if (values <= 0).any():
+        raise NotPositiveDefiniteError(
+            f"{what}: singular (smallest eigenvalue {float(w.min(initial=0.0)):.3e}, largest "
+            f"{float(w.max(initial=0.0)):.3e}); expected damping > 0"
+        )
+    shape = [-1 if axis == n else 1 for n in range(v.ndim)]
+    if q is None:
+        return as_array(v / values.reshape(shape))
+    inside = np.tensordot(q.T, v, (1, axis))  # the axis comes first
+    scaled = inside / values.reshape([-1] + [1] * (v.ndim - 1))
+    return as_array(np.moveaxis(np.tensordot(q, scaled, (1, 0)), 0, axis))
+
+
 def amplifies(top: float, damping: float, dtype: Any) -> bool:
     """Whether Woodbury's difference loses its digits: rounding times `top` beside the damping."""
-    return top * float(np.finfo(dtype).eps) > _DIGITS * damping
+    return top * float(np.finfo(dtype).eps) > DIGITS * damping
 
 
 def projected(k: Host, damping: float, push: Any, pull: Any, v: Host, scale: float) -> Host:

@@ -136,6 +136,8 @@ class Coupled(Structure):
 
         def approximate(y: Host) -> Host:
             if not self.diagonal_only:
+                if delicate:
+                    return self._coupled_projected(y, damping)
                 return self._coupled_solve(y, damping)
             x = y / _of(y, damping) if damping else np.zeros_like(y)
             for index, part in enumerate(self.parts):
@@ -241,6 +243,58 @@ class Coupled(Structure):
         inner = self.system(damping, right) * self.scale
         return as_array((v - self.pull(inner.astype(v.dtype))) / _of(v, damping))
 
+    def _coupled_projected(self, v: Host, damping: float) -> Host:
+        """By eigenvectors in the range of J_b^T and division in its complement.
+
+        For a damping far below the rounding of F, as `projected`; F is indefinite there.
+        """
+        eps = float(np.finfo(np.float64).eps)
+        found = []
+        for k in self.duals():
+            w, q = np.linalg.eigh(k)
+            keep = w > len(w) * eps * w.max(initial=0.0)
+            found.append((np.sqrt(w[keep]), q[:, keep]))
+        # Of F in the orthonormal basis J_l^T q / sqrt(w / scale) of the range.
+        matrix = np.block([
+            [self.coupling[i, j] * (w * (q.T @ p) * u) for j, (u, p) in enumerate(found)]
+            for i, (w, q) in enumerate((w[:, None], q) for w, q in found)
+        ])  # fmt: skip
+        values, turn = np.linalg.eigh((matrix + matrix.T) / 2)
+        rounding = len(values) * eps * np.abs(values).max(initial=0.0)
+        values = np.where(np.abs(values) > rounding, values, 0.0)
+        if (np.abs(values + damping) <= np.where(values != 0, rounding, 0.0)).any():
+            raise self._singular(damping)
+        ends = np.cumsum([0, *(len(w) for w, _ in found)]).tolist()
+
+        def inside(y: Host) -> Host:
+            parts = [
+                (q.T @ (part.jacobian @ y[part.columns]).astype(np.float64)) / w[:, None]
+                for part, (w, q) in zip(self.parts, found, strict=True)
+            ]
+            return np.concatenate(parts) * self.scale**0.5
+
+        def outside(c: Host) -> Host:
+            z = [
+                q @ (c[start:stop] / w[:, None])
+                for (w, q), (start, stop) in zip(found, itertools.pairwise(ends), strict=True)
+            ]
+            return self.pull((np.stack(z) * self.scale**0.5).astype(v.dtype))
+
+        rest = v
+        for _ in range(2):
+            rest = rest - outside(inside(rest))
+        rest = rest / _of(v, damping)
+        for _ in range(2):
+            rest = rest - outside(inside(rest))
+        c = turn.T @ inside(v)
+        return as_array(rest + outside(turn @ (c / (values + damping)[:, None])))
+
+    def _singular(self, damping: float) -> NumericalError:
+        return NumericalError(
+            f"F: structure {self.name!r} plus damping {damping} is singular; it is indefinite, "
+            "so that a damping may be the negative of an eigenvalue: expected another one"
+        )
+
     def system(self, damping: float, right: Host) -> Host:
         """Solve ``((T (x) I) blockdiag(K_l) + damping) z = right`` by LU; z (L, rows, k)."""
         blocks = [
@@ -264,10 +318,7 @@ class Coupled(Structure):
         # Columns as long as that come from a matrix that is singular to rounding.
         size = np.linalg.norm(z, axis=0) * (np.linalg.norm(matrix, 1) if matrix.size else 0.0)
         if not (np.isfinite(z).all() and (size * _ROUNDING <= np.linalg.norm(right, axis=0)).all()):
-            raise NumericalError(
-                f"F: structure {self.name!r} plus damping {damping} is singular; it is indefinite, "
-                "so that a damping may be the negative of an eigenvalue: expected another one"
-            )
+            raise self._singular(damping)
         return as_array(z)
 
 

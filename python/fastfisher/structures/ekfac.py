@@ -65,7 +65,11 @@ def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> E
     result = Ekfac(basis.blocks, basis.size, basis.dtype, weight_sharing, basis._eigh())
     for weight, block in zip(weights(jacobian), basis.blocks, strict=True):
         _, q_a, _, q_g = result._eigh()[len(result.corrected)]
-        result.corrected.append(scale * _moments(weight, block, q_a, q_g))
+        moments = _moments(weight, block, q_a, q_g)
+        # The squares of what rounding leaves of vectors that vanish in a direction.
+        lost = (sum(block.place.shape) * float(np.finfo(basis.dtype).eps)) ** 2
+        moments = np.where(moments > lost * moments.max(initial=0.0), moments, 0)
+        result.corrected.append(scale * moments)
     return result
 
 

@@ -23,13 +23,21 @@ from fastfisher import psd
 from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
-from fastfisher.structures._base import Structure
+from fastfisher.structures._base import DIGITS, SAFE, Structure
 from fastfisher.structures._kronecker import Block, along, blocks_of, split_dampings
 from fastfisher.structures._weights import weights
 
 __all__ = ["Block", "Kfac", "along", "kfac"]
 
 Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dampings:
+    """What A and G of one block get where no inverse of theirs is of use."""
+
+    on_a: float
+    on_g: float
 
 
 @dataclass(eq=False)
@@ -41,7 +49,9 @@ class Kfac(Structure):
     dtype: np.dtype[Any]
     weight_sharing: str = "expand"
     _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
-    _inverses: dict[tuple[float, str], list[tuple[Host, Host]]] = field(default_factory=dict)
+    _inverses: dict[tuple[float, str], list[tuple[Host, Host] | Dampings]] = field(
+        default_factory=dict
+    )
 
     @property
     def like(self) -> Host:
@@ -157,13 +167,35 @@ class Kfac(Structure):
         x = np.empty_like(v) if covered == self.size else v / v.dtype.type(damping)
         most = max((math.prod(block.place.shape) for block in self.blocks), default=0)
         memory = np.empty(most, v.dtype, like=v)
-        for block, (a, g) in zip(self.blocks, self._both_inverses(damping, split), strict=True):
+        inverses = self._both_inverses(damping, split)
+        for block, pair in zip(self.blocks, inverses, strict=True):
+            if isinstance(pair, Dampings):
+                gain = 1 / self._damped_values(block, pair)
+                changed = as_array(gain[:, :, None] * self.rotated(block, block.place.take(v)))
+                block.place.put(self.rotated(block, changed, back=True), x)
+                continue
+            a, g = pair
             if not block.place.sandwich(g, a, v, x, memory):
                 block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
         return x
 
-    def _both_inverses(self, damping: float, split: str) -> list[tuple[Host, Host]]:
-        """Inverses of A and G of each block, all in one call."""
+    def _damped_values(self, block: Block, pair: Dampings) -> Host:
+        """Eigenvalues (o, i) of ``(G + on_g) (x) (A + on_a)``."""
+        values_a, _, values_g, _ = self._eigh()[self.blocks.index(block)]
+        a, g = values_a + self.dtype.type(pair.on_a), values_g + self.dtype.type(pair.on_g)
+        for which, values in (("activation", a), ("gradient", g)):
+            if (values <= 0).any():
+                raise NotPositiveDefiniteError(
+                    f"F, layer {block.name!r}: singular {which} factor; expected damping > 0 that "
+                    f"does not underflow {self.dtype}"
+                )
+        return as_array(np.outer(g, a))
+
+    def _both_inverses(self, damping: float, split: str) -> list[tuple[Host, Host] | Dampings]:
+        """Inverses of A and G of each block, all in one call.
+
+        Only the dampings for a block with so little that inverses would lose their digits.
+        """
         key = (damping, split)
         if key not in self._inverses:
             matrices, added = [], []
@@ -179,16 +211,35 @@ class Kfac(Structure):
                 added.append(on_g)
             found: Any = psd.inverse(matrices, damping=added)
             done = iter(found)
-            pairs = []
-            for block, (on_a, _) in zip(self.blocks, dampings, strict=True):
-                if block.a.ndim == 2:
-                    a = self._sound(block, next(done))
-                else:
+            pairs: list[tuple[Host, Host] | Dampings] = []
+            for block, (on_a, on_g) in zip(self.blocks, dampings, strict=True):
+                of_a = next(done) if block.a.ndim == 2 else None
+                of_g = next(done)
+                if not block.exact and self._delicate(of_a, of_g):
+                    pairs.append(Dampings(on_a, on_g))
+                    continue
+                if of_a is None:
                     a = 1 / (block.a + self.dtype.type(on_a))
-                pairs.append((a, self._sound(block, next(done))))
+                else:
+                    a = self._sound(block, of_a)
+                pairs.append((a, self._sound(block, of_g)))
             self._inverses.clear()
             self._inverses[key] = pairs
         return self._inverses[key]
+
+    def _delicate(self, of_a: Any, of_g: Any) -> bool:
+        """Whether an inverse failed for rounding, or both lose their digits in a product.
+
+        In float32 that is left to the factors one by one: products are so in any case.
+        """
+        known = [one for one in (of_a, of_g) if one is not None]
+        eps = float(np.finfo(self.dtype).eps)
+        if any(one.status == "failed" for one in known):
+            return True
+        conditions = [one.condition for one in known]
+        if self.dtype == np.float64:
+            return not math.prod(conditions) * eps < DIGITS
+        return not max(conditions) * eps < SAFE
 
     def _sound(self, block: Block, one: Any) -> Host:
         if one.status == "failed":
