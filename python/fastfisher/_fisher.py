@@ -67,7 +67,8 @@ def fisher(
         `y`, which is another matrix.
     structure : str or ("block", b)
         ``full``: all of F, never formed. ``layer``: diagonal blocks, one a module, weight and bias
-        together. ``tridiagonal``: also those of neighbours; indefinite. ``kfac``, ``ekfac``:
+        together; parameters that the model itself owns, not a submodule, are blocks of their own.
+        ``tridiagonal``: also those of neighbours; indefinite. ``kfac``, ``ekfac``:
         Kronecker factors of each layer. ``unit``: blocks of the incoming weights of each unit.
         ``("block", b)``: of b of these each. ``diagonal``.
     reduction : "mean" | "sum"
@@ -119,13 +120,10 @@ def fisher(
         raise ValueError(f"kind: expected 'exact', 'mc' or 'empirical', got {kind!r}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-    if kind == "mc" and (
-        isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1
-    ):
-        raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
-
-    if kind == "mc" and (isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0):
-        raise ValueError(f"seed: expected an integer of at least 0, got {seed!r}")
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if kind == "mc" and not (whole and value >= least):
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
 
     if select is not None and not callable(select):
         raise TypeError(f"select: expected a callable, got {type(select).__name__}")

@@ -52,7 +52,7 @@ class OutputAxes:
         self.shape: tuple[int, ...] = ()
 
     def __call__(self, returned: Any) -> Any:
-        """Outputs, checked."""
+        """Check outputs and give them back."""
         if self.select is None and not hasattr(returned, "shape"):
             raise CaptureError(
                 f"the model returns {type(returned).__name__}, expected a tensor; pass select=, a "

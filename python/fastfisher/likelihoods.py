@@ -90,7 +90,7 @@ class Gaussian(Likelihood):
     """
 
     def __init__(self, variance: float = 1.0) -> None:
-        if not (isinstance(variance, Real) and variance > 0 and math.isfinite(variance)):
+        if not (_is_number(variance) and variance > 0 and math.isfinite(variance)):
             raise ValueError(
                 "variance: expected a positive finite number, the same for all outputs (else write "
                 f"a fastfisher.likelihoods.Likelihood), got {variance!r}"
@@ -163,9 +163,7 @@ class Categorical(Likelihood):
         """``diag(sqrt p) - p sqrt(p)^T`` of each group."""
         p = softmax(self._groups(f))
         s = np.sqrt(p)
-        roots = as_array(
-            s[:, :, None] * np.eye(p.shape[1], like=f) - p[:, :, None] * s[:, None, :]
-        )
+        roots = as_array(s[:, :, None] * np.eye(p.shape[1], like=f) - p[:, :, None] * s[:, None, :])
         if self.classes is None:
             return roots
         n, c = f.shape
@@ -361,3 +359,7 @@ def _check_labels(y: Host, shape: tuple[int, ...], what: str) -> None:
 def _check_real(y: Host) -> None:
     if y.dtype.kind not in "biuf":
         raise TypeError(f"y: expected real numbers, got dtype {y.dtype}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)

@@ -134,3 +134,84 @@ def test_tracking_and_the_schedule() -> None:
         ff.optim.CriticalLR(optimizer, tracker, every=0)
     with pytest.raises(AttributeError, match="nothing"):
         ff.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("structure", ["full", "kfac", "diagonal"])
+@pytest.mark.parametrize("exponent", [-120, -100, -66, -40, 0, 40, 60, 66, 100, 120])
+def test_curvature_near_the_ends_of_the_dtype(exponent: int, structure: str, dtype: str) -> None:
+    """Powers of two: the same bound up to the square, however small or large the factors."""
+    rng = np.random.default_rng(0)
+    a, g = rng.standard_normal((6, 3)), rng.standard_normal((6, 2, 4))
+    own = 2.0**exponent * (1 if dtype == "float32" else 2.0 ** (3 * exponent))
+
+    def bound(factor: float, v0: Any = None) -> Any:
+        layer = ff.Dense(a.astype(dtype), (g * factor).astype(dtype), bias=True)
+        J = ff.Jacobian.from_factors([layer])
+        return ff.diagnostics.lr_bound(J, structure=structure, v0=v0)
+
+    one, scaled = bound(1.0), bound(own)
+    assert scaled.lambda_max / own / own == pytest.approx(one.lambda_max, rel=1e-5)
+    assert scaled.lr * own * own == pytest.approx(one.lr, rel=1e-5)
+    assert scaled.safe_lr <= scaled.lr
+    assert scaled.certified
+    assert scaled.vector.dtype == dtype
+    assert np.linalg.norm(scaled.vector) == pytest.approx(1, rel=1e-5)
+    assert bound(own, scaled.vector).lr == pytest.approx(scaled.lr, rel=1e-5)
+
+
+def test_bounds_out_of_range_are_refused() -> None:
+    def bound(g: float) -> Any:
+        return ff.diagnostics.lr_bound(
+            ff.Jacobian.from_factors([ff.Dense(np.ones((2, 1)), np.full((2, 1, 1), g))])
+        )
+
+    with pytest.raises(ff.errors.NumericalError, match="learning rate overflows"):
+        bound(1e-160)
+    with pytest.raises(ff.errors.NumericalError, match="eigenvalue overflows"):
+        bound(1e160)
+
+
+def test_scores_do_not_depend_on_the_scale() -> None:
+    rng = np.random.default_rng(0)
+    root, y = rng.standard_normal((5, 5)), rng.standard_normal(5)
+    kernel = root @ root.T
+    expected = ff.diagnostics.scores(kernel, y=y)
+    for factor in (2.0**-600, 2.0**600):
+        got = ff.diagnostics.scores(kernel * factor, y=y * factor)
+        for name in ("condition_number", "effective_rank", "entropy_rank", "alignment",
+                     "centred_alignment"):  # fmt: skip
+            assert getattr(got, name) == pytest.approx(getattr(expected, name), rel=1e-12)
+        for name in ("trace", "largest", "smallest"):
+            assert getattr(got, name) == pytest.approx(getattr(expected, name) * factor)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-22, 1e-10, 1e10, 1e18])
+def test_schedule_where_the_curvature_vanishes_or_explodes(scale: float) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    model = torch.nn.Linear(3, 1, bias=False)
+    x = torch.ones(2, 3) * scale
+    rates = []
+    for max_lr in (np.inf, 5.0):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.7)
+        tracker = ff.diagnostics.track(model, x)
+        ff.optim.CriticalLR(optimizer, tracker, max_lr=max_lr)
+        rates.append(optimizer.param_groups[0]["lr"])
+    curvature = 3 * float(x[0, 0]) ** 2
+    if curvature * 3e38 < 1:  # no float32 is as large: the rate stays
+        assert rates == [0.7, 5.0]
+    else:
+        assert rates[0] == pytest.approx(1 / curvature, rel=1e-5)
+        assert rates[1] == pytest.approx(min(5.0, 1 / curvature), rel=1e-5)
+
+
+def test_schedule_refuses() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.7)
+    tracker = ff.diagnostics.track(model, torch.ones(2, 3))
+    with pytest.raises(TypeError, match="tracker: expected one of"):
+        ff.optim.CriticalLR(optimizer, None)  # type: ignore[arg-type]
+    for options in ({"max_lr": 0.0}, {"max_lr": np.nan}, {"every": "2"}, {"fraction": "1"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            ff.optim.CriticalLR(optimizer, tracker, **options)

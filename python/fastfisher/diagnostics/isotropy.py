@@ -189,6 +189,8 @@ def _row(j: Jacobian, facts: Facts, structure: Any, relative: float) -> Isotropy
         return IsotropyRow(structure, 0.0, known_alpha, 1.0, 0.0, cost, conditions)
     w = np.linalg.eigvalsh((theta + theta.T) / 2)
     alpha, norm = float(np.trace(theta)) / size, float(np.linalg.norm(theta))
-    defect = float(np.linalg.norm(theta - alpha * np.eye(size, like=theta))) / norm if norm else math.inf
+    defect = (
+        float(np.linalg.norm(theta - alpha * np.eye(size, like=theta))) / norm if norm else math.inf
+    )
     condition = float(w[-1] / w[0]) if w[0] > 0 else math.inf
     return IsotropyRow(structure, alpha, known_alpha, condition, defect, cost, conditions)

@@ -156,7 +156,7 @@ def largest(
 
 
 def in_range(F: Fisher) -> tuple[Fisher, float]:
-    """A multiple of F whose eigenvalues are far from the ends of its dtype, and F over it.
+    """Give a multiple of F whose eigenvalues are far from the ends of the dtype, and F over it.
 
     F itself, unless its trace is extreme. Otherwise rows are scaled by a power of two in float64;
     vectors are of F's dtype as before.

@@ -11,7 +11,7 @@ from fastfisher._device_array import as_array
 from fastfisher._lookup import Lookup
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.ngd._damping import Damping
-from fastfisher.structures._base import DIGITS, damped_inverses, damped_quotient
+from fastfisher.structures._base import damped_inverses, damped_quotient
 from fastfisher.structures._kronecker import EXACT, along
 from fastfisher.structures._weights import Weight, weights
 from fastfisher.structures.diagonal import squares
@@ -19,6 +19,10 @@ from fastfisher.structures.kfac import Kfac
 from fastfisher.structures.unit import Blocks, Unit
 
 Host = np.ndarray[Any, Any]
+
+
+_ROUGH = 1e-8
+"""Rounding times both condition numbers up to which two inverses are multiplied."""
 
 
 def gradient(weight: Weight, e: Host) -> Host:
@@ -227,7 +231,7 @@ def _delicate(a: Host, rho_a: float, b: Host, rho_b: float) -> bool:
         return False  # regular, or refused
     tops = [float(x.sum() if x.ndim == 1 else np.trace(x)) for x in (a, b)]
     eps = float(np.finfo(np.float64).eps)
-    return (1 + tops[0] / rho_a) * (1 + tops[1] / rho_b) * eps > DIGITS
+    return (1 + tops[0] / rho_a) * (1 + tops[1] / rho_b) * eps > _ROUGH
 
 
 def _positive(values: Host, what: str) -> Host:

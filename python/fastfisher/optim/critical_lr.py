@@ -60,13 +60,13 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
         max_lr: float = math.inf,
         last_epoch: int = -1,
     ) -> None:
-        if not (isinstance(fraction, Real) and 0 < fraction < 1):
+        if not (_is_number(fraction) and 0 < fraction < 1):
             raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}")
-        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        if isinstance(every, bool) or not _is_integer(every) or every < 1:
             raise ValueError(f"every: expected an integer of at least 1, got {every!r}")
-        if not (isinstance(max_lr, Real) and max_lr > 0):
+        if not (_is_number(max_lr) and max_lr > 0):
             raise ValueError(f"max_lr: expected a number > 0, got {max_lr!r}")
-        if not callable(tracker):
+        if not _is_called(tracker):
             raise TypeError(
                 "tracker: expected one of fastfisher.diagnostics.track, got "
                 f"{type(tracker).__name__}"
@@ -100,3 +100,15 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
         if rate > self.max_lr:
             return self.max_lr
         return rate if rate <= most else float(group["lr"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
+def _is_called(value: Any) -> bool:
+    return callable(value)

@@ -249,6 +249,10 @@ class Coupled(Structure):
         For a damping far below the rounding of F, as `projected`; F is indefinite there.
         """
         eps = float(np.finfo(np.float64).eps)
+        if self.size <= self.rows * len(self.parts):
+            w, q = np.linalg.eigh(self.dense())
+            w = self._damped_values(w, damping)
+            return as_array(q @ ((q.T @ v) / w[:, None]))
         found = []
         for k in self.duals():
             w, q = np.linalg.eigh(k)
@@ -260,10 +264,7 @@ class Coupled(Structure):
             for i, (w, q) in enumerate((w[:, None], q) for w, q in found)
         ])  # fmt: skip
         values, turn = np.linalg.eigh((matrix + matrix.T) / 2)
-        rounding = len(values) * eps * np.abs(values).max(initial=0.0)
-        values = np.where(np.abs(values) > rounding, values, 0.0)
-        if (np.abs(values + damping) <= np.where(values != 0, rounding, 0.0)).any():
-            raise self._singular(damping)
+        values = self._damped_values(values, damping)
         ends = np.cumsum([0, *(len(w) for w, _ in found)]).tolist()
 
         def inside(y: Host) -> Host:
@@ -271,7 +272,7 @@ class Coupled(Structure):
                 (q.T @ (part.jacobian @ y[part.columns]).astype(np.float64)) / w[:, None]
                 for part, (w, q) in zip(self.parts, found, strict=True)
             ]
-            return np.concatenate(parts) * self.scale**0.5
+            return as_array(np.concatenate(parts) * self.scale**0.5)
 
         def outside(c: Host) -> Host:
             z = [
@@ -287,7 +288,16 @@ class Coupled(Structure):
         for _ in range(2):
             rest = rest - outside(inside(rest))
         c = turn.T @ inside(v)
-        return as_array(rest + outside(turn @ (c / (values + damping)[:, None])))
+        return as_array(rest + outside(turn @ (c / values[:, None])))
+
+    def _damped_values(self, values: Host, damping: float) -> Host:
+        """Eigenvalues plus damping; those that are zero to rounding are zero."""
+        eps = float(np.finfo(np.float64).eps)
+        rounding = len(values) * eps * np.abs(values).max(initial=0.0)
+        values = np.where(np.abs(values) > rounding, values, 0.0)
+        if (np.abs(values + damping) <= np.where(values != 0, rounding, 0.0)).any():
+            raise self._singular(damping)
+        return as_array(values + damping)
 
     def _singular(self, damping: float) -> NumericalError:
         return NumericalError(

@@ -23,7 +23,7 @@ from fastfisher import psd
 from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
-from fastfisher.structures._base import DIGITS, SAFE, Structure
+from fastfisher.structures._base import DIGITS, SAFE, Structure, refined
 from fastfisher.structures._kronecker import Block, along, blocks_of, split_dampings
 from fastfisher.structures._weights import weights
 
@@ -32,12 +32,20 @@ __all__ = ["Block", "Kfac", "along", "kfac"]
 Host = np.ndarray[Any, Any]
 
 
+_ROUGH = 1e-12
+"""Rounding times both condition numbers from which a product of inverses is refined."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dampings:
-    """What A and G of one block get where no inverse of theirs is of use."""
+    """What A and G of one block get, where inverses of theirs have lost digits."""
 
     on_a: float
     on_g: float
+
+
+Inverses = tuple[Host, Host, Dampings | None]
+"""Of A and of G, and what to refine their product with."""
 
 
 @dataclass(eq=False)
@@ -49,9 +57,7 @@ class Kfac(Structure):
     dtype: np.dtype[Any]
     weight_sharing: str = "expand"
     _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
-    _inverses: dict[tuple[float, str], list[tuple[Host, Host] | Dampings]] = field(
-        default_factory=dict
-    )
+    _inverses: dict[tuple[float, str], list[Inverses | Dampings]] = field(default_factory=dict)
 
     @property
     def like(self) -> Host:
@@ -174,10 +180,29 @@ class Kfac(Structure):
                 changed = as_array(gain[:, :, None] * self.rotated(block, block.place.take(v)))
                 block.place.put(self.rotated(block, changed, back=True), x)
                 continue
-            a, g = pair
-            if not block.place.sandwich(g, a, v, x, memory):
+            a, g, dampings = pair
+            if dampings is not None:
+                block.place.put(self._refined(block, a, g, dampings, block.place.take(v)), x)
+            elif not block.place.sandwich(g, a, v, x, memory):
                 block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
         return x
+
+    def _refined(self, block: Block, a: Host, g: Host, pair: Dampings, v: Host) -> Host:
+        """``(G + on_g)^-1 V (A + on_a)^-1`` from inverses of few digits, v (o, i, k)."""
+        kind, shape = self.dtype.type, v.shape
+
+        def product(left: Host, right: Host, y: Host) -> Host:
+            inner = y.reshape(shape)
+            return as_array(along(left, along(right, inner, 1), 0)).reshape(-1, shape[2])
+
+        def apply(y: Host) -> Host:
+            inner = y.reshape(shape)
+            inner = block.times_a(inner) + kind(pair.on_a) * inner
+            inner = along(block.g, inner, 0) + kind(pair.on_g) * inner
+            return as_array(inner).reshape(-1, shape[2])
+
+        found = refined(apply, lambda y: product(g, a, y), v.reshape(-1, shape[2]))
+        return found.reshape(shape)
 
     def _damped_values(self, block: Block, pair: Dampings) -> Host:
         """Eigenvalues (o, i) of ``(G + on_g) (x) (A + on_a)``."""
@@ -191,7 +216,7 @@ class Kfac(Structure):
                 )
         return as_array(np.outer(g, a))
 
-    def _both_inverses(self, damping: float, split: str) -> list[tuple[Host, Host] | Dampings]:
+    def _both_inverses(self, damping: float, split: str) -> list[Inverses | Dampings]:
         """Inverses of A and G of each block, all in one call.
 
         Only the dampings for a block with so little that inverses would lose their digits.
@@ -211,7 +236,7 @@ class Kfac(Structure):
                 added.append(on_g)
             found: Any = psd.inverse(matrices, damping=added)
             done = iter(found)
-            pairs: list[tuple[Host, Host] | Dampings] = []
+            pairs: list[Inverses | Dampings] = []
             for block, (on_a, on_g) in zip(self.blocks, dampings, strict=True):
                 of_a = next(done) if block.a.ndim == 2 else None
                 of_g = next(done)
@@ -222,7 +247,8 @@ class Kfac(Structure):
                     a = 1 / (block.a + self.dtype.type(on_a))
                 else:
                     a = self._sound(block, of_a)
-                pairs.append((a, self._sound(block, of_g)))
+                again = not block.exact and self._rough(of_a, of_g)
+                pairs.append((a, self._sound(block, of_g), Dampings(on_a, on_g) if again else None))
             self._inverses.clear()
             self._inverses[key] = pairs
         return self._inverses[key]
@@ -240,6 +266,11 @@ class Kfac(Structure):
         if self.dtype == np.float64:
             return not math.prod(conditions) * eps < DIGITS
         return not max(conditions) * eps < SAFE
+
+    def _rough(self, of_a: Any, of_g: Any) -> bool:
+        """Whether float64 products of both inverses are worth refining."""
+        both = math.prod(one.condition for one in (of_a, of_g) if one is not None)
+        return self.dtype == np.float64 and not both * float(np.finfo(np.float64).eps) < _ROUGH
 
     def _sound(self, block: Block, one: Any) -> Host:
         if one.status == "failed":
