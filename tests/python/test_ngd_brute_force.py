@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -160,3 +161,60 @@ def test_damped_outputs(structure: str, likelihood: str) -> None:
     tied = ff.ngd.update(F, e, relative_damping=0.1, damp="outputs").damping["outputs"]
     expected = [np.trace(fisher_reference.hessian(likelihood, one)) / c for one in f]
     assert tied == pytest.approx(0.1 * np.mean(expected))
+
+
+@pytest.mark.parametrize("split", ["plain", "pi"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_last_factor_over_samples(case: Case, likelihood: str, split: Any) -> None:
+    """K-FAC with B / N in the last layer, through the whole matrix of each block."""
+    if case.c == 1 and likelihood == "categorical" and split == "pi":
+        pytest.skip("one class: B is zero, and the reference has no pi for that")
+    J = ff.Jacobian.from_factors(build(case)[0], outputs=outputs_of(case))
+    F, e = ff.fisher(J, likelihood=likelihood, structure="kfac"), residual_of(case, likelihood)
+    changed = copy.copy(F.structure)
+    changed.blocks = [  # type: ignore[attr-defined]
+        dataclasses.replace(b, g=b.g / N) if b.name == J.names[-1] and not b.exact else b
+        for b in F.structure.blocks  # type: ignore[attr-defined]
+    ]
+    gradient = J.T @ e.reshape(-1) / N
+    expected = by_kfac(dataclasses.replace(F, structure=changed), gradient, 0.1, split)
+    options: dict[str, Any] = {"damping": 0.1, "split": split, "last_factor": "mean"}
+    for space in ("auto", "sample", "parameter"):
+        step = ff.ngd.update(F, e, space=space, **options)  # type: ignore[arg-type]
+        assert_equal(step.vector, expected)
+    assert_equal(ff.ngd.update(F, gradient=gradient, **options).vector, expected)
+    matrix = ff.ngd.function_space_matrix(F, **options)
+    assert_equal(np.tensordot(matrix, e, 2), step.function_change)
+    if likelihood == "gaussian":
+        options["relative_damping"] = options.pop("damping")
+        matrix = ff.ngd.function_space_matrix(F, **options)
+        assert_equal(np.tensordot(matrix, e, 2), ff.ngd.update(F, e, **options).function_change)
+
+
+def test_last_factor_is_for_kronecker_factors() -> None:
+    J = ff.Jacobian.from_factors(build(CASES[0])[0])
+    e = residual_of(CASES[0], "gaussian")
+    for options in ({"structure": "layer"}, {"structure": "ekfac"},
+                    {"structure": "kfac", "solver": "cg"}):  # fmt: skip
+        with pytest.raises(ValueError, match="last_factor: expected 'identity'"):
+            ff.ngd.update(J, e, damping=0.1, last_factor="mean", **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="last_factor: expected one of"):
+        ff.ngd.update(J, e, structure="kfac", damping=0.1, last_factor="N")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_last_factor_in_a_wide_network(depth: int) -> None:
+    """alpha = N L, as the theory and the limit of infinite width say."""
+    n, widths = 10, (20, *[100] * (depth - 1), 1)
+    mlp = ff.models.MLP(widths, activation="tanh", parameterization="ntk")
+    J = mlp.jacobian(np.random.default_rng(0).standard_normal((n, 20)))
+    for factor in ("identity", "mean"):
+        theta = ff.ngd.function_space_matrix(
+            J,
+            structure="kfac",
+            relative_damping=1e-9,
+            last_factor=factor,  # type: ignore[arg-type]
+        )
+        alpha = ff.theory.isotropic_constant("kfac", widths, samples=n, last_factor=factor)  # type: ignore[arg-type]
+        assert np.allclose(theta.reshape(n, n), alpha * np.eye(n), atol=1e-6 * alpha)

@@ -45,6 +45,7 @@ def contract(
             gram = j.gram(part.jacobian).reshape(j.shape[0], part.jacobian.shape[0])
             result += gram.astype(np.float64) @ z
         return result
+    damping.watch(rows)
     for index, (weight, other) in enumerate(zip(weights(rows), weights(target), strict=True)):
         simple = weight.simple and not isinstance(weight.layer, Lookup)
         name = f"{index}: {weight.name}"
@@ -104,7 +105,7 @@ def _kfac(
     m, d = to_g.shape[:2]
     product = (to_g.reshape(-1, o) @ cotangents.T).reshape(m, d, n, r)
     product *= (to_a[:, 0] @ inputs.T)[:, None, :, None] * scale
-    return as_array(product.reshape(m * d, n * r) @ e)
+    return as_array(product.reshape(m * d, n * r) @ (e / damping.share(weight.layer)))
 
 
 def _unit(

@@ -9,6 +9,7 @@ from typing import Any
 
 SPACES = ("auto", "sample", "parameter")
 SPLITS = ("plain", "pi")
+LAST_FACTORS = ("identity", "mean")
 
 
 @dataclass(eq=False)
@@ -24,6 +25,10 @@ class Damping:
         What each matrix got, by its name.
     spaces : set of str
         Spaces of the matrices so far.
+    last_factor : "identity" | "mean"
+        For K-FAC: with "mean" the gradient factor of the last layer is divided by N.
+    last : Layer or None
+        That layer, see `watch`.
     """
 
     absolute: float
@@ -32,6 +37,16 @@ class Damping:
     space: str = "auto"
     used: dict[str, float] = field(default_factory=dict)
     spaces: set[str] = field(default_factory=set)
+    last_factor: str = "identity"
+    last: Any = None
+
+    def watch(self, rows: Any) -> None:
+        """Note which of the layers is the last one."""
+        self.last = rows.layers[-1] if self.last_factor == "mean" and rows.layers else None
+
+    def share(self, layer: Any) -> float:
+        """Part of the gradient factor of a layer that counts."""
+        return 1 / max(1, int(layer.samples)) if layer is self.last else 1.0
 
     def of(self, name: str, trace: float, rows: int) -> float:
         """Damping of a matrix with that trace and size in sample space."""
@@ -77,7 +92,11 @@ def _means(traces: tuple[float, float], sizes: tuple[int, int]) -> tuple[float, 
 
 
 def damping_of(
-    damping: float | None, relative: float | None, split: str = "plain", space: str = "auto"
+    damping: float | None,
+    relative: float | None,
+    split: str = "plain",
+    space: str = "auto",
+    last_factor: str = "identity",
 ) -> Damping:
     """Check the arguments; of the dampings one at most is given."""
     if damping is not None and relative is not None:
@@ -85,11 +104,14 @@ def damping_of(
     for name, value in (("damping", damping), ("relative_damping", relative)):
         if value is not None and not _good(value):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-    for name, choice, allowed in (("split", split, SPLITS), ("space", space, SPACES)):
+    for name, choice, allowed in (
+        ("split", split, SPLITS), ("space", space, SPACES),
+        ("last_factor", last_factor, LAST_FACTORS),
+    ):  # fmt: skip
         if choice not in allowed:
             raise ValueError(f"{name}: expected one of {list(allowed)}, got {choice!r}")
     rho = None if relative is None else float(relative)
-    return Damping(float(damping or 0.0), rho, split, space)
+    return Damping(float(damping or 0.0), rho, split, space, last_factor=last_factor)
 
 
 def _good(value: Any) -> bool:

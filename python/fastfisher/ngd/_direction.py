@@ -138,7 +138,7 @@ def direction_with_damped_outputs(F: Fisher, e: Host, rule: Damping) -> Host:
             "damp: 'outputs' needs an update in sample space, which structure "
             f"{structure.name!r} does not have for this model; expected 'parameters'"
         )
-    undamped = Damping(0.0, None, rule.split, rule.space, rule.used, rule.spaces)
+    undamped = Damping(0.0, None, rule.split, rule.space, rule.used, rule.spaces, rule.last_factor)
     return push(structure, rows, scale, inner, undamped)
 
 

@@ -14,7 +14,7 @@ from fastfisher._jacobian import Jacobian
 from fastfisher.ngd._contract import contract
 from fastfisher.ngd._damping import damping_of
 from fastfisher.ngd._direction import direction, is_plain, residuals_of_rows
-from fastfisher.ngd._update import _fisher_of
+from fastfisher.ngd._update import _fisher_of, check_last_factor
 from fastfisher.structures._rooted import in_numpy, rooted
 
 Host = np.ndarray[Any, Any]
@@ -29,6 +29,7 @@ def function_space_matrix(
     damping: float | None = None,
     relative_damping: float | None = None,
     split: Literal["plain", "pi"] = "plain",
+    last_factor: Literal["identity", "mean"] = "identity",
     space: Literal["auto", "sample", "parameter"] = "auto",
     other: Jacobian | None = None,
 ) -> Array:
@@ -38,7 +39,7 @@ def function_space_matrix(
     ----------
     model : Jacobian or Fisher
         Of the training samples.
-    structure, damping, relative_damping, split, space
+    structure, damping, relative_damping, split, last_factor, space
         As in `update`.
     other : Jacobian, optional
         J', of other samples.
@@ -73,7 +74,8 @@ def function_space_matrix(
     F = _fisher_of(model, structure)
     jacobian = F.jacobian
     assert jacobian is not None
-    rule = damping_of(damping, relative_damping, split, space)
+    rule = damping_of(damping, relative_damping, split, space, last_factor)
+    check_last_factor(F, last_factor)
     target = jacobian if other is None else other
     rows = jacobian.shape[0]
     shape = (target.samples, target.n_outputs, jacobian.samples, jacobian.n_outputs)

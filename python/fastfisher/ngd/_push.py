@@ -49,6 +49,7 @@ def push(structure: Structure, rows: Any, scale: float, e: Host, damping: Dampin
         return result
     if not can_push(structure):
         raise TypeError(f"no push-through for structure {structure.name!r}")
+    damping.watch(rows)
     for index, weight in enumerate(weights(rows)):
         result[weight.columns] = push_weight(structure, weight, scale, e, damping, index)
     return result

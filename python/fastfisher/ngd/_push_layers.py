@@ -53,6 +53,7 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
     n, r, s = layer.samples, layer.n_outputs, weight.positions
     i, o = weight.in_features, weight.out_features
     rho_a, rho_b, a_side, b_side = factor_dampings(weight, scale, damping, name)
+    e = e / damping.share(layer)  # (q B + rho)^-1 = (B + rho / q)^-1 / q
     if not (a_side or b_side):
         a, b = _factors(weight, scale)
         if _delicate(a, rho_a, b, rho_b):
@@ -84,14 +85,19 @@ def push_kfac(weight: Weight, scale: float, e: Host, damping: Damping, name: str
 def factor_dampings(
     weight: Weight, scale: float, damping: Damping, name: str
 ) -> tuple[float, float, bool, bool]:
-    """Say what A and B get, and whether each is inverted in sample space."""
+    """Say what A and B get, and whether each is inverted in sample space.
+
+    Of a B that counts by a share of it only, what it gets is over that share.
+    """
+    share = damping.share(weight.layer)
     n, r, s = weight.layer.samples, weight.layer.n_outputs, weight.positions
     counts = n * s, n * r * s
     sizes = weight.in_features, weight.out_features
-    rho_a, rho_b = damping.pair(name, _traces(weight, scale), counts, sizes)
+    trace_a, trace_b = _traces(weight, scale)
+    rho_a, rho_b = damping.pair(name, (trace_a, trace_b * share), counts, sizes)
     return (
         rho_a,
-        rho_b,
+        rho_b / share,
         damping.in_samples(counts[0], sizes[0]),
         damping.in_samples(counts[1], sizes[1]),
     )
@@ -191,9 +197,12 @@ def solve_kfac(structure: Kfac, rows: Any, v: Host, damping: Damping) -> Host:
     result = np.zeros_like(right)
     shared = structure.weight_sharing == "expand"
     covered = 0
+    damping.watch(rows)
     for index, (weight, block) in enumerate(zip(weights(rows), structure.blocks, strict=True)):
         name = f"{index}: {weight.name}"
         a, b = block.a.astype(np.float64), block.g.astype(np.float64)
+        if not block.exact:
+            b = b * damping.share(weight.layer)
         trace_a = float(a.sum() if a.ndim == 1 else np.trace(a))
         own = right[block.columns]
         covered += block.columns.size

@@ -64,6 +64,7 @@ def update(
     damping: float | None = None,
     relative_damping: float | None = None,
     split: Literal["plain", "pi"] = "plain",
+    last_factor: Literal["identity", "mean"] = "identity",
     damp: Literal["parameters", "outputs"] = "parameters",
     space: Literal["auto", "sample", "parameter"] = "auto",
     solver: Literal["cholesky", "cg", "nystrom"] = "cholesky",
@@ -95,6 +96,9 @@ def update(
         a `gradient`, "cg" or "ekfac" a part of that of G as a whole.
     split : "plain" | "pi"
         For K-FAC: rho on both factors, or its root with the factor pi of Martens and Grosse.
+    last_factor : "identity" | "mean"
+        For K-FAC: gradient factor B of the last layer as it is, for a regression the identity, or
+        divided by N (alpha is N L then, and N (L - 1) + 1 otherwise).
     damp : "parameters" | "outputs"
         ``G + rho I``, or ``J^T (H + rho I) J / N`` with rho in units of loss / output^2, for a
         `residual`: on the training set it moves the outputs by ``(H + rho I)^-1`` times the
@@ -152,7 +156,7 @@ def update(
     >>> bool(np.allclose(step.function_change, 3 * e))
     True
     """
-    rule = damping_of(damping, relative_damping, split, space)
+    rule = damping_of(damping, relative_damping, split, space, last_factor)
     for name, value, allowed in (
         ("solver", solver, ("cholesky", "cg", "nystrom")), ("damp", damp, ("parameters", "outputs"))
     ):  # fmt: skip
@@ -168,6 +172,7 @@ def update(
     if centred:
         model = _centred(model, residual)
     F = _fisher_of(model, structure)
+    check_last_factor(F, last_factor, solver)
     j = F.jacobian
     assert j is not None
     how = "cholesky"
@@ -194,6 +199,15 @@ def update(
     result = in_library(contiguous(vector.astype(F.dtype)), F.like)
     change = (j @ result).reshape(j.samples, j.n_outputs)
     return Update(result, change, rule.used, _space(rule), how)
+
+
+def check_last_factor(F: Fisher, last_factor: str, solver: str = "cholesky") -> None:
+    """Refuse what has no factors to divide."""
+    if last_factor != "identity" and (F.structure.name != "kfac" or solver != "cholesky"):
+        raise ValueError(
+            f"last_factor: expected 'identity' with structure {F.structure.name!r} and solver "
+            f"{solver!r}, got {last_factor!r}"
+        )
 
 
 def centred_rows(jacobian: Jacobian) -> Jacobian:
