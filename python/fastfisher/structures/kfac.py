@@ -32,6 +32,8 @@ __all__ = ["Block", "Kfac", "along", "kfac"]
 Host = np.ndarray[Any, Any]
 
 
+_LOST = 0.3
+"""Rounding times condition number from which refinement of a float32 inverse need not converge."""
 _ROUGH = 1e-12
 """Rounding times both condition numbers from which a product of inverses is refined."""
 
@@ -265,12 +267,15 @@ class Kfac(Structure):
         conditions = [one.condition for one in known]
         if self.dtype == np.float64:
             return not math.prod(conditions) * eps < DIGITS
-        return not max(conditions) * eps < SAFE
+        return not max(conditions) * eps < _LOST
 
     def _rough(self, of_a: Any, of_g: Any) -> bool:
-        """Whether float64 products of both inverses are worth refining."""
-        both = math.prod(one.condition for one in (of_a, of_g) if one is not None)
-        return self.dtype == np.float64 and not both * float(np.finfo(np.float64).eps) < _ROUGH
+        """Whether the product of both inverses is worth refining."""
+        conditions = [one.condition for one in (of_a, of_g) if one is not None]
+        eps = float(np.finfo(self.dtype).eps)
+        if self.dtype == np.float64:
+            return not math.prod(conditions) * eps < _ROUGH
+        return not max(conditions) * eps < SAFE
 
     def _sound(self, block: Block, one: Any) -> Host:
         if one.status == "failed":
