@@ -149,7 +149,7 @@ def _table(values: Any) -> Table:
     rows = []
     for network, methods in values.items():
         for method, one in methods.items():
-            what = "damping" if "FAC" in method else "rate"
+            what = "clip" if "FAC" in method else "rate"
             rows.append(
                 (
                     network,
