@@ -9,7 +9,8 @@ steps, a third, the settings `KFAC`, and is tuned over six pairs of `DAMPINGS` a
 that are fitted have little curvature left, and the loss stops near the damping; empirical factors
 vary less than those of few drawn labels then. Beside it: the best that Adam reaches over a third of
 the steps. Networks, orders of batches and the tuning of both follow the seed. Seconds are of
-training alone.
+training alone. Where each pixel's mean is taken off the images Adam ends at some 5e-5, and K-FAC
+ends a factor of 2 to 5 above it after a third of the steps.
 
 Poisson: -laplace u = 2 pi^2 sin(pi x) sin(pi y) on the unit square, zero on its edge, which the
 ansatz x (1 - x) y (1 - y) N(x, y) fulfils; N is a tanh MLP 2-32-32-1 in float64, 400 points drawn
