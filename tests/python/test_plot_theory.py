@@ -165,6 +165,45 @@ def test_curves_mistakes(options, match, ax):
         plot.plot_curves(given.pop("x"), given.pop("measured"), ax=ax, **given)
 
 
+def test_learning_curves_have_medians_bands_and_a_target(ax):
+    losses = [[4.0, 2.0, 1.0], [5.0, 0.0, 3.0], [6.0, np.nan, 2.0]]
+    plot.plot_learning_curves(
+        {"a": ([0, 1, 2], losses), "b": ([0.5, 4], [1.0, 2.0])}, target=0.1, xlabel="s", ax=ax
+    )
+    drawn(ax)
+    a, b, target = ax.get_lines()
+    assert (a.get_xdata().tolist(), a.get_ydata().tolist()) == ([0, 2], [5, 2])
+    assert b.get_xdata().tolist() == [0.5, 4]
+    assert set(target.get_ydata()) == {0.1}
+    assert len(ax.collections) == 1
+    assert (ax.get_yscale(), ax.get_xscale(), ax.get_xlabel()) == ("log", "linear", "s")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "target"]
+
+
+def test_learning_curves_over_seconds_leave_the_start_out(ax):
+    plot.plot_learning_curves({"a": ([0, 1, 2], [3.0, 2.0, 1.0])}, xscale="log", ax=ax)
+    assert drawn(ax).get_lines()[0].get_xdata().tolist() == [1, 2]
+    drawn(plot.plot_learning_curves({"a": ([1], [np.nan])}, ax=Figure().subplots()))
+
+
+@pytest.mark.parametrize(
+    ("curves", "options", "match"),
+    [
+        ({}, {}, "curves: expected at least one"),
+        ({"a": ([0, 1], [1.0])}, {}, r"a: expected losses of shape \(2,\) or \(runs, 2\)"),
+        ({"a": ([], [])}, {}, "at least one, got shape"),
+        ({"a": ([[0]], [1.0])}, {}, "a: places: expected 1 axes"),
+        ({"a": ([0], [1.0])}, {"target": 0.0}, "target: expected a finite number above 0"),
+        ({"a": ([0], [1.0])}, {"marks": 0}, "marks: expected"),
+        ({"a": ([0], [1.0])}, {"xscale": "logit"}, "xscale: expected linear or log"),
+    ],
+    ids=["none", "length", "empty", "rank", "target", "marks", "scale"],
+)
+def test_learning_curves_mistakes(curves, options, match, ax):
+    with pytest.raises(ValueError, match=match):
+        plot.plot_learning_curves(curves, ax=ax, **options)
+
+
 def test_levels_are_sorted_and_over_their_theory(ax):
     plot.plot_levels({"a": [1.0, 9.0, 3.0], "b": [2.0]}, predicted={"a": [2, 2, 8]}, ax=ax)
     drawn(ax)

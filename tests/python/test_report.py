@@ -19,8 +19,8 @@ from fastfisher.report.data import load
 from fastfisher.report.sections import ntk_spectrum
 
 SMALL = Settings(hidden=(256, 256), samples=40, steps=4, grid="quick")
-# Built by test_report_theory.py.
-ELSEWHERE = ("fig3", "softmax", "input-metric", "ntk-mean")
+# Built by test_report_theory.py and test_report_optimizers.py.
+ELSEWHERE = ("fig3", "softmax", "input-metric", "ntk-mean", "optim-digits", "optim-poisson")
 
 
 @pytest.fixture(scope="module")

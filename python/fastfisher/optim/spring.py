@@ -28,7 +28,9 @@ class SPRING(NGD):
     momentum : float
         mu, at least 0 and below 1.
     norm_constraint : float, optional
-        Largest squared norm of ``lr * phi``, the step.
+        Largest squared norm of ``lr * phi``, the step; by default none. Where the residuals are
+        not linear in the parameters (physics-informed networks) full steps overshoot at the start
+        without it; it lets go near the solution, where steps are short.
 
     Notes
     -----

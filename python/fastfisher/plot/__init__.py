@@ -12,6 +12,7 @@ from fastfisher.plot._density import plot_density
 from fastfisher.plot._descent import plot_gd_curves
 from fastfisher.plot._heatmap import plot_ntk_heatmap
 from fastfisher.plot._histogram import plot_eigenvalue_histogram
+from fastfisher.plot._learning import plot_learning_curves
 from fastfisher.plot._levels import plot_levels
 from fastfisher.plot._methods import plot_methods
 from fastfisher.plot._posterior import plot_posterior
@@ -27,6 +28,7 @@ __all__ = [
     "plot_density",
     "plot_eigenvalue_histogram",
     "plot_gd_curves",
+    "plot_learning_curves",
     "plot_learning_rate_map",
     "plot_levels",
     "plot_methods",

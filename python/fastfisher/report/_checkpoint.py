@@ -31,7 +31,7 @@ __all__ = ["Checkpoint", "checkpoint_folder", "fingerprint"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Whatever can change a number or a picture without a change of our own files.
-_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "mlxtend", "matplotlib")
+_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "mlxtend", "matplotlib", "torch")
 _VALUE = "value "
 _MARK = "fastfisher-checkpoint.json"
 

@@ -39,6 +39,8 @@ PARTS = {
     "ntk-mean": "kernels, their eigenvalues",
     "augmentation": "kernels, Fisher matrices, their eigenvalues; training on the CPU",
     "gp": "tangent kernels; ensembles and regressions on the CPU",
+    "optim-digits": "nothing: all of it on the CPU",
+    "optim-poisson": "nothing: all of it on the CPU",
 }
 """What each section runs on the device."""
 

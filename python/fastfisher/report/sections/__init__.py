@@ -16,6 +16,8 @@ from fastfisher.report.sections import (
     normalization,
     ntk_mean,
     ntk_spectrum,
+    optim_digits,
+    optim_poisson,
     softmax,
 )
 
@@ -81,5 +83,15 @@ SECTIONS: tuple[Section, ...] = (
         "gp",
         "Gaussian processes of wide networks: predictions and their spread",
         gp.build,
+    ),
+    Section(
+        "optim-digits",
+        "Optimisers: K-FAC and EKFAC on a classification, beside Adam and SGD",
+        optim_digits.build,
+    ),
+    Section(
+        "optim-poisson",
+        "Optimisers: natural gradient on the Poisson equation, beside Adam and L-BFGS",
+        optim_poisson.build,
     ),
 )
