@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Directions = dict[torch.Tensor, torch.Tensor]
 
+# Sums of products below that may have lost terms that float32 has no room for.
+_TINY = 1e-20
+
 
 class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     """Base of `KFAC`; the methods that it calls are there."""
@@ -158,8 +161,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         result: Directions = {}
         slopes = self._slopes(decay)
         for site in self.curvature.sites:
-            v = site.gradients(slopes)
-            if v is None:
+            if site.weight not in slopes:
                 continue
             state = self.curvature.states.get(site)
             if state is None:
@@ -168,8 +170,11 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                     "the module was not called, or not by the model that this optimiser was made "
                     f"for; expected a forward pass, or exclude=[{site.name!r}]"
                 )
-            solved = self._solved(site, state, v) if self._ready(state) else v
-            result.update({p: d for p, d in site.parts(solved) if p in slopes})
+            if self._ready(state):
+                parts = self._solved(site, state, slopes)
+            else:
+                parts = [(p, slopes[p]) for p in (site.weight, site.bias) if p in slopes]
+            result.update({p: d for p, d in parts if p in slopes})
         for p, slope in slopes.items():
             if p not in result:
                 result[p] = self._other(p, slope)
@@ -187,12 +192,12 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         if self.others == "gradient":
             return slope
         second = self.curvature.seconds.setdefault(p, Mean())
-        if self._due() or not second.sums:
+        if self._due() or not second.arrays:
             # In the terms of the factors: N times the square of the mean gradient.
             square = p.grad.detach().double().square()
             square *= self.curvature.samples if self.curvature.mean else 1
             second.add([in_words(square)], self.curvature.decay)
-        curved = tensor_of(second.values()[0]) + self.damping
+        curved = tensor_of(second.arrays[0]) + self.damping
         return (slope.double() / curved).to(p.dtype)
 
     def _clip(self: KFAC, found: Directions, slopes: Directions) -> float:
@@ -200,10 +205,8 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             return 1.0
         rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
         own = [p for p in rates if p in found]
-        # One number a parameter, read back from a device at once.
-        products = [(found[p].double() * slopes[p].double()).sum() for p in own]
         total = 0.0
-        for p, slope in zip(own, torch.stack(products).tolist() if products else [], strict=True):
+        for p, slope in zip(own, _dots([(found[p], slopes[p]) for p in own]), strict=True):
             total += rates[p] ** 2 * slope
         return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
 
@@ -275,10 +278,23 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
 
 
 def _finite(tensors: Iterable[torch.Tensor]) -> list[bool]:
-    """Whether each is finite; a device is waited for once."""
-    flags = [torch.isfinite(x).all() for x in tensors]
-    found: list[bool] = torch.stack(flags).tolist() if flags else []
-    return found
+    """Whether each is finite; a device is waited for once, or twice where one may not be."""
+    listed = list(tensors)
+    # A sum is finite only if all its terms are, and costs a third; large terms can overflow it.
+    sums = [torch.isfinite(x.sum()) for x in listed]
+    found: list[bool] = torch.stack(sums).tolist() if sums else []
+    return [ok or bool(torch.isfinite(x).all()) for ok, x in zip(found, listed, strict=True)]
+
+
+def _dots(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
+    """Sums of products, read back from a device at once; in float64 where float32 is too short."""
+    products = [(a.float() * b.float()).sum() if a.dtype != torch.float64 else (a * b).sum()
+                for a, b in pairs]  # fmt: skip
+    read: list[float] = torch.stack([x.double() for x in products]).tolist() if pairs else []
+    return [
+        value if _TINY < abs(value) < math.inf else float((a.double() * b.double()).sum())
+        for value, (a, b) in zip(read, pairs, strict=True)
+    ]
 
 
 def _value(loss: Any) -> float:
