@@ -27,7 +27,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,61 +34,10 @@ import numpy as np
 
 from . import harness
 from .bench_fisher import WIDTHS, kfac_work, network
+from .kfac_reference import DAMPING, Inside, batch_of, error_of, reference
 
-DAMPING = 1e-3
 TOLERANCE = 1e-3
 NOTES = {"ASDL": "ASDL (bias by G alone)"}
-
-
-def reference(
-    torch: Any, model: Any, x: Any, labels: Any, g: Any, kind: str, *, joined: bool
-) -> Any:
-    """Preconditioned gradient (P,) in float64; not `joined`: biases have the inverse of G alone."""
-    weights = [p.detach().double().numpy() for p in model.parameters()]
-    h, inputs, masks = x.double().numpy(), [], []
-    for k in range(0, len(weights), 2):
-        inputs.append(h)
-        h = h @ weights[k].T + weights[k + 1]
-        masks.append(h > 0)
-        h = h if k == len(weights) - 2 else h * masks[-1]
-    n, c = h.shape
-    p = np.exp(h - h.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    if kind == "exact":  # diag(p) - p p^T = S S^T with S = (I - p 1^T) diag(sqrt p)
-        root = (np.eye(c)[None] - p[:, :, None]) * np.sqrt(p)[:, None, :]
-        cotangents = [root[:, :, k] for k in range(c)]
-    else:
-        cotangents = [p - np.eye(c)[labels.numpy()]]
-    start, parts, flat = 0, [], g.double().numpy()
-    left = [np.zeros((len(w), len(w))) for w in weights[::2]]
-    for d in cotangents:
-        for k in reversed(range(len(left))):
-            left[k] += d.T @ d / n
-            if k:
-                d = (d @ weights[2 * k]) * masks[k - 1]
-    for k, a in enumerate(inputs):
-        o = len(left[k])
-        wide = np.concatenate([a, np.ones((n, 1))], 1) if joined else a
-        right = wide.T @ wide / n
-        i = a.shape[1]
-        pi = np.sqrt(np.trace(right) / len(right) / (np.trace(left[k]) / o))
-        right += np.sqrt(DAMPING) * pi * np.eye(len(right))
-        damped = left[k] + np.sqrt(DAMPING) / pi * np.eye(o)
-        v = flat[start : start + o * i].reshape(o, i)
-        b = flat[start + o * i : start + o * i + o]
-        start += o * i + o
-        own = np.concatenate([v, b[:, None]], 1) if joined else v
-        solved = np.linalg.solve(right, np.linalg.solve(damped, own).T).T
-        bias = solved[:, -1] if joined else np.linalg.solve(damped, b)
-        parts += [solved[:, :i].reshape(-1), bias]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def batch_of(torch: Any, n: int) -> tuple[Any, Any]:
-    """Samples and labels, always the same."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, WIDTHS[0])).astype(np.float32)
-    return torch.from_numpy(x), torch.from_numpy(rng.integers(WIDTHS[-1], size=n))
 
 
 def row(case: str, seconds: float, floor: float | None, ratio: float | None, **more: Any) -> Any:
@@ -128,7 +76,7 @@ def calls(
     for name, call in everyone.items():
         with kfac_rivals.drawn(drawn):
             found = call(model, x, y, g, kind, DAMPING)
-        errors[name] = _error(found, expected[name != "ASDL"])
+        errors[name] = error_of(found, expected[name != "ASDL"])
         times[name] = lambda name=name, call=call: timed(name, call)
     jax = None
     if python is None:
@@ -137,7 +85,7 @@ def calls(
         jax = kfac_rivals.KfacJax(python, model, DAMPING)
         jax.load(x, y, g)
         found = jax.result(kind, drawn if kind == "mc" else None)
-        errors["kfac-jax"] = _error(found, expected[True])
+        errors["kfac-jax"] = error_of(found, expected[True])
         times["kfac-jax"] = lambda: jax.seconds(kind)
     for name, why in missing.items():
         sys.stderr.write(f"{name} is not there: {why}\n")
@@ -181,43 +129,6 @@ def calls(
             )  # fmt: skip
 
 
-class Inside:
-    """Refresh by `ff.optim.KFAC`: forward pass with its estimate, and all but the loss's pass."""
-
-    name = "fastfisher.optim.KFAC"
-
-    def __init__(self, torch: Any, x: Any, y: Any, kind: str) -> None:
-        import fastfisher.optim as optim
-
-        self.torch, self.x, self.y, self.kind = torch, x, y, kind
-        self.model = network(torch)
-        self.kfac = optim.KFAC(
-            self.model, kind=kind, likelihood="categorical", damping=DAMPING, kl_clip=None
-        )
-
-    def refresh(self) -> float:
-        """Replace the gradients by preconditioned ones; seconds without the loss's pass."""
-        time.sleep(0.3)
-        start = time.perf_counter()
-        self.kfac.zero_grad()
-        f = self.model(self.x)
-        seconds = time.perf_counter() - start
-        self.torch.nn.functional.cross_entropy(f, self.y).backward()
-        self.before = [p.grad.clone() for p in self.model.parameters()]
-        start = time.perf_counter()
-        self.kfac.precondition()
-        return seconds + time.perf_counter() - start
-
-    def error(self, labels: Any) -> float:
-        """Relative error of the last refresh, which must be the first."""
-        flat = [
-            self.torch.cat([g.reshape(-1) for g in gradients])
-            for gradients in (self.before, [p.grad for p in self.model.parameters()])
-        ]
-        given = self.torch, self.model, self.x, labels, flat[0], self.kind
-        return _error(flat[1], reference(*given, joined=True))
-
-
 def training(
     torch: Any, n: int, kind: str, intervals: tuple[int, ...], rounds: int
 ) -> Iterator[dict[str, Any]]:
@@ -227,7 +138,7 @@ def training(
     x, y = batch_of(torch, n)
     work = kfac_work(WIDTHS, n)
     rate = harness.MatmulRate("float32")
-    error = step_error(torch, x, y, kind)
+    error = steperror_of(torch, x, y, kind)
 
     def looped(model: Any, optimizer: Any, steps: int) -> Callable[[], None]:
         def work() -> None:
@@ -272,7 +183,7 @@ def passes(torch: Any, model: Any, optimizer: Any, x: Any, y: Any) -> None:
     torch.nn.functional.cross_entropy(model(x), y).backward()
 
 
-def step_error(torch: Any, x: Any, y: Any, kind: str) -> float:
+def steperror_of(torch: Any, x: Any, y: Any, kind: str) -> float:
     """Relative error of one step of KFAC against float64, with the same labels."""
     import fastfisher.optim as optim
 
@@ -290,11 +201,7 @@ def step_error(torch: Any, x: Any, y: Any, kind: str) -> float:
     expected = reference(torch, model, x, y, g, kind, joined=True)
     kfac.step()
     moved = [(b - p.detach()).reshape(-1) for b, p in zip(before, model.parameters(), strict=True)]
-    return _error(torch.cat(moved), expected)
-
-
-def _error(found: Any, expected: Any) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return error_of(torch.cat(moved), expected)
 
 
 def _median_ratio(above: list[float], below: list[float]) -> float:

@@ -54,7 +54,9 @@ def curvlinops(
         fisher_type={"exact": "type-2"}.get(kind, kind), check_deterministic=False,
         separate_weight_and_bias=False, num_data=len(x), num_per_example_loss_terms=1,
     )  # fmt: skip
-    inverse = package.KFACInverseLinearOperator(factors, damping=damping, use_heuristic_damping=True)
+    inverse = package.KFACInverseLinearOperator(
+        factors, damping=damping, use_heuristic_damping=True
+    )
     found = inverse @ _split(g, parameters)
     return torch.cat([p.detach().reshape(-1) for p in found])
 
@@ -147,7 +149,8 @@ class KfacJax:
         self.folder.cleanup()
 
     def _ask(self, **question: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -162,7 +165,8 @@ def drawn(labels: torch.Tensor) -> Iterator[None]:
     """Make everyone here draw these labels (N,)."""
 
     def multinomial(p: torch.Tensor, num_samples: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-        assert len(p) == len(labels) and num_samples == 1
+        assert len(p) == len(labels)
+        assert num_samples == 1
         return labels[:, None].clone()
 
     def sample(self: Any, f: Any, rng: Any) -> Any:

@@ -210,7 +210,8 @@ def _beside_bias(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weight and bias as they lie: put together in one matrix they would be copied twice."""
     bias = site.of_bias(slopes)
-    assert bias is not None and site.bias is not None
+    assert bias is not None
+    assert site.bias is not None
     weight = slopes[site.weight]
     v, b = weight.reshape(len(weight), -1).to(g.dtype), bias.to(g.dtype)
     left, left_b = g @ v, g @ b

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +12,13 @@ import torch
 from fastfisher.errors import NonFiniteError
 from fastfisher.optim._blocks import Mean, quadratic
 from fastfisher.optim._options import check_group
+from fastfisher.optim._sums import dots, finite
 from fastfisher.optim._tensors import in_words, tensor_of
 
 if TYPE_CHECKING:
     from fastfisher.optim.kfac import KFAC
 
 Directions = dict[torch.Tensor, torch.Tensor]
-
-# Sums of products below that may have lost terms that float32 has no room for.
-_TINY = 1e-20
 
 
 class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
@@ -137,7 +135,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                 if p.grad.is_sparse:
                     raise TypeError(f"{name}: expected a dense gradient, got a sparse one")
                 dense[name] = p.grad
-        for name, fine in zip(dense, _finite(dense.values()), strict=True):
+        for name, fine in zip(dense, finite(dense.values()), strict=True):
             if not fine:
                 grad = dense[name]
                 where = tuple(torch.nonzero(~torch.isfinite(grad))[0].tolist())
@@ -178,7 +176,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         for p, slope in slopes.items():
             if p not in result:
                 result[p] = self._other(p, slope)
-        for p, fine in zip(result, _finite(result.values()), strict=True):
+        for p, fine in zip(result, finite(result.values()), strict=True):
             if not fine:
                 raise NonFiniteError(
                     "update: expected finite numbers, got NaN or infinity for a parameter of "
@@ -206,7 +204,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
         own = [p for p in rates if p in found]
         total = 0.0
-        for p, slope in zip(own, _dots([(found[p], slopes[p]) for p in own]), strict=True):
+        for p, slope in zip(own, dots([(found[p], slopes[p]) for p in own]), strict=True):
             total += rates[p] ** 2 * slope
         return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
 
@@ -275,26 +273,6 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     def _advance(self: KFAC) -> None:
         self.steps += 1
         self.curvature.drop(self._due())
-
-
-def _finite(tensors: Iterable[torch.Tensor]) -> list[bool]:
-    """Whether each is finite; a device is waited for once, or twice where one may not be."""
-    listed = list(tensors)
-    # A sum is finite only if all its terms are, and costs a third; large terms can overflow it.
-    sums = [torch.isfinite(x.sum()) for x in listed]
-    found: list[bool] = torch.stack(sums).tolist() if sums else []
-    return [ok or bool(torch.isfinite(x).all()) for ok, x in zip(found, listed, strict=True)]
-
-
-def _dots(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
-    """Sums of products, read back from a device at once; in float64 where float32 is too short."""
-    products = [(a.float() * b.float()).sum() if a.dtype != torch.float64 else (a * b).sum()
-                for a, b in pairs]  # fmt: skip
-    read: list[float] = torch.stack([x.double() for x in products]).tolist() if pairs else []
-    return [
-        value if _TINY < abs(value) < math.inf else float((a.double() * b.double()).sum())
-        for value, (a, b) in zip(read, pairs, strict=True)
-    ]
 
 
 def _value(loss: Any) -> float:

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fastfisher import _native
-
 Host = np.ndarray[Any, Any]
 
 
@@ -80,11 +78,11 @@ class Place:
         weight, bias = (part[:, :, 0] for part in self._parts(v))
         out, out_bias = (part[:, :, 0] for part in self._parts(into))
         inner = memory[: o * i].reshape(o, i)
-        _multiply(left, weight, inner[:, :own])
+        np.matmul(left, weight, out=inner[:, :own])
         if self.bias:
             inner[:, own:] = left @ bias
             out_bias[...] = inner @ right[:, own:]
-        _multiply(inner, right[:, :own], out)
+        np.matmul(inner, right[:, :own], out=out)
         return True
 
     def _parts(self, v: Host) -> tuple[Host, Host]:
@@ -95,12 +93,3 @@ class Place:
             v[self.start : middle].reshape(o, i - self.bias, v.shape[1]),
             v[middle:end].reshape(o, int(self.bias), v.shape[1]),
         )
-
-
-def _multiply(a: Host, b: Host, out: Host) -> None:
-    """Write ``a b``, by the threads that made the inverses where they are of one dtype."""
-    kinds = {a.dtype, b.dtype, out.dtype}
-    if isinstance(out, np.ndarray) and len(kinds) == 1 and out.dtype in (np.float32, np.float64):
-        _native.matmul(a, b, out)
-    else:
-        np.matmul(a, b, out=out)
