@@ -60,7 +60,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             for group in self.param_groups:
                 for p in group["params"]:
                     if p in found:
-                        self._move(p, found[p] * clip, group)
+                        self._move(p, found[p], clip, group)
         if before is not None and closure is not None:
             self._judge(closure, _value(loss), *before)
         self._advance()
@@ -82,7 +82,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                 return
             clip = self._clip(found, self._slopes(decay=False))
             for p, d in found.items():
-                p.grad.copy_(d * clip)
+                p.grad.copy_(d if clip == 1 else d * clip)
         self._advance()
 
     def zero_grad(self: KFAC, set_to_none: bool = True) -> None:
@@ -208,17 +208,19 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             total += rates[p] ** 2 * slope
         return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
 
-    def _move(self: KFAC, p: torch.Tensor, d: torch.Tensor, group: dict[str, Any]) -> None:
+    def _move(
+        self: KFAC, p: torch.Tensor, d: torch.Tensor, clip: float, group: dict[str, Any]
+    ) -> None:
         if group["momentum"]:
             state = self.state[p]
             if "momentum" in state:
-                state["momentum"].mul_(group["momentum"]).add_(d)
+                state["momentum"].mul_(group["momentum"]).add_(d, alpha=clip)
             else:
-                state["momentum"] = d.to(p.dtype).clone()
-            d = state["momentum"]
+                state["momentum"] = (d * clip).to(p.dtype)
+            d, clip = state["momentum"], 1.0
         if group["decoupled"] and group["weight_decay"]:
             p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.sub_(d.to(p.dtype), alpha=group["lr"])
+        p.sub_(d.to(p.dtype), alpha=group["lr"] * clip)
 
     def _judge(
         self: KFAC,
