@@ -4,7 +4,7 @@
 A refresh is the factors of one estimate (labels drawn once, "mc", or all outputs, "exact"), their
 inverses, and one preconditioned gradient. As a call on the model (`ff.fisher`, then `solve`) it has
 a forward and a backward pass of its own, and so have the rivals, who do the same estimate in the
-same run. In training it is what a step of `ff.optim.KFAC` costs beyond forward, backward and the
+same run; of `ff.optim.KFAC` it is the forward pass with the estimate, and `precondition`. In training it is what a step of `ff.optim.KFAC` costs beyond forward, backward and the
 step of SGD with the same momentum: the mean over 1, 10 or 100 steps of which one refreshes. The
 floor is the multiply-adds of factors, halved by symmetry, the extra backward pass of the estimate,
 inverses (n^3 / 2) and products with the gradient at the matrix-product rate between the calls; a
@@ -18,7 +18,8 @@ of the ratios of each round. Seconds of kfac-jax are those that its own process 
 
 or, in a checkout, ``python -m bench.python.bench_kfac``. For rivals: ``pip install --no-deps
 curvlinops-for-pytorch einops einconv linear_operator jaxtyping nngeometry asdfghjkl`` beside torch;
-kfac-jax 0.0.8 needs an environment with jax 0.6, whose interpreter is PATH.
+kfac-jax 0.0.8 needs an environment of its own with jax 0.6.2 (its tensorflow-probability breaks
+on later ones), whose interpreter is PATH.
 """
 
 from __future__ import annotations
