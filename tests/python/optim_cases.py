@@ -44,7 +44,7 @@ def train(model: Any, optimizer: Any, x: Any, y: Any) -> None:
 def means(optimizer: Any) -> list[Any]:
     """All running means."""
     states = optimizer.curvature.states.values()
-    return [x.copy() for s in states for mean in (s.a, s.g, s.moments) for x in mean.sums]
+    return [x.copy() for s in states for mean in (s.a, s.g, s.moments) for x in mean.arrays]
 
 
 def same(one: list[Any], two: list[Any]) -> bool:

@@ -110,15 +110,15 @@ def test_sampled_labels_tend_to_the_exact_factors() -> None:
         states = list(optimizer.curvature.states.values())
         means.append(
             max(
-                np.linalg.norm(s.g.values()[0] - b.g) / np.linalg.norm(b.g)
+                np.linalg.norm(s.g.arrays[0] - b.g) / np.linalg.norm(b.g)
                 for s, b in zip(states, exact, strict=True)
             )
         )
     assert means[1] < 0.05 < means[0]
     # Another step draws other labels; the same seed the same ones.
-    before = [s.g.values()[0].copy() for s in states]
+    before = [s.g.arrays[0].copy() for s in states]
     stepped(model, optimizer, x)
-    assert not np.array_equal(before[0], states[0].g.values()[0])
+    assert not np.array_equal(before[0], states[0].g.arrays[0])
 
 
 def test_running_means_are_corrected_for_their_start() -> None:
@@ -135,7 +135,7 @@ def test_running_means_are_corrected_for_their_start() -> None:
             expected = sum(
                 w * getattr(e[layer], name) for w, e in zip(weights, estimates, strict=True)
             )
-            assert_equal(got.values()[0], expected, 1e-12)
+            assert_equal(got.arrays[0], expected, 1e-12)
 
 
 def test_ekfac_moments_move_with_the_basis() -> None:
@@ -149,10 +149,10 @@ def test_ekfac_moments_move_with_the_basis() -> None:
     # With decay the old matrix keeps its trace in the new basis.
     optimizer = EKFAC(model, ema_decay=0.5, lr=0.0, momentum=0.0)
     stepped(model, optimizer, x)
-    one = [s.moments.values()[0].sum() for s in optimizer.curvature.states.values()]
+    one = [s.moments.arrays[0].sum() for s in optimizer.curvature.states.values()]
     last = matrix(model, -2 * x, "empirical", "ekfac")
     stepped(model, optimizer, -2 * x)
-    two = sum(s.moments.values()[0].sum() for s in optimizer.curvature.states.values())
+    two = sum(s.moments.arrays[0].sum() for s in optimizer.curvature.states.values())
     assert two == pytest.approx((sum(one) + 2 * last.trace()) / 3)
 
 
@@ -164,7 +164,7 @@ def test_intervals() -> None:
     for k in range(6):
         stepped(model, optimizer, x + k)
         state = next(iter(optimizer.curvature.states.values()))
-        factors.append(state.a.values()[0].copy())
+        factors.append(state.a.arrays[0].copy())
         inverses.append(state.inverses[0][0].clone())
     assert [bool((a != b).any()) for a, b in itertools.pairwise(factors)] == [
         False, True, False, True, False,

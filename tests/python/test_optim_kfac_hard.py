@@ -38,7 +38,7 @@ def test_groups_and_schedulers() -> None:
     # Without its bias a layer has factors of the weight alone.
     optimizer = KFAC(model, weights)
     train(model, optimizer, x, y)
-    assert next(iter(optimizer.curvature.states.values())).a.sums[0].shape == (4, 4)
+    assert next(iter(optimizer.curvature.states.values())).a.arrays[0].shape == (4, 4)
     assert optimizer.treated == {"0.weight": "factors", "3.weight": "factors"}
 
 

@@ -71,7 +71,8 @@ def test_frozen_and_unused_parameters(cls: Any) -> None:
     assert torch.equal(model.middle.weight, weight)
 
 
-def test_tied_weights() -> None:
+@BOTH
+def test_tied_weights(cls: Any) -> None:
     """Of an embedding and a linear layer: no factors, said so; of two linear layers: in the sum."""
 
     class Language(nn.Module):
@@ -86,7 +87,7 @@ def test_tied_weights() -> None:
 
     torch.manual_seed(0)
     model = Language().double()
-    optimizer = KFAC(model, lr=0.1, batch_axes=2, kl_clip=None)
+    optimizer = cls(model, lr=0.1, batch_axes=2, kl_clip=None)
     assert optimizer.treated == {
         "table.weight": "gradient: modules of several kinds share the weight",
         "middle.weight": "factors", "middle.bias": "factors",
@@ -101,14 +102,15 @@ def test_tied_weights() -> None:
     # Linear layers with one weight and different biases.
     pair = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     pair[1].weight = pair[0].weight
-    assert KFAC(pair).treated == {
+    assert cls(pair).treated == {
         "0.weight": "gradient: modules that share the weight have other biases",
         "0.bias": "gradient: no weight of a linear, convolution or embedding layer",
         "1.bias": "gradient: no weight of a linear, convolution or embedding layer",
     }
 
 
-def test_a_missing_factor_raises() -> None:
+@BOTH
+def test_a_missing_factor_raises(cls: Any) -> None:
     class Around(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -119,15 +121,16 @@ def test_a_missing_factor_raises() -> None:
 
     model, (x, y) = Around().double(), batch()
     with pytest.raises(ValueError, match=r"layer 'layer': .* exclude=\['layer'\]"):
-        train(model, KFAC(model), x, y)
+        train(model, cls(model), x, y)
     before = flat(model)
-    train(model, KFAC(model, exclude=["layer"], momentum=0.0), x, y)
+    train(model, cls(model, exclude=["layer"], momentum=0.0), x, y)
     assert (flat(model) != before).any()
     with pytest.raises(ValueError, match="exclude: 'nothing' is neither"):
-        KFAC(model, exclude=["nothing"])
+        cls(model, exclude=["nothing"])
 
 
-def test_a_layer_that_some_batches_leave_out_keeps_its_factors() -> None:
+@BOTH
+def test_a_layer_that_some_batches_leave_out_keeps_its_factors(cls: Any) -> None:
     class Maybe(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -138,13 +141,13 @@ def test_a_layer_that_some_batches_leave_out_keeps_its_factors() -> None:
             return self.maybe(h) if self.use else h
 
     model, (x, y) = Maybe().double(), batch()
-    optimizer = KFAC(model, momentum=0.0)
+    optimizer = cls(model, momentum=0.0)
     train(model, optimizer, x, y)
     state = next(s for site, s in optimizer.curvature.states.items() if site.name == "maybe")
-    kept, weight = state.a.values()[0].copy(), model.maybe.weight.detach().clone()
+    kept, weight = state.a.arrays[0].copy(), model.maybe.weight.detach().clone()
     model.use = False
     train(model, optimizer, x, y)
-    assert np.array_equal(state.a.values()[0], kept)
+    assert np.array_equal(state.a.arrays[0], kept)
     assert torch.equal(model.maybe.weight, weight)
 
 

@@ -169,8 +169,14 @@ def test_a_bad_factor_falls_back_and_is_reported() -> None:
     assert ("0", "A", 1, "last inverse") in faults
     kept = [a for state in optimizer.curvature.states.values() for a in state.inverses[0]]
     assert torch.equal(kept[0], good[0])
-    # From the start there is none: the plain gradient.
-    optimizer = KFAC(model, lr=1.0, momentum=0.0, damping=0.0)
+
+
+@pytest.mark.parametrize("others", ["gradient", "diagonal"])
+def test_a_layer_without_any_inverse_goes_on_with_its_gradient(others: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    (x, y) = batch(40)
+    optimizer = KFAC(model, lr=1.0, momentum=0.0, damping=0.0, others=others, kl_clip=None)
     before = flat(model)
     F.cross_entropy(model(torch.zeros_like(x)), y).backward()
     gradient = model[0].weight.grad.clone()

@@ -92,7 +92,7 @@ def test_autocast(cls: Any) -> None:
             losses.append(loss.item())
         assert losses[-1] < losses[0] - 0.02
         state = next(iter(optimizer.curvature.states.values()))
-        assert state.a.sums[0].dtype == np.float32
+        assert state.a.arrays[0].dtype == np.float32
 
 
 def test_half_precision_models() -> None:

@@ -29,6 +29,7 @@ from optim_ngd_cases import (  # noqa: E402
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+BOTH = pytest.mark.parametrize("cls", [NGD, SPRING])
 
 
 @pytest.mark.parametrize("kind", [NGD, SPRING])
@@ -78,7 +79,8 @@ def test_groups_and_schedulers() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.5]
 
 
-def test_frozen_tied_and_unused_parameters() -> None:
+@BOTH
+def test_frozen_tied_and_unused_parameters(cls: Any) -> None:
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -105,7 +107,7 @@ def test_frozen_tied_and_unused_parameters() -> None:
     e = (f - y).detach().numpy()
     expected = reference.update(rows, e, np.einsum("ncp,ncq->pq", rows, rows) / N, RHO)
     before = torch.cat([p.detach().reshape(-1) for p in trained]).numpy()
-    NGD(model, lr=1.0, damping=RHO).step(x=x, y=y)
+    cls(model, lr=1.0, damping=RHO).step(x=x, y=y)
     after = torch.cat([p.detach().reshape(-1) for p in trained]).numpy()
     assert_equal(before - after, expected)
     for name in ("unused.weight", "unused.bias", "frozen.weight"):
@@ -113,7 +115,7 @@ def test_frozen_tied_and_unused_parameters() -> None:
     # What is frozen later does not move either.
     model.first.bias.requires_grad_(False)
     bias = model.first.bias.clone()
-    NGD(model, lr=1.0, damping=RHO).step(x=x, y=y)
+    cls(model, lr=1.0, damping=RHO).step(x=x, y=y)
     assert torch.equal(model.first.bias, bias)
 
 
@@ -127,6 +129,59 @@ def test_batches_of_other_sizes(n: int) -> None:
     x, y = samples(n), labels("gaussian", n)
     got = stepped(model, optimizer, x=x, y=y)
     assert_equal(got, stepped(other, NGD(other, lr=1.0, damping=RHO), x=x, y=y), 1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_momentum_goes_on_with_batches_of_other_sizes(n: int) -> None:
+    """SPRING's last step is one of parameters, and none of samples."""
+    model, mu = network(), 0.8
+    optimizer = SPRING(model, lr=0.3, damping=RHO, momentum=mu)
+    phi = np.zeros(len(flat(model)))
+    for count in (N, n, N):
+        x, y = samples(count), labels("gaussian", count)
+        rows = dense_jacobian(model, x).reshape(2 * count, -1)
+        e = (model(x).detach() - y).numpy().reshape(-1)
+        matrix = rows.T @ rows / count + RHO * np.eye(rows.shape[1])
+        phi = np.linalg.solve(matrix, rows.T @ e / count + RHO * mu * phi)
+        assert_equal(stepped(model, optimizer, x=x, y=y), 0.3 * phi)
+
+
+@BOTH
+@pytest.mark.parametrize("where", ["x", "y", "weight"])
+def test_nan_leaves_no_trace(cls: Any, where: str) -> None:
+    """A skipped step, or one that raised, changes neither parameters nor what the next step is."""
+    x, y = samples(), labels("gaussian")
+    runs = []
+    for how in ("none", "skip", "raise"):
+        model = network()
+        optimizer = cls(model, damping=1e-2, on_nonfinite="skip" if how == "skip" else "raise")
+        optimizer.step(x=x, y=y)
+        if how != "none":
+            before, state = flat(model), copy.deepcopy(optimizer.state_dict())
+            bad = {"x": x.clone(), "y": y.clone()}
+            weight = model[2].weight.detach().clone()
+            if where == "weight":
+                with torch.no_grad():
+                    model[2].weight[0, 0] = float("nan")
+            else:
+                bad[where][2, 1] = float("nan")
+            if how == "skip":
+                assert optimizer.step(**bad) is None
+                assert optimizer.skipped == 1
+            else:
+                with pytest.raises(ff.errors.NonFiniteError, match="finite"):
+                    optimizer.step(**bad)
+            with torch.no_grad():
+                model[2].weight.copy_(weight)
+            assert np.array_equal(flat(model), before)
+            after = optimizer.state_dict()
+            assert after["ngd"]["damping_factor"] == state["ngd"]["damping_factor"]
+            for key, kept in state["state"].items():
+                assert torch.equal(after["state"][key]["phi"], kept["phi"])
+        optimizer.step(x=x * 0.5, y=y)
+        runs.append(flat(model))
+    assert np.array_equal(runs[0], runs[1])
+    assert np.array_equal(runs[0], runs[2])
 
 
 def test_non_finite_numbers_raise_or_skip() -> None:

@@ -48,21 +48,18 @@ class Fault:
 class Mean:
     """Exponential running mean of arrays, corrected for its start at zero."""
 
-    sums: list[Host] = field(default_factory=list)
+    arrays: list[Host] = field(default_factory=list)
     weight: float = 0.0
 
     def add(self, arrays: list[Host], decay: float) -> None:
-        """Take new arrays in."""
-        if not self.sums:
-            self.sums = [np.zeros_like(x) for x in arrays]
-        for total, x in zip(self.sums, arrays, strict=True):
-            total *= total.dtype.type(decay)
-            total += total.dtype.type(1 - decay) * x
+        """Take new arrays in; the first ones are kept as they are, and changed later."""
         self.weight = decay * self.weight + (1 - decay)
-
-    def values(self) -> list[Host]:
-        """Means so far."""
-        return [x / x.dtype.type(self.weight) for x in self.sums]
+        if not self.arrays:
+            self.arrays = arrays
+            return
+        # With the weights corrected it is the mean itself that moves, in one pass over memory.
+        for mean, x in zip(self.arrays, arrays, strict=True):
+            tensor_of(mean).lerp_(tensor_of(x), (1 - decay) / self.weight)
 
 
 @dataclass(eq=False)
@@ -150,7 +147,7 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
     added: list[float] = []
     factors: dict[Site, list[tuple[Host, Host, tuple[float, float]]]] = {}
     means = {
-        site: list(zip(one.a.values(), one.g.values(), strict=True)) for site, one in states.items()
+        site: list(zip(one.a.arrays, one.g.arrays, strict=True)) for site, one in states.items()
     }
     every = [pair for pairs in means.values() for pair in pairs]
     dampings = iter(split_dampings(every, damping, split))
@@ -194,20 +191,42 @@ def _inverse_diagonal(a: Host, damping: float) -> tuple[Host, str]:
     return damped, f"not positive definite with damping {damping:.3g}: a row is never used"
 
 
-def times_inverses(state: State, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """``(G + rho)^-1 V (A + rho)^-1`` of each group."""
+def times_inverses(
+    site: Site, state: State, slopes: dict[torch.Tensor, torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """``(G + rho)^-1 V (A + rho)^-1`` of each group, as pairs (parameter, its part)."""
+    if site.bias is not None and site.groups == 1:
+        return _beside_bias(site, *state.inverses[0], slopes)
     result = []
-    for v, (a, g) in zip(matrices, state.inverses, strict=True):
+    for v, (a, g) in zip(site.gradients(slopes), state.inverses, strict=True):
         solved = g @ v.to(g.dtype)
         solved = solved @ a if a.ndim == 2 else solved * a
         result.append(solved.to(v.dtype))
-    return result
+    return site.parts(result)
+
+
+def _beside_bias(
+    site: Site, a: torch.Tensor, g: torch.Tensor, slopes: dict[torch.Tensor, torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias as they lie: put together in one matrix they would be copied twice."""
+    bias = site.of_bias(slopes)
+    assert bias is not None
+    assert site.bias is not None
+    weight = slopes[site.weight]
+    v, b = weight.reshape(len(weight), -1).to(g.dtype), bias.to(g.dtype)
+    left, left_b = g @ v, g @ b
+    solved = torch.outer(left_b, a[-1, :-1]).addmm_(left, a[:-1, :-1])
+    solved_b = left @ a[:-1, -1] + left_b * a[-1, -1]
+    return [
+        (site.weight, solved.reshape(weight.shape).to(weight.dtype)),
+        (site.bias, solved_b.to(bias.dtype)),
+    ]
 
 
 def quadratic(state: State, matrices: list[torch.Tensor]) -> float:
     """``vec(V)^T (G (x) A) vec(V)``, summed over groups."""
     total = 0.0
-    for v, a, g in zip(matrices, state.a.values(), state.g.values(), strict=True):
+    for v, a, g in zip(matrices, state.a.arrays, state.g.arrays, strict=True):
         wide = v.double()
         left, right = tensor_of(g).double(), tensor_of(a).double()
         bent = wide @ right if a.ndim == 2 else wide * right
@@ -247,12 +266,12 @@ def tensor(x: Host) -> torch.Tensor:
 
 def saved_mean(mean: Mean) -> dict[str, Any]:
     """Give a mean as tensors."""
-    return {"sums": [tensor(x) for x in mean.sums], "weight": mean.weight}
+    return {"arrays": [tensor(x) for x in mean.arrays], "weight": mean.weight}
 
 
 def restored_mean(given: dict[str, Any], device: torch.device) -> Mean:
     """Mean of what `saved_mean` made, on a device."""
-    return Mean([in_words(_copied(x, device)) for x in given["sums"]], float(given["weight"]))
+    return Mean([in_words(_copied(x, device)) for x in given["arrays"]], float(given["weight"]))
 
 
 def _copied(x: torch.Tensor, device: torch.device) -> torch.Tensor:

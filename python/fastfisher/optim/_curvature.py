@@ -110,7 +110,7 @@ class Curvature:
         factors = {
             site: (
                 [_as(one.a, site) for one in own],
-                [_as(one.g * one.g.dtype.type(scale), site) for one in own],
+                [_as(_scaled(one.g, scale), site) for one in own],
             )
             for site, own in blocks.items()
         }
@@ -121,7 +121,9 @@ class Curvature:
             for x in arrays
         ]
         # Of all factors at once: a device is waited for once.
-        flags = np.stack([np.isfinite(x).all() for _, _, x in named]).tolist()
+        # They are sums of squares: their diagonals show what is not finite.
+        diagonals = [x if x.ndim == 1 else np.diagonal(x) for _, _, x in named]
+        flags = np.stack([np.isfinite(x).all() for x in diagonals]).tolist()
         for (site, which, _), fine in zip(named, flags, strict=True):
             if not fine:
                 raise NonFiniteError(
@@ -161,6 +163,13 @@ class Curvature:
             blocks = combined(self._folded[0], blocks, self.sharing)
             samples += self._folded[1]
         return blocks, layers, samples
+
+
+def _scaled(x: Host, scale: float) -> Host:
+    """`x`, multiplied in place: it is of this estimate alone."""
+    with np.errstate(over="ignore"):
+        x *= x.dtype.type(scale)
+    return x
 
 
 def _as(x: Host, site: Site) -> Host:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from fastfisher.errors import NonFiniteError
 from fastfisher.optim._blocks import Mean, quadratic
 from fastfisher.optim._options import check_group
+from fastfisher.optim._sums import dots, finite
 from fastfisher.optim._tensors import in_words, tensor_of
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             for group in self.param_groups:
                 for p in group["params"]:
                     if p in found:
-                        self._move(p, found[p] * clip, group)
+                        self._move(p, found[p], clip, group)
         if before is not None and closure is not None:
             self._judge(closure, _value(loss), *before)
         self._advance()
@@ -81,7 +82,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                 return
             clip = self._clip(found, self._slopes(decay=False))
             for p, d in found.items():
-                p.grad.copy_(d * clip)
+                p.grad.copy_(d if clip == 1 else d * clip)
         self._advance()
 
     def zero_grad(self: KFAC, set_to_none: bool = True) -> None:
@@ -134,7 +135,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                 if p.grad.is_sparse:
                     raise TypeError(f"{name}: expected a dense gradient, got a sparse one")
                 dense[name] = p.grad
-        for name, fine in zip(dense, _finite(dense.values()), strict=True):
+        for name, fine in zip(dense, finite(dense.values()), strict=True):
             if not fine:
                 grad = dense[name]
                 where = tuple(torch.nonzero(~torch.isfinite(grad))[0].tolist())
@@ -158,8 +159,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         result: Directions = {}
         slopes = self._slopes(decay)
         for site in self.curvature.sites:
-            v = site.gradients(slopes)
-            if v is None:
+            if site.weight not in slopes:
                 continue
             state = self.curvature.states.get(site)
             if state is None:
@@ -168,12 +168,15 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                     "the module was not called, or not by the model that this optimiser was made "
                     f"for; expected a forward pass, or exclude=[{site.name!r}]"
                 )
-            solved = self._solved(site, state, v) if self._ready(state) else v
-            result.update({p: d for p, d in site.parts(solved) if p in slopes})
+            if self._ready(state):
+                parts = self._solved(site, state, slopes)
+            else:
+                parts = [(p, slopes[p]) for p in (site.weight, site.bias) if p in slopes]
+            result.update({p: d for p, d in parts if p in slopes})
         for p, slope in slopes.items():
             if p not in result:
                 result[p] = self._other(p, slope)
-        for p, fine in zip(result, _finite(result.values()), strict=True):
+        for p, fine in zip(result, finite(result.values()), strict=True):
             if not fine:
                 raise NonFiniteError(
                     "update: expected finite numbers, got NaN or infinity for a parameter of "
@@ -187,12 +190,12 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         if self.others == "gradient":
             return slope
         second = self.curvature.seconds.setdefault(p, Mean())
-        if self._due() or not second.sums:
+        if self._due() or not second.arrays:
             # In the terms of the factors: N times the square of the mean gradient.
             square = p.grad.detach().double().square()
             square *= self.curvature.samples if self.curvature.mean else 1
             second.add([in_words(square)], self.curvature.decay)
-        curved = tensor_of(second.values()[0]) + self.damping
+        curved = tensor_of(second.arrays[0]) + self.damping
         return (slope.double() / curved).to(p.dtype)
 
     def _clip(self: KFAC, found: Directions, slopes: Directions) -> float:
@@ -200,24 +203,24 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             return 1.0
         rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
         own = [p for p in rates if p in found]
-        # One number a parameter, read back from a device at once.
-        products = [(found[p].double() * slopes[p].double()).sum() for p in own]
         total = 0.0
-        for p, slope in zip(own, torch.stack(products).tolist() if products else [], strict=True):
+        for p, slope in zip(own, dots([(found[p], slopes[p]) for p in own]), strict=True):
             total += rates[p] ** 2 * slope
         return min(1.0, math.sqrt(self.kl_clip / total)) if total > 0 else 1.0
 
-    def _move(self: KFAC, p: torch.Tensor, d: torch.Tensor, group: dict[str, Any]) -> None:
+    def _move(
+        self: KFAC, p: torch.Tensor, d: torch.Tensor, clip: float, group: dict[str, Any]
+    ) -> None:
         if group["momentum"]:
             state = self.state[p]
             if "momentum" in state:
-                state["momentum"].mul_(group["momentum"]).add_(d)
+                state["momentum"].mul_(group["momentum"]).add_(d, alpha=clip)
             else:
-                state["momentum"] = d.to(p.dtype).clone()
-            d = state["momentum"]
+                state["momentum"] = (d * clip).to(p.dtype)
+            d, clip = state["momentum"], 1.0
         if group["decoupled"] and group["weight_decay"]:
             p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.sub_(d.to(p.dtype), alpha=group["lr"])
+        p.sub_(d.to(p.dtype), alpha=group["lr"] * clip)
 
     def _judge(
         self: KFAC,
@@ -272,13 +275,6 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     def _advance(self: KFAC) -> None:
         self.steps += 1
         self.curvature.drop(self._due())
-
-
-def _finite(tensors: Iterable[torch.Tensor]) -> list[bool]:
-    """Whether each is finite; a device is waited for once."""
-    flags = [torch.isfinite(x).all() for x in tensors]
-    found: list[bool] = torch.stack(flags).tolist() if flags else []
-    return found
 
 
 def _value(loss: Any) -> float:

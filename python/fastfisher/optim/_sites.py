@@ -40,14 +40,16 @@ class Site:
         """Groups of a convolution."""
         return int(getattr(self.modules[0], "groups", 1))
 
-    def gradients(self, given: dict[torch.Tensor, torch.Tensor]) -> list[torch.Tensor] | None:
-        """Matrices (o, i), one a group, with the bias as last input; None without a gradient."""
-        if self.weight not in given:
+    def gradients(self, given: dict[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+        """Matrices (o, i), one a group, with the bias as last input."""
+        return self.matrices(given[self.weight], self.of_bias(given))
+
+    def of_bias(self, given: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
+        """Gradient of the bias, zero where it has none; None without a bias."""
+        if self.bias is None:
             return None
-        bias = None
-        if self.bias is not None:
-            bias = given.get(self.bias, torch.zeros_like(self.bias))
-        return self.matrices(given[self.weight], bias)
+        found = given.get(self.bias)
+        return torch.zeros_like(self.bias) if found is None else found
 
     def matrices(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
         """Matrices (o, i) of something like the parameters."""

@@ -75,17 +75,19 @@ class EKFAC(KFAC):
                 state.moments.add(_squares(own, state, scale), self.curvature.decay)
 
     def _ready(self, state: State) -> bool:
-        return bool(state.bases and state.moments.sums)
+        return bool(state.bases and state.moments.arrays)
 
-    def _solved(self, site: Site, state: State, v: list[torch.Tensor]) -> list[torch.Tensor]:
-        result = []
-        for one, (q_a, q_g), s in zip(v, state.bases, state.moments.values(), strict=True):
+    def _solved(
+        self, site: Site, state: State, slopes: dict[torch.Tensor, torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        result, v = [], site.gradients(slopes)
+        for one, (q_a, q_g), s in zip(v, state.bases, state.moments.arrays, strict=True):
             inside = q_g.T @ one.to(q_g.dtype)
             inside = inside if q_a is None else inside @ q_a
             inside = (inside.double() / (tensor_of(s) + self.damping)).to(q_g.dtype)
             inside = q_g @ inside
             result.append((inside if q_a is None else inside @ q_a.T).to(one.dtype))
-        return result
+        return site.parts(result)
 
 
 def _squares(layers: list[Any], state: State, scale: float) -> list[Host]:
@@ -108,7 +110,7 @@ def _new_bases(states: dict[Site, State], step: int) -> list[Fault]:
     """Eigenvectors of all factors in one call; the moments move to the new basis."""
     matrices: list[Host] = []
     for state in states.values():
-        for a, g in zip(state.a.values(), state.g.values(), strict=True):
+        for a, g in zip(state.a.arrays, state.g.arrays, strict=True):
             matrices += [a, g] if a.ndim == 2 else [g]
     results: Any = psd.eigh(matrices) if matrices else []
     found = iter(results)
@@ -116,7 +118,7 @@ def _new_bases(states: dict[Site, State], step: int) -> list[Fault]:
     for site, state in states.items():
         bases: list[tuple[torch.Tensor | None, torch.Tensor]] = []
         wrong = []
-        for a in state.a.values():
+        for a in state.a.arrays:
             left: torch.Tensor | None = None
             if a.ndim == 2:
                 one = next(found)
@@ -129,10 +131,10 @@ def _new_bases(states: dict[Site, State], step: int) -> list[Fault]:
             fallback = "last inverse" if state.bases else "gradient"
             faults += [Fault(step, site.name, which, why, fallback) for which, why in wrong]
             continue
-        if state.moments.sums:
-            state.moments.sums = [
+        if state.moments.arrays:
+            state.moments.arrays = [
                 _moved(s, old, new)
-                for s, old, new in zip(state.moments.sums, state.bases, bases, strict=True)
+                for s, old, new in zip(state.moments.arrays, state.bases, bases, strict=True)
             ]
         state.bases = bases
     return faults

@@ -314,9 +314,11 @@ class KFAC(Preconditioned):
     def _ready(self, state: State) -> bool:
         return bool(state.inverses)
 
-    def _solved(self, site: Site, state: State, v: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Precondition the matrices of a site."""
-        return times_inverses(state, v)
+    def _solved(
+        self, site: Site, state: State, slopes: dict[torch.Tensor, torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Precondition the gradients of a site: pairs (parameter, direction)."""
+        return times_inverses(site, state, slopes)
 
     def _reported(self, faults: list[Fault]) -> None:
         self.faults += faults
