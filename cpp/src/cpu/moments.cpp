@@ -18,7 +18,7 @@
 namespace fastfisher::cpu {
 namespace {
 
-constexpr std::int64_t kDepth = 128;  // rows of a that are packed, and added up, at once
+constexpr std::int64_t kDepth = 512;  // rows of a that are packed, and added up, at once
 constexpr std::int64_t kChunk = 96;   // rows of out of a task, multiples of every panel's width
 constexpr std::int64_t kGroup = 4;    // panels that a task packs
 constexpr std::int64_t kLine = 64;
