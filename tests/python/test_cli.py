@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,22 @@ def test_bench_mistakes(benches, capsys):
     assert "no bench named 'nothing'; there are: gram" in capsys.readouterr().err
     assert cli.main(["bench"]) == 1
     assert "bench gram: a row lacks seconds" in capsys.readouterr().err
+
+
+def test_every_bench_of_the_checkout_runs_by_name_or_as_a_program():
+    folder = Path(__file__).parents[2] / "bench" / "python"
+    for path in folder.glob("bench_*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert ("\ndef run(" in text) or ("__main__" in text and "\ndef main(" in text), path.name
+
+
+def test_bench_leaves_programs_alone(benches, capsys, tmp_path):
+    benches("gram", ROW)
+    (tmp_path / "stand_in_benches" / "bench_program.py").write_text(
+        "import no_such_module\n\ndef main(): ...\n"
+    )
+    assert cli.main(["bench", "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["gram"]
 
 
 def test_bench_says_when_there_are_none(monkeypatch, capsys):

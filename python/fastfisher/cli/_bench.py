@@ -3,7 +3,8 @@
 
 A bench is a module with ``run(quick: bool) -> Iterator[dict]``; each row has the keys of `KEYS`. It
 may have those of `MORE` too: other ratios, shown where a row has them. It checks its result before
-it times it; a row whose error exceeds its tolerance fails the command.
+it times it; a row whose error exceeds its tolerance fails the command. Modules without `run` are
+programs of their own: those on a GPU, those that train.
 """
 
 from __future__ import annotations
@@ -112,7 +113,14 @@ def _names() -> list[str]:
         return []
     package = importlib.import_module(PACKAGE)
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name.removeprefix(PREFIX) for name in found if name.startswith(PREFIX))
+    benches = (name for name in found if name.startswith(PREFIX) and _runs(name))
+    return sorted(name.removeprefix(PREFIX) for name in benches)
+
+
+def _runs(name: str) -> bool:
+    """Whether a module has `run`; read, since importing it may need torch or a GPU."""
+    spec: Any = importlib.util.find_spec(f"{PACKAGE}.{name}")
+    return "\ndef run(" in (spec.loader.get_source(spec.name) or "")
 
 
 def _rows(name: str, quick: bool) -> Iterator[dict[str, Any]]:
