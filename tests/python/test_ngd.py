@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,45 @@ def test_conjugate_gradients(structure: Any) -> None:
         assert np.allclose(F @ iterated.vector + 0.05 * iterated.vector, gradient, atol=1e-9)
     else:
         assert np.allclose(direct.vector, iterated.vector, atol=1e-8)
+
+
+def test_kfac_for_residuals_forms_no_other_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A and G of the Fisher matrix are made for gradients and conjugate gradients only."""
+    J, e = jacobian(), residual()
+    made = []
+    module = importlib.import_module("fastfisher.structures.kfac")
+    forms = module.blocks_of
+
+    def counted(*given: Any) -> Any:
+        made.append(given)
+        return forms(*given)
+
+    expected = ff.ngd.update(ff.fisher(J, structure="kfac"), e, damping=0.1)
+    monkeypatch.setattr(module, "blocks_of", counted)
+    step = ff.ngd.update(J, e, structure="kfac", damping=0.1)
+    assert np.array_equal(step.vector, expected.vector)
+    theta = ff.ngd.function_space_matrix(J, structure="kfac", damping=0.1)
+    assert_equal(theta.reshape(12, 12) @ e.reshape(-1), step.function_change.reshape(-1))
+    assert not made
+    ff.ngd.update(J, gradient=J.T @ e.reshape(-1), structure="kfac", damping=0.1)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_kfac_of_factors_whose_squares_leave_the_range(size: float) -> None:
+    """Refused where squares overflow; where they vanish the damping is all that is left."""
+    J = jacobian()
+    first = ff.Dense(J.layers[0].a * size, J.layers[0].g, bias=True)
+    extreme = ff.Jacobian.from_factors([first, *J.layers[1:]])
+    if size > 1:
+        with pytest.raises(ff.errors.NonFiniteError, match="finite numbers"):
+            ff.ngd.update(extreme, residual(), structure="kfac", damping=0.1)
+        return
+    step = ff.ngd.update(extreme, residual(), structure="kfac", damping=0.1)
+    expected = ff.fisher(extreme, structure="kfac").solve(
+        extreme.T @ residual().reshape(-1) / 6, damping=0.1, split="plain"
+    )
+    assert_equal(step.vector, expected)
 
 
 @pytest.mark.parametrize("structure", PUSHED, ids=str)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from fastfisher._device_array import as_array
 from fastfisher._lookup import Lookup
-from fastfisher.errors import NotPositiveDefiniteError
+from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.ngd._damping import Damping
 from fastfisher.structures._base import damped_inverses, damped_quotient
 from fastfisher.structures._kronecker import EXACT, along
@@ -93,7 +94,14 @@ def factor_dampings(
     n, r, s = weight.layer.samples, weight.layer.n_outputs, weight.positions
     counts = n * s, n * r * s
     sizes = weight.in_features, weight.out_features
-    trace_a, trace_b = _traces(weight, scale)
+    with np.errstate(over="ignore"):
+        trace_a, trace_b = _traces(weight, scale)
+    for which, trace in (("activation", trace_a), ("gradient", trace_b)):
+        if not math.isfinite(trace):
+            raise NonFiniteError(
+                f"layer {weight.name!r}: expected finite numbers, got NaN or infinity in its "
+                f"{which} factor"
+            )
     rho_a, rho_b = damping.pair(name, (trace_a, trace_b * share), counts, sizes)
     return (
         rho_a,

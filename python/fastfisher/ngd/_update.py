@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from fastfisher.ngd._direction import (
     solve_by_cg,
     solve_by_nystrom,
 )
+from fastfisher.structures import make
 
 Host = np.ndarray[Any, Any]
 
@@ -231,7 +232,15 @@ def _fisher_of(model: Any, structure: Any) -> Fisher:
             "model: expected a fastfisher.Jacobian or fastfisher.Fisher, got "
             f"{type(model).__name__}"
         )
-    F = model if isinstance(model, Fisher) else fisher(model, structure=structure)
+    if isinstance(model, Fisher):
+        F = model
+    elif isinstance(structure, str) and structure == "kfac":
+        # Updates for residuals make the matrices they invert themselves, some in sample space.
+        F = fisher(model)
+        assert F.rows is not None
+        F = replace(F, structure=make("kfac", F.rows, F.scale, deferred=True))
+    else:
+        F = fisher(model, structure=structure)
     if F.jacobian is None:
         raise ValueError(
             "model: a sampled or empirical Fisher matrix has no Jacobian of the outputs; make it "

@@ -127,7 +127,8 @@ def _merged(first: list[Block] | None, second: list[Block], like: Kfac) -> list[
         return second
     left = Kfac(first, like.size, like.dtype, like.weight_sharing)
     places = [replace(b, place=a.place) for a, b in zip(first, second, strict=True)]
-    return left.with_samples_of(Kfac(places, like.size, like.dtype, like.weight_sharing)).blocks
+    right = Kfac(places, like.size, like.dtype, like.weight_sharing)
+    return list(left.with_samples_of(right).blocks)
 
 
 def combined(

@@ -45,10 +45,19 @@ _BY_ROWS = ("full", "layer", "tridiagonal")
 
 
 def make(
-    structure: Any, jacobian: Jacobian, scale: float, *, weight_sharing: str = "expand"
+    structure: Any,
+    jacobian: Jacobian,
+    scale: float,
+    *,
+    weight_sharing: str = "expand",
+    deferred: bool = False,
 ) -> Structure:
-    """Structure by its name, or ``("block", b)``."""
-    name, options = structure, {}
+    """Structure by its name, or ``("block", b)``.
+
+    With `deferred` the factors of "kfac" are made when they are first asked for.
+    """
+    name = structure
+    options: dict[str, Any] = {}
     if isinstance(structure, tuple) and len(structure) == 2 and structure[0] == "block":
         name, options = "unit", {"block": structure[1]}
     if not isinstance(name, str) or name not in STRUCTURES:
@@ -57,6 +66,8 @@ def make(
         )
     if name in _KRONECKER:
         options["weight_sharing"] = weight_sharing
+    if name == "kfac":
+        options["deferred"] = deferred
     if jacobian.sample_map is not None and name not in _BY_ROWS:
         raise ValueError(
             f"structure: outputs normalised over the batch couple samples; expected one of "

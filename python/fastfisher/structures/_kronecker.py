@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 
@@ -55,6 +57,27 @@ class Block:
     def times_a(self, v: Host, a: Host | None = None) -> Host:
         """``V A`` for v (o, i, k)."""
         return along(self.a if a is None else a, v, 1)
+
+
+class Deferred(Sequence[Block]):
+    """Blocks that are made when the first one is asked for."""
+
+    def __init__(self, make: Callable[[], list[Block]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> list[Block]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Block]: ...
+    def __getitem__(self, index: int | slice) -> Block | list[Block]:
+        return self._made[index]
 
 
 def split_dampings(

@@ -48,7 +48,7 @@ class Ekfac(Kfac):
         """Diagonal (P,)."""
         result = np.zeros(self.size, like=self.like)
         for block, values, (_, q_a, _, q_g) in zip(
-            self.blocks, self.corrected, self._eigh(), strict=True
+            self.blocks, self.corrected, self.eigh(), strict=True
         ):
             inner = values if q_a is None else values @ np.square(q_a, dtype=np.float64).T
             result[block.columns] = np.square(q_g, dtype=np.float64) @ inner
@@ -62,9 +62,9 @@ class Ekfac(Kfac):
 def ekfac(jacobian: Jacobian, scale: float, weight_sharing: str = "expand") -> Ekfac:
     """Blocks of ``scale J^T J``."""
     basis = kfac(jacobian, scale, weight_sharing)
-    result = Ekfac(basis.blocks, basis.size, basis.dtype, weight_sharing, basis._eigh())
+    result = Ekfac(basis.blocks, basis.size, basis.dtype, weight_sharing, basis.eigh())
     for weight, block in zip(weights(jacobian), basis.blocks, strict=True):
-        _, q_a, _, q_g = result._eigh()[len(result.corrected)]
+        _, q_a, _, q_g = result.eigh()[len(result.corrected)]
         moments = _moments(weight, block, q_a, q_g)
         # The squares of what rounding leaves of vectors that vanish in a direction.
         lost = (sum(block.place.shape) * float(np.finfo(basis.dtype).eps)) ** 2
