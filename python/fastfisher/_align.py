@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,4 +95,5 @@ class _Parts:
 
     def held(self) -> Held:
         """Layers taken so far."""
-        return tuple(self.layers), Parameters(self.parameters.shapes, np.concatenate(self.order))
+        parameters = replace(self.parameters, order=np.concatenate(self.order))
+        return tuple(self.layers), parameters

@@ -67,7 +67,8 @@ def fisher(
         `y`, which is another matrix.
     structure : str or ("block", b)
         ``full``: all of F, never formed. ``layer``: diagonal blocks, one a module, weight and bias
-        together; parameters that the model itself owns, not a submodule, are blocks of their own.
+        together: all parameters that it owns itself, the model's own too. For a function those
+        whose names agree up to the last dot; a name without a dot is a block of its own.
         ``tridiagonal``: also those of neighbours; indefinite. ``kfac``, ``ekfac``:
         Kronecker factors of each layer. ``unit``: blocks of the incoming weights of each unit.
         ``("block", b)``: of b of these each. ``diagonal``.

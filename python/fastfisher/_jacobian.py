@@ -141,7 +141,9 @@ class Jacobian:
     def split(self) -> dict[str, Jacobian]:
         """Jacobian of each layer's parameters alone, by name of the layer.
 
-        Of a captured model, of each module that owns parameters, by name of the module.
+        Of a captured model, of each module that owns parameters, by name of the module: ``""`` is
+        the model itself. Of a captured function, by what names have before their last dot, else
+        by the name.
         """
         parts: dict[str, list[Layer]] = {}
         owned: list[dict[str, Any]] = [{name: slice(None)} for name in self.names]

@@ -151,7 +151,8 @@ def ntk(
         As in `jacobian`.
     layers : "sum" | "each"
         One kernel of all parameters, or a dict with the kernel of each layer by its name: for torch
-        models the module that owns the parameters.
+        models the module that owns the parameters, as in ``named_modules``, so that the model
+        itself is ``""``; for a function what names have before their last dot, else the name.
     method, precision, threads
         As in `fastfisher.gram`.
     memory_limit : int or str, optional

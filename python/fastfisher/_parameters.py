@@ -27,10 +27,13 @@ class Parameters:
     order : int64 array or None
         For the columns of all layers one after the other, their positions in that vector, each at
         most once; None if they are 0, 1, 2, .... Parameters without a column are zero blocks.
+    of_module : bool
+        Whether the model is a module, which owns all parameters without a dot in their names.
     """
 
     shapes: dict[str, tuple[int, ...]]
     order: np.ndarray[Any, Any] | None
+    of_module: bool = False
 
     @property
     def size(self) -> int:
@@ -43,6 +46,10 @@ class Parameters:
         order = np.arange(ends[-1]) if self.order is None else self.order
         return [order[start:stop] for start, stop in itertools.pairwise(ends)]
 
+    def owner(self, name: str) -> str:
+        """Name the module that owns a parameter."""
+        return module_of(name, of_module=self.of_module)
+
     def owners(self, widths: Sequence[int]) -> list[dict[str, Any]]:
         """For each layer, the modules that own its parameters, each with their columns in it."""
         names = list(self.shapes)
@@ -52,7 +59,7 @@ class Parameters:
             which = np.searchsorted(ends, columns, side="right")
             found: dict[str, list[int]] = {}
             for k in np.unique(which).tolist():
-                found.setdefault(module_of(names[k]), []).append(k)
+                found.setdefault(self.owner(names[k]), []).append(k)
             if len(found) == 1:
                 result.append(dict.fromkeys(found, slice(None)))
             else:
@@ -79,9 +86,13 @@ def flatten(parameters: Mapping[str, Array], shapes: Shapes) -> Array:
     return namespace(parts[0]).concatenate(parts, 0)
 
 
-def module_of(name: str) -> str:
-    """Name the module that owns a parameter; one of the model itself stands for itself."""
-    return name.rpartition(".")[0] or name
+def module_of(name: str, *, of_module: bool) -> str:
+    """Name the module that owns a parameter.
+
+    The model itself is ``""``, as for torch; without one a name without a dot stands for itself.
+    """
+    found = name.rpartition(".")[0]
+    return found if found or of_module else name
 
 
 def unflatten(vector: Array, shapes: Shapes) -> dict[str, Array]:

@@ -34,6 +34,8 @@ def assemble(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,
     empty: torch.Tensor,
+    *,
+    of_module: bool,
 ) -> Assembled:
     """Layers of the sum of `terms`, each with the names of the parameters in it.
 
@@ -45,6 +47,8 @@ def assemble(
         Of all factors.
     empty : Tensor, shape (n, c, 0)
         The Jacobian of no parameters.
+    of_module : bool
+        Whether the model is a module, not a function.
     """
     # Terms of parameters without entries belong to nobody.
     groups = _linked([(term, own) for term, own in _split_shared_bias(terms) if own])
@@ -66,7 +70,8 @@ def assemble(
     if not layers:
         layers = [Full(Columns((0,)), empty).layer(None)]
     total = sum(int(np.prod(s, dtype=np.int64)) for s in shapes.values())
-    return Assembled(tuple(layers), Parameters(dict(shapes), _order(order, total)), treated)
+    parameters = Parameters(dict(shapes), _order(order, total), of_module)
+    return Assembled(tuple(layers), parameters, treated)
 
 
 def _split_shared_bias(
@@ -187,7 +192,7 @@ def _order(pieces: Sequence[range | np.ndarray[Any, Any]], total: int) -> Any:
 
 
 def _label(names: tuple[str, ...], parts: int, layers: Sequence[Layer]) -> str:
-    modules = {module_of(name) for name in names}
+    modules = {module_of(name, of_module=False) for name in names}
     label = modules.pop() if len(modules) == 1 and len(names) > 1 else ", ".join(names)
     taken = {layer.label for layer in layers}
     if parts == 1 and label not in taken:

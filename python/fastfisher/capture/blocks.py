@@ -19,7 +19,6 @@ from fastfisher._gram_checks import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import free_memory, memory_bytes
-from fastfisher._parameters import module_of
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Blocks, plan_blocks
@@ -175,7 +174,8 @@ class _Run:
         """Names of the kernels."""
         if not self.each:
             return [""]
-        return list(dict.fromkeys(module_of(name) for name in self.capture.model.parameters))
+        model = self.capture.model
+        return list(dict.fromkeys(model.owner(name) for name in model.parameters))
 
     def _view(self, name: str, part: Jacobian, row: slice, column: slice) -> Any:
         if name not in self.arrays:

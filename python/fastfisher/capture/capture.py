@@ -16,7 +16,7 @@ import torch
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import layer_bytes
 from fastfisher.capture import graph as ag
-from fastfisher.capture.assemble import assemble
+from fastfisher.capture.assemble import Assembled, assemble
 from fastfisher.capture.columns import VIEWS, Columns, base_name
 from fastfisher.capture.cost import Cost
 from fastfisher.capture.graph import Graph
@@ -266,18 +266,21 @@ class Capture:
         total = sum(p.numel() for p in self.model.parameters.values())
         term = Full(Columns((total,)), y.new_zeros((samples_of(x), y.shape[1], total)))
         names = tuple(self.model.parameters)
-        done = assemble([(term, names)] if names else [], self._shapes(), y.dtype, term.j)
+        done = self._assemble([(term, names)] if names else [], y.dtype, term.j)
         return Jacobian(done.layers, y.detach(), parameters=done.parameters)
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(p.shape) for name, p in self.model.parameters.items()}
+    def _assemble(
+        self, terms: Sequence[Named], dtype: torch.dtype, empty: torch.Tensor
+    ) -> Assembled:
+        shapes = {name: tuple(p.shape) for name, p in self.model.parameters.items()}
+        return assemble(terms, shapes, dtype, empty, of_module=self.model.module is not None)
 
     def _assembled(self, plan: Plan, graph: Graph, terms: Sequence[Named]) -> Jacobian:
         dtype = graph.y.dtype
         for p in self.model.parameters.values():
             dtype = torch.promote_types(dtype, p.dtype)
         n, c = graph.y.shape
-        done = assemble(terms, self._shapes(), dtype, graph.y.detach().new_zeros((n, c, 0)))
+        done = self._assemble(terms, dtype, graph.y.detach().new_zeros((n, c, 0)))
         plan.treated |= done.treated
         for name, why in plan.explicit.items():
             plan.treated[name] = f"per-sample gradients ({why})"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastfisher._parameters import module_of
 from fastfisher.errors import CaptureError, NonFiniteError
 
 Inputs = Any
@@ -64,6 +65,10 @@ class Model:
     def like(self) -> torch.Tensor | None:
         """A parameter, None if there is none."""
         return next(iter(self.parameters.values()), None)
+
+    def owner(self, name: str) -> str:
+        """Name the module that owns a parameter, for a function the parameter itself."""
+        return module_of(name, of_module=self.module is not None)
 
     def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
         """Modules by name, none for a function."""

@@ -281,4 +281,4 @@ def _check_finite(values: torch.Tensor) -> None:
 def _explicit(parameters: Named, j: Mapping[str, torch.Tensor]) -> Jacobian:
     layers = tuple(Explicit(j[name].contiguous(), label=name) for name in parameters)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    return Jacobian(layers, None, None, Parameters(shapes, None))
+    return Jacobian(layers, None, None, Parameters(shapes, None, of_module=True))
