@@ -166,20 +166,23 @@ def test_an_update_of_a_bare_layer() -> None:
 def test_blocks_of_samples_that_differ_in_their_factors() -> None:
     """Jacobians that were made to fit keep the modules of the model."""
 
-    class Either(nn.Module):
+    class Routed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
-            self.bias = nn.Parameter(torch.randn(2, dtype=torch.float64))
+            self.other = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
 
         def forward(self, x: Any) -> Any:
-            if len(x) > 3:
-                return nn.functional.linear(x, self.weight, self.bias)
-            return nn.functional.linear(x, self.weight) + self.bias
+            y = x.new_zeros(len(x), 2)
+            for weight, own in ((self.weight, x[:, 0] > 0), (self.other, x[:, 0] <= 0)):
+                if own.any():
+                    y = y.index_put((own,), x[own] @ weight.T)
+            return y
 
     torch.manual_seed(0)
-    model, x = Either(), torch.randn(5, 3, dtype=torch.float64)
-    first, second = ff.jacobian(model, x), ff.jacobian(model, x[:2])
+    model, x = Routed(), torch.randn(6, 3, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1.0, -1, 1, -1, 2, 3])
+    first, second = ff.jacobian(model, x), ff.jacobian(model, x[[0, 2, 4]])
     assert len(first.layers) != len(second.layers)
     for part in first.aligned(second):
         assert part.parameters is not None
