@@ -10,8 +10,8 @@ import numpy as np
 
 from fastfisher._jacobian import Jacobian
 from fastfisher._lookup import Lookup
+from fastfisher.structures._parts import parts_of
 from fastfisher.structures._weights import Weight, weights
-from fastfisher.structures.coupled import parts_of
 from fastfisher.theory import tridiagonal_coefficients
 
 Host = np.ndarray[Any, Any]

@@ -18,8 +18,9 @@ from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._push import coupled_parts, push_weight
 from fastfisher.ngd._push_layers import diagonal_inverse, factor_dampings, unit_inverses, whitened
 from fastfisher.structures import Structure
+from fastfisher.structures._parts import parts_of
 from fastfisher.structures._weights import Weight, weights
-from fastfisher.structures.coupled import Coupled, parts_of
+from fastfisher.structures.coupled import Coupled
 from fastfisher.structures.diagonal import Diagonal
 from fastfisher.structures.kfac import Kfac
 from fastfisher.structures.unit import Unit

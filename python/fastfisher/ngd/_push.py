@@ -18,8 +18,10 @@ from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._push_layers import push_diagonal, push_kfac, push_unit
 from fastfisher.structures import Structure
 from fastfisher.structures._base import damped_inverses
+from fastfisher.structures._coupled_solve import solve_dense, solve_system
+from fastfisher.structures._parts import Part
 from fastfisher.structures._weights import Weight, weights
-from fastfisher.structures.coupled import Coupled, Part
+from fastfisher.structures.coupled import Coupled
 from fastfisher.structures.diagonal import Diagonal
 from fastfisher.structures.ekfac import Ekfac
 from fastfisher.structures.kfac import Kfac
@@ -100,11 +102,11 @@ def _tridiagonal(
         z = _limit(structure.duals(), e)
         damping.spaces = {"sample"}
     elif in_samples:
-        z = structure.system(rho, np.tile(e, (depth, 1)))
+        z = solve_system(structure, rho, np.tile(e, (depth, 1)))
     else:
         z = np.tile(e, (depth, 1, 1))
         gradient = structure.pull((z * structure.scale).astype(structure.dtype))
-        vector = structure.parameter_solve(gradient, rho)
+        vector = solve_dense(structure, gradient, rho)
         yield from ((part, None, vector[part.columns]) for part in structure.parts)
         return
     yield from (
