@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from fastfisher._arrays import Array, library, namespace, result_dtype
+from fastfisher._batches import check_alike, check_iterable
 from fastfisher._device_array import as_array
 from fastfisher._fisher_matrix import Fisher
 from fastfisher._fisher_rows import Recipe, rows_of
@@ -26,7 +27,8 @@ def is_batches(x: Any) -> TypeGuard[Iterable[Any]]:
 
 def pairs(x: Iterable[Any], y: Array | None, *, labelled: bool) -> Iterator[tuple[Any, Any]]:
     """Yield samples and labels of each batch; labels are a part of `y` if that is given."""
-    start = 0
+    check_iterable(x, "x")
+    start, before = 0, None
     for batch in x:
         first, label = batch, None
         if isinstance(batch, (tuple, list)):
@@ -34,6 +36,8 @@ def pairs(x: Iterable[Any], y: Array | None, *, labelled: bool) -> Iterator[tupl
                 raise ValueError("x: expected batches, got an empty tuple")
             first = batch[0]
             label = batch[1] if labelled and len(batch) > 1 else None
+        check_alike([first if before is None else before, first], "x", joined=False)
+        before = first
         n = int(_samples(first))
         if y is not None:
             label = y[start : start + n]
@@ -56,6 +60,7 @@ def gathered(x: Iterable[Any], y: Array | None, *, labelled: bool) -> tuple[Any,
     if isinstance(firsts[0], Mapping):
         joined: Any = {key: _joined([batch[key] for batch in firsts]) for key in firsts[0]}
     else:
+        check_alike(firsts, "x", joined=True)
         joined = _joined(firsts)
     return joined, _joined([label for _, label in found]) if labelled else None
 

@@ -102,11 +102,23 @@ def test_few_samples(n: int) -> None:
 
 
 def test_zero_jacobian() -> None:
+    """Outputs that no parameter moves: no structure is isotropic, and none is the cheapest."""
     J = ff.Jacobian.from_factors([ff.Dense(np.zeros((4, 3)), np.zeros((4, 1, 5)), bias=True)])
     found = ff.diagnostics.isotropy(J, structures=EVERY)
     for row in found.rows:
         assert (row.alpha == 0 and row.predicted in (0, None)) or row.note
-    assert found.cheapest is None or found[found.cheapest].defect == 0
+        assert row.defect == np.inf
+        assert row.condition_number == np.inf
+    assert any(row.alpha == 0 for row in found.rows)
+    assert found.cheapest is None
+    assert ff.diagnostics.isotropy(J, structures=EVERY, threshold=1e300).cheapest is None
+    assert str(found).endswith("cheapest with a defect up to 0.1: None")
+
+
+def test_structures_are_a_sequence() -> None:
+    """Letters of a name are no structures."""
+    with pytest.raises(TypeError, match="structures: expected a sequence of names, got 'full'"):
+        ff.diagnostics.isotropy(network((4, 5, 1)), samples(3, 4), structures="full")
 
 
 def test_mistakes() -> None:

@@ -24,6 +24,7 @@ from fastfisher.capture.harvest import Harvest, Named
 from fastfisher.capture.model import (
     Inputs,
     Model,
+    in_dtype,
     recorded,
     recording,
     samples_of,
@@ -152,6 +153,8 @@ class Capture:
         except Exception as error:
             like = self.model.like
             dtypes = {t.dtype for t in tensors_of(x) if t.is_floating_point()}
+            if not dtypes and like is not None and self._runs(in_dtype(x, like.dtype)):
+                dtypes = {t.dtype for t in tensors_of(x)}  # integers for a model that wants floats
             if like is not None and dtypes and like.dtype not in dtypes:
                 raise TypeError(
                     f"x: expected dtype {like.dtype} as the parameters, got dtype "
@@ -160,6 +163,14 @@ class Capture:
             shapes = [tuple(t.shape) for t in tensors_of(x)]
             error.add_note(f"fastfisher: the model raised this on x of shape {shapes}")
             raise
+
+    def _runs(self, x: Inputs) -> bool:
+        try:
+            with torch.no_grad():
+                self.model(x)
+        except Exception:
+            return False
+        return True
 
     def _sure(self, x: Inputs, which: Sequence[int] | None = None) -> Run:
         """Run, and again if the model drew random numbers: outputs must not depend on them."""

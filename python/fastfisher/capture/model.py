@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastfisher._batches import check_alike, check_iterable
 from fastfisher._parameters import module_of
 from fastfisher.errors import CaptureError, NonFiniteError
 
@@ -201,7 +202,7 @@ def gather(x: Any, name: str) -> Inputs:
     TypeError
         Something that is neither, named `name`.
     ValueError
-        No batch at all.
+        No batch at all, batches that differ in shape or dtype, or a tuple of tensors.
     """
     if isinstance(x, torch.Tensor | Mapping):
         return x
@@ -210,6 +211,7 @@ def gather(x: Any, name: str) -> Inputs:
             f"{name}: expected a torch tensor, a mapping of them or an iterable of batches, got "
             f"{type(x).__name__}"
         )
+    check_iterable(x, name)
     batches = []
     for batch in x:
         first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
@@ -222,6 +224,7 @@ def gather(x: Any, name: str) -> Inputs:
         raise ValueError(f"{name}: expected at least one batch, got none")
     if isinstance(batches[0], Mapping):
         return {key: _joined(key, batches, name) for key in batches[0]}
+    check_alike(batches, name, joined=True)
     return torch.cat(batches)
 
 
@@ -250,6 +253,16 @@ def take(x: Inputs, index: slice | torch.Tensor) -> Inputs:
             for name, value in x.items()
         }
     return x[index]
+
+
+def in_dtype(x: Inputs, dtype: torch.dtype) -> Inputs:
+    """Convert all tensors of the samples to `dtype`."""
+    if isinstance(x, Mapping):
+        return {
+            name: value.to(dtype) if isinstance(value, torch.Tensor) else value
+            for name, value in x.items()
+        }
+    return x.to(dtype)
 
 
 def recorded(x: Inputs) -> tuple[Inputs, list[torch.Tensor]]:

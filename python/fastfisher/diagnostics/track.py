@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastfisher._arrays import Array
+from fastfisher._arrays import Array, dtype_name
 from fastfisher.diagnostics.lr_bound import LrBound, lr_bound
 
 __all__ = ["Tracker", "track"]
@@ -29,13 +29,28 @@ class Tracker:
     _vector: Array | None = None
 
     def __call__(self, model: Any = None, x: Any = None) -> LrBound:
-        """Bound for the model as it is now; another `model` or batch `x` may be given."""
-        bound = lr_bound(
-            self.model if model is None else model,
-            self.x if x is None else x,
-            v0=self._vector,
-            **self.options,
-        )
+        """Bound for the model as it is now; another batch `x` or `model` may be given.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `lr_bound`; a model with another number or dtype of parameters.
+        """
+        try:
+            bound = lr_bound(
+                self.model if model is None else model,
+                self.x if x is None else x,
+                v0=self._vector,
+                **self.options,
+            )
+        except (TypeError, ValueError) as error:
+            if self._vector is None or not str(error).startswith("v0:"):
+                raise
+            raise type(error)(
+                f"model: expected the parameters of the one before, {self._vector.shape[0]} of "
+                f"dtype {dtype_name(self._vector)}, whose eigenvector the search starts from; "
+                f"another model needs a tracker of its own ({error})"
+            ) from error
         self._vector = bound.vector
         self.history.append(
             LrBound(

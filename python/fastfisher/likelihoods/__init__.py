@@ -9,19 +9,12 @@ numpy's generator in any case. Outputs are read back for likelihoods of your own
 
 from __future__ import annotations
 
-from fastfisher.likelihoods._base import Likelihood, symmetric_root
-from fastfisher.likelihoods._chosen import likelihood_at, likelihood_of
+from fastfisher.likelihoods._base import Likelihood
+from fastfisher.likelihoods._base import symmetric_root as symmetric_root
+from fastfisher.likelihoods._chosen import likelihood_at as likelihood_at
+from fastfisher.likelihoods._chosen import likelihood_of
 from fastfisher.likelihoods.bernoulli import Bernoulli
-from fastfisher.likelihoods.categorical import Categorical, softmax
+from fastfisher.likelihoods.categorical import Categorical
 from fastfisher.likelihoods.gaussian import Gaussian
 
-__all__ = [
-    "Bernoulli",
-    "Categorical",
-    "Gaussian",
-    "Likelihood",
-    "likelihood_at",
-    "likelihood_of",
-    "softmax",
-    "symmetric_root",
-]
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "likelihood_of"]
