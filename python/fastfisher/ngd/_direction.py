@@ -132,7 +132,7 @@ def direction_with_damped_outputs(F: Fisher, e: Host, rule: Damping) -> Host:
     inner = (inverse @ e.reshape(n, c, e.shape[1])).reshape(n * c, e.shape[1])
     rows, scale = rooted(j, root), mean_weight(F)
     sharing = F.structure.weight_sharing if isinstance(F.structure, Kfac) else "expand"
-    structure = make(structure_of(F), rows, scale, weight_sharing=sharing)
+    structure = make(structure_of(F), rows, scale, weight_sharing=sharing, deferred=True)
     if j.sample_map is not None or not can_push(structure):
         raise ValueError(
             "damp: 'outputs' needs an update in sample space, which structure "
