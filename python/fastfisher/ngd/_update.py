@@ -232,21 +232,26 @@ def _fisher_of(model: Any, structure: Any) -> Fisher:
             "model: expected a fastfisher.Jacobian or fastfisher.Fisher, got "
             f"{type(model).__name__}"
         )
-    if isinstance(model, Fisher):
-        F = model
-    elif isinstance(structure, str) and structure == "kfac":
-        # Updates for residuals make the matrices they invert themselves, some in sample space.
-        F = fisher(model)
-        assert F.rows is not None
-        F = replace(F, structure=make("kfac", F.rows, F.scale, deferred=True))
-    else:
-        F = fisher(model, structure=structure)
+    F = model if isinstance(model, Fisher) else matrix_for_updates(model, structure)
     if F.jacobian is None:
         raise ValueError(
             "model: a sampled or empirical Fisher matrix has no Jacobian of the outputs; make it "
             "from a Jacobian: fastfisher.fisher(jacobian, ...)"
         )
     return F
+
+
+def matrix_for_updates(jacobian: Jacobian, structure: Any, **options: Any) -> Fisher:
+    """Fisher matrix whose factors of K-FAC are made when something asks for them.
+
+    Updates for residuals make the matrices they invert themselves, some in sample space. The arrays
+    of the Jacobian must stay as they are.
+    """
+    if not (isinstance(structure, str) and structure == "kfac"):
+        return fisher(jacobian, structure=structure, **options)
+    F = fisher(jacobian, **options)
+    assert F.rows is not None
+    return replace(F, structure=make("kfac", F.rows, F.scale, deferred=True))
 
 
 def _space(rule: Damping) -> str:

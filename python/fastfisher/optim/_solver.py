@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastfisher._fisher import fisher
 from fastfisher.ngd import update
 from fastfisher.ngd._dual import dual_of
+from fastfisher.ngd._update import matrix_for_updates
 from fastfisher.optim._problem import Problem
 from fastfisher.optim._rows import Rows
 from fastfisher.optim._tensors import in_words, tensor_of
@@ -57,10 +57,11 @@ class Solver:
         self, e: torch.Tensor, absolute: float, relative: float | None, factor: float
     ) -> tuple[torch.Tensor, float]:
         if self._matrix is None:
-            self._matrix = fisher(
-                self.rows.jacobian, likelihood=self.problem.likelihood,
-                structure=self.of.structure,
-            )  # fmt: skip
+            jacobian = self.rows.jacobian
+            assert jacobian is not None
+            self._matrix = matrix_for_updates(
+                jacobian, self.of.structure, likelihood=self.problem.likelihood
+            )
         found = update(
             self._matrix, e,
             damping=absolute if relative is None else None,
