@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from fastfisher._arrays import Array, result_dtype
 from fastfisher._fisher_batches import STREAMED, gathered, is_batches, streamed
 from fastfisher._fisher_matrix import Fisher
 from fastfisher._fisher_rows import OutputAxes, Recipe, rows_of
+from fastfisher._integers import integer
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import Params, Samples
 from fastfisher.likelihoods import Likelihood, likelihood_of
@@ -121,10 +121,8 @@ def fisher(
         raise ValueError(f"kind: expected 'exact', 'mc' or 'empirical', got {kind!r}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if kind == "mc" and not (whole and value >= least):
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if kind == "mc":
+        samples, seed = integer("samples", samples, least=1), integer("seed", seed, least=0)
 
     if select is not None and not callable(select):
         raise TypeError(f"select: expected a callable, got {type(select).__name__}")

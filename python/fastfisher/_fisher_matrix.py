@@ -22,6 +22,7 @@ from fastfisher._arrays import (
 )
 from fastfisher._device_array import as_array, contiguous
 from fastfisher._fisher_eigsh import by_products, full_eigsh
+from fastfisher._integers import integer
 from fastfisher._jacobian import Jacobian
 from fastfisher._parameters import flatten, unflatten
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
@@ -151,9 +152,7 @@ class Fisher:
 
         With ``reduction="sum"`` and the prior's precision as damping, the Laplace approximation.
         """
-        for name, value in (("n", n), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-                raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
+        n, seed = integer("n", n, least=0), integer("seed", seed, least=0)
         z = np.random.default_rng(seed).standard_normal((self.shape[0], n)).astype(self.dtype)
         _check_damping(damping)
         self._refuse_singular(damping)

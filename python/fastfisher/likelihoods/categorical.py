@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from fastfisher._device_array import as_array
+from fastfisher._integers import integer
 from fastfisher.likelihoods._base import Likelihood, check_labels, ratio
 
 Host = np.ndarray[Any, Any]
@@ -38,11 +38,7 @@ class Categorical(Likelihood):
     """
 
     def __init__(self, classes: int | None = None) -> None:
-        if classes is not None and (
-            isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1
-        ):
-            raise ValueError(f"classes: expected an integer of at least 1, got {classes!r}")
-        self.classes = None if classes is None else int(classes)
+        self.classes = None if classes is None else integer("classes", classes, least=1)
 
     def hessian(self, f: Host) -> Host:
         """``diag(p) - p p^T`` of each group."""

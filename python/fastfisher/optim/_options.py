@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastfisher._integers import integer
+
 DEVICES = {"cpu", "cuda"}
 Groups = Iterable[torch.Tensor] | Iterable[Mapping[str, Any]] | None
 
@@ -28,9 +30,7 @@ def number(
 
 def count(name: str, value: Any) -> int:
     """Integer of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-    return value
+    return integer(name, value, least=1)
 
 
 def member(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 
 from fastfisher.diagnostics import Tracker
 from fastfisher.diagnostics.lr_bound import ZeroCurvatureError
+from fastfisher.optim._options import count
 
 __all__ = ["CriticalLR"]
 
@@ -62,8 +63,6 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
     ) -> None:
         if not (_is_number(fraction) and 0 < fraction < 1):
             raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}")
-        if isinstance(every, bool) or not _is_integer(every) or every < 1:
-            raise ValueError(f"every: expected an integer of at least 1, got {every!r}")
         if not (_is_number(max_lr) and max_lr > 0):
             raise ValueError(f"max_lr: expected a number > 0, got {max_lr!r}")
         if not _is_called(tracker):
@@ -71,7 +70,7 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
                 "tracker: expected one of fastfisher.diagnostics.track, got "
                 f"{type(tracker).__name__}"
             )
-        self.tracker, self.fraction, self.every = tracker, float(fraction), int(every)
+        self.tracker, self.fraction, self.every = tracker, float(fraction), count("every", every)
         self.max_lr = float(max_lr)
         super().__init__(optimizer, last_epoch)
 
@@ -104,10 +103,6 @@ class CriticalLR(torch.optim.lr_scheduler.LRScheduler):  # type: ignore[misc]
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral)
 
 
 def _is_called(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fastfisher._integers import integer
 from fastfisher.plot._axes import (
     MARKERS,
     axes_or_new,
@@ -77,8 +78,7 @@ def plot_curves(
         if curve.size != places.size:
             raise ValueError(f"{name}: expected {places.size} values, got {curve.size}")
     expect_known("predicted", lines, points)
-    if marks < 1:
-        raise ValueError(f"marks: expected an integer of at least 1, got {marks}")
+    integer("marks", marks, least=1)
     ax = axes_or_new(ax)
     colours = palette()
     # Third the colour of the text: black on a light page, white on a dark one.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fastfisher._integers import integer
 from fastfisher.plot._axes import MARKERS, axes_or_new, finite_array, frame, palette
 
 if TYPE_CHECKING:
@@ -70,8 +71,7 @@ def plot_learning_curves(
         raise ValueError("curves: expected at least one, got none")
     if target is not None and not (math.isfinite(target) and target > 0):
         raise ValueError(f"target: expected a finite number above 0, got {target!r}")
-    if marks < 1:
-        raise ValueError(f"marks: expected an integer of at least 1, got {marks}")
+    integer("marks", marks, least=1)
     if xscale not in ("linear", "log"):
         raise ValueError(f"xscale: expected linear or log, got {xscale!r}")
     found = {name: _pair(name, *pair) for name, pair in curves.items()}

@@ -130,11 +130,15 @@ def _by_eigenvalues(k: Host, damping: float, what: str) -> Host:
     w = w.clip(0)
     top = w.max(initial=0.0)
     if damping <= 0 and (w <= len(w) * _EPS * top).any():
-        raise NotPositiveDefiniteError(
-            f"{what}: singular (smallest eigenvalue {w.min(initial=0.0):.3e}, largest {top:.3e}); "
-            "expected damping > 0"
-        )
+        raise _singular(what, w)
     return as_array((q / (w + damping)) @ q.T)
+
+
+def _singular(what: str, w: Host) -> NotPositiveDefiniteError:
+    return NotPositiveDefiniteError(
+        f"{what}: singular (smallest eigenvalue {float(w.min(initial=0.0)):.3e}, largest "
+        f"{float(w.max(initial=0.0)):.3e}); expected damping > 0"
+    )
 
 
 def damped_quotient(k: Host, damping: float, v: Host, axis: int, what: str) -> Host:
@@ -150,10 +154,7 @@ def damped_quotient(k: Host, damping: float, v: Host, axis: int, what: str) -> H
         w = np.where(w > len(w) * _EPS * w.max(initial=0.0), w, 0.0)
     values = w + damping
     if (values <= 0).any():
-        raise NotPositiveDefiniteError(
-            f"{what}: singular (smallest eigenvalue {float(w.min(initial=0.0)):.3e}, largest "
-            f"{float(w.max(initial=0.0)):.3e}); expected damping > 0"
-        )
+        raise _singular(what, w)
     shape = [-1 if axis == n else 1 for n in range(v.ndim)]
     if q is None:
         return as_array(v / values.reshape(shape))
