@@ -23,9 +23,9 @@ from matplotlib.figure import Figure as Canvas
 
 from fastfisher.report import SECTIONS, Settings, write
 from fastfisher.report._section import Context, Figure, Table, Text
-from fastfisher.report._torch import Watch, seeded
+from fastfisher.report._torch import Watch, best_of, seeded
 from fastfisher.report.data import load
-from fastfisher.report.sections import optim_digits, optim_poisson
+from fastfisher.report.sections import optim_poisson
 
 IDS = ["optim-digits", "optim-poisson"]
 SETTINGS = Settings(samples=20, grid="quick")
@@ -115,9 +115,9 @@ def test_best_setting_is_never_one_that_diverged():
     def run(*losses):
         return {"loss": np.array(losses), "steps": np.arange(len(losses))}
 
-    found = optim_digits._best({0.1: [run(2.0, 0.5)], 1.0: [run(2.0, np.nan)]})
+    found = best_of({0.1: [run(2.0, 0.5)], 1.0: [run(2.0, np.nan)]}, "loss")
     assert found["setting"] == 0.1
-    assert found["losses"][1.0] == np.inf
+    assert found["last"][1.0] == np.inf
 
 
 def test_watch_stops_while_it_looks_and_seeds_leave_the_generator(monkeypatch):

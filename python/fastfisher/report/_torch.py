@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from fastfisher._extras import MissingExtraError, require
 from fastfisher.report._section import Context, SectionResult, Text
 
-__all__ = ["Watch", "seeded", "torch", "with_torch"]
+__all__ = ["Watch", "best_of", "seeded", "torch", "with_torch"]
 
 
 def torch() -> Any:
@@ -92,3 +92,20 @@ class Watch:
         """Columns "steps", "seconds", and those that were looked at under their names."""
         table = np.array(self._rows)
         return dict(zip(("steps", "seconds", *names), table.T, strict=True))
+
+
+def best_of(
+    runs: Mapping[float, list[dict[str, np.ndarray[Any, Any]]]], key: str
+) -> dict[str, Any]:
+    """Pick the setting whose runs end lowest in column `key`, by the median; never diverged ones.
+
+    The result has that "setting", the "last" medians of all of them, and the stacked columns of its
+    runs.
+    """
+    last = {
+        setting: float(np.median([np.nan_to_num(one[key][-1], nan=np.inf) for one in points]))
+        for setting, points in runs.items()
+    }
+    setting = min(last, key=lambda one: last[one])
+    stacked = {name: np.array([one[name] for one in runs[setting]]) for name in runs[setting][0]}
+    return {"setting": setting, "last": last, **stacked}

@@ -29,7 +29,7 @@ def values(found: Found, reached: Mapping[str, Mapping[str, Mapping[str, Floats]
         network: {
             method: {
                 "setting": one["setting"],
-                "last_losses_of_settings": {f"{k:g}": v for k, v in one["losses"].items()},
+                "last_losses_of_settings": {f"{k:g}": v for k, v in one["last"].items()},
                 "steps": one["steps"][0].tolist(),
                 "seconds": one["seconds"].tolist(),
                 "loss": one["loss"].tolist(),

@@ -27,8 +27,8 @@ def values(found: Found, target: float) -> dict[str, Any]:
     for method, one in found.items():
         hits = [np.flatnonzero(error <= target) for error in one["error"]]
         result[method] = {
-            "rate": one["rate"] or None,
-            "last_errors_of_rates": {f"{k:g}": v for k, v in one["errors"].items() if k},
+            "rate": one["setting"] or None,
+            "last_errors_of_rates": {f"{k:g}": v for k, v in one["last"].items() if k},
             "steps": one["steps"][0].tolist(),
             "seconds": one["seconds"].tolist(),
             "error": one["error"].tolist(),

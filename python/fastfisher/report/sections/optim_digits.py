@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher.report._section import Context, SectionResult
-from fastfisher.report._torch import Watch, seeded, torch, with_torch
+from fastfisher.report._torch import Watch, best_of, seeded, torch, with_torch
 from fastfisher.report.data import DATA_SETS
 from fastfisher.report.sections import _optim_digits_page as page
 
@@ -108,7 +108,7 @@ def build(context: Context) -> SectionResult:
                         points.append(context.point(name, run))
                         tick(1 if method in SECOND_ORDER else 3)
                     runs[value] = points
-                found[network][method] = _best(runs)
+                found[network][method] = best_of(runs, "loss")
     reached = {network: _reached(one) for network, one in found.items()}
     values = page.values(found, reached)
     return SectionResult(
@@ -142,17 +142,6 @@ def _images(name: str, seed: int) -> tuple[Floats, NDArray[np.int64]]:
     chosen = np.random.default_rng((seed, 5)).permutation(len(labels))[:IMAGES]
     x = np.asarray(images, dtype=np.float64)
     return (x[chosen] - x.mean()) / x.std(), np.asarray(labels, dtype=np.int64)[chosen]
-
-
-def _best(runs: Mapping[float, list[dict[str, Floats]]]) -> dict[str, Any]:
-    """Pick the runs of the setting whose median last loss is least, never ones that diverged."""
-    losses = {
-        value: float(np.median([np.nan_to_num(one["loss"][-1], nan=np.inf) for one in points]))
-        for value, points in runs.items()
-    }
-    value = min(losses, key=lambda one: losses[one])
-    stacked = {key: np.array([one[key] for one in runs[value]]) for key in runs[value][0]}
-    return {"setting": value, "losses": losses, **stacked}
 
 
 def _reached(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Floats]]:

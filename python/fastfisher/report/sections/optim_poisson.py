@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfisher.report._section import Context, SectionResult, Tick
-from fastfisher.report._torch import Watch, seeded, torch, with_torch
+from fastfisher.report._torch import Watch, best_of, seeded, torch, with_torch
 from fastfisher.report.sections import _optim_poisson_page as page
 
 __all__ = ["build"]
@@ -80,7 +80,7 @@ def build(context: Context) -> SectionResult:
                     run = partial(_run, method, rate, steps, seed, partial(tick, weight))
                     points.append(context.point(name, run))
                 runs[rate] = points
-            found[method] = _best(runs)
+            found[method] = best_of(runs, "error")
     values = page.values(found, TARGET)
     return SectionResult(
         summary=page.summary(values, TARGET),
@@ -107,17 +107,6 @@ def build(context: Context) -> SectionResult:
         values=values,
         headline=page.headline(values),
     )
-
-
-def _best(runs: Mapping[float, list[dict[str, Floats]]]) -> dict[str, Any]:
-    """Pick the runs of the rate whose median last error is least."""
-    errors = {
-        rate: float(np.median([np.nan_to_num(one["error"][-1], nan=np.inf) for one in points]))
-        for rate, points in runs.items()
-    }
-    rate = min(errors, key=lambda one: errors[one])
-    stacked = {key: np.array([one[key] for one in runs[rate]]) for key in runs[rate][0]}
-    return {"rate": rate, "errors": errors, **stacked}
 
 
 # --- one run --------------------------------------------------------------------------------------
