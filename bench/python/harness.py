@@ -13,7 +13,6 @@ import numpy as np
 
 from fastfisher import _native
 
-
 # Seconds below which a timing is made of several calls.
 SHORTEST = 0.03
 

@@ -59,6 +59,40 @@ void register_psd(py::module_& module) {
                const py::gil_scoped_release without_gil;
                moments(context, items);
              });
+  module.def("sandwich_workspace",
+             [](std::int64_t rows, std::int64_t columns, int dtype, bool cuda, int threads) {
+               Context context;
+               context.threads = threads;
+               if (cuda) context.device.kind = DeviceKind::cuda;
+               return sandwich_workspace(context, rows, columns, static_cast<DType>(dtype));
+             });
+  // An item is (left, w, b, right, out, out_b).
+  module.def("sandwich", [](const py::list& items, const py::handle& workspace,
+                            std::intptr_t stream, int threads) {
+    std::vector<Borrowed> owners;
+    std::vector<SandwichItem> list;
+    for (std::size_t k = 0; k < items.size(); ++k) {
+      const auto item = py::cast<py::sequence>(items[k]);
+      const auto take = [&](std::size_t which, const char* name, Access access) {
+        owners.push_back(
+            borrow(item[which], name + ("[" + std::to_string(k) + "]"), access, stream));
+        return owners.back().ref();
+      };
+      SandwichItem& one = list.emplace_back();
+      one.left = take(0, "left", Access::read);
+      one.w = take(1, "w", Access::read);
+      one.b = take(2, "b", Access::read);
+      one.right = take(3, "right", Access::read);
+      one.out = take(4, "out", Access::write);
+      one.out_b = take(5, "out_b", Access::write);
+    }
+    if (list.empty()) return;
+    const Workspace scratch(workspace, list.front().out.device, stream);
+    Context context = context_for(owners[4], stream, threads);
+    context.workspace = scratch.bytes();
+    const py::gil_scoped_release without_gil;
+    sandwich(context, list);
+  });
   module.def("psd_workspace", [](const std::vector<std::int64_t>& sizes, int dtype, int task,
                                  bool cuda, int threads) {
     Context context;

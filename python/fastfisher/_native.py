@@ -160,6 +160,30 @@ def moments(
     _core.moments(arrays, outs, scales, scratch(size, outs[0]), stream, threads)
 
 
+class SandwichItem(NamedTuple):
+    """One matrix of `sandwich`; `b` and `out_b` have no entries where there is no bias."""
+
+    left: Array
+    w: Array
+    b: Array
+    right: Array
+    out: Array
+    out_b: Array
+
+
+def sandwich(items: list[SandwichItem], *, threads: int = 0) -> None:
+    """``[out out_b] = left [w b] right`` of each item, all arrays of one dtype."""
+    if not items:
+        return
+    out = items[0].out
+    stream = stream_of(out)
+    rows = max(item.out.shape[0] for item in items)
+    columns = max(item.right.shape[0] for item in items)
+    kind, cuda = DTYPES[dtype_name(out)], device_name(out) != "cpu"
+    size = _core.sandwich_workspace(rows, columns, kind, cuda, threads)
+    _core.sandwich(list(items), scratch(size, out), stream, threads)
+
+
 def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:
     """Write ``weights[e] x[e]`` (e, j, n) to `y`, with `keep` added to it."""
     _core.panel_combine(weights, x, keep, y, stream_of(y), threads)

@@ -172,6 +172,61 @@ void second_moments() {
   }
 }
 
+template <class T>
+void sandwiches() {
+  const std::int64_t count = draw(1, 3);
+  std::vector<Strided<T>> in;
+  std::vector<std::vector<T>> out;
+  std::vector<SandwichItem> items;
+  std::int64_t rows = 0, columns = 0;
+  for (std::int64_t k = 0; k < count; ++k) {
+    const std::int64_t o = draw(0, 110), i = draw(0, 110), bias = draw(0, 1), r = i + bias;
+    for (const auto& shape : {std::vector{o, o}, {o, i}, {bias * o}, {r, r}})
+      in.emplace_back(shape);
+    out.emplace_back(static_cast<std::size_t>(o * i));
+    out.emplace_back(static_cast<std::size_t>(bias * o));
+    const std::size_t at = in.size() - 4, to = out.size() - 2;
+    items.push_back({in[at].ref, in[at + 1].ref, in[at + 2].ref, in[at + 3].ref,
+                     array_ref(out[to].data(), o, i), array_ref(out[to + 1].data(), bias * o)});
+    rows = std::max(rows, o);
+    columns = std::max(columns, r);
+  }
+  Context ctx;
+  ctx.threads = static_cast<int>(draw(1, 3));
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(sandwich_workspace(ctx, rows, columns, dtype_of<T>)));
+  ctx.workspace = workspace;
+  sandwich(ctx, items);
+  const double eps = std::numeric_limits<T>::epsilon();
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const auto &left = in[4 * k], &w = in[4 * k + 1], &b = in[4 * k + 2], &right = in[4 * k + 3];
+    const std::int64_t o = w.ref.extent(0), i = w.ref.extent(1), r = right.ref.extent(0);
+    std::vector<double> inner(static_cast<std::size_t>(o * r)), sizes(inner.size());
+    for (std::int64_t p = 0; p < o; ++p) {
+      for (std::int64_t q = 0; q < r; ++q) {
+        for (std::int64_t l = 0; l < r; ++l) {
+          const double term = (l < i ? w.at({p, l}) : b.at({p})) * right.at({l, q});
+          inner[static_cast<std::size_t>(p * r + q)] += term;
+          sizes[static_cast<std::size_t>(p * r + q)] += std::abs(term);
+        }
+      }
+    }
+    for (std::int64_t p = 0; p < o; ++p) {
+      for (std::int64_t q = 0; q < r; ++q) {
+        double sum = 0, size = 0;
+        for (std::int64_t l = 0; l < o; ++l) {
+          sum += left.at({p, l}) * inner[static_cast<std::size_t>(l * r + q)];
+          size += std::abs(left.at({p, l})) * sizes[static_cast<std::size_t>(l * r + q)];
+        }
+        const T found = q < i ? out[2 * k][static_cast<std::size_t>(p * i + q)]
+                              : out[2 * k + 1][static_cast<std::size_t>(p)];
+        FF_CHECK(std::abs(static_cast<double>(found) - sum) <=
+                 static_cast<double>(o + r + 4) * eps * size);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -185,6 +240,8 @@ int main() {
     panels<double>();
     second_moments<float>();
     second_moments<double>();
+    sandwiches<float>();
+    sandwiches<double>();
   }
   return test::report();
 }

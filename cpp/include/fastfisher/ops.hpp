@@ -196,6 +196,27 @@ void moments(const Context& ctx, std::span<const MomentItem> items);
 /// Bytes of workspace that `moments` wants for results of up to `most` rows.
 std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
 
+/// One matrix of `sandwich`, with a bias or without one (`b` and `out_b` then have no entries).
+struct SandwichItem {
+  ArrayRef left;   ///< [o,o]
+  ArrayRef w;      ///< [o,i]
+  ArrayRef b;      ///< [o]
+  ArrayRef right;  ///< [i,i], with a bias [i + 1,i + 1]
+  ArrayRef out;    ///< [o,i]
+  ArrayRef out_b;  ///< [o]
+};
+
+/// [out out_b] = left [w b] right for every matrix of a list, what Kronecker factors do to a weight
+/// and its bias: 2 o r (o + r) flops for r columns. All of one dtype, float32 or float64, with any
+/// strides. Sums are in that dtype, in stretches. Results may not overlap anything that is read.
+/// Needs at least sandwich_workspace(...) bytes in ctx.workspace.
+void sandwich(const Context& ctx, std::span<const SandwichItem> items);
+
+/// Bytes of workspace that `sandwich` wants for matrices of up to so many rows and columns, the
+/// bias counted.
+std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int64_t columns,
+                                DType dtype);
+
 /// Factor, invert, solve or diagonalise every matrix of a list, each on its own: one report a
 /// matrix, in order, and a bad matrix changes no bit of the others. Large ones are worked on by all
 /// threads, small ones a thread each. Matrices are scaled inside by powers of two, so that entries

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <string>
+#include <utility>
 
 namespace fastfisher::checks {
 namespace {
@@ -73,6 +74,48 @@ void moments(const Context& ctx, std::span<const MomentItem> items) {
       fail(ErrorCode::shape, "moments", "scale" + at, "expected a finite number");
     if (share_memory(item.out, item.a))
       fail(ErrorCode::shape, "moments", "out" + at, "overlaps the memory of a");
+  }
+}
+
+void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const SandwichItem& item = items[k];
+    std::string at("[");
+    at.append(std::to_string(k)).append("]");
+    const DType dtype = items.front().left.dtype;
+    if (dtype != DType::f32 && dtype != DType::f64)
+      fail(ErrorCode::dtype, "sandwich", "left" + at, "expected dtype float32 or float64");
+    const auto expect = [&](const char* name, const ArrayRef& array, int rank, const char* shape) {
+      expect_rank("sandwich", name + at, array, rank, shape);
+      expect_like("sandwich", name + at, array, ctx, dtype);
+    };
+    expect("left", item.left, 2, "(o, o)");
+    expect("w", item.w, 2, "(o, i)");
+    expect("b", item.b, 1, "(o,) or (0,)");
+    expect("right", item.right, 2, "(i, i) or (i + 1, i + 1)");
+    expect("out", item.out, 2, "(o, i)");
+    expect("out_b", item.out_b, 1, "(o,) or (0,)");
+    const std::int64_t o = item.w.extent(0), i = item.w.extent(1);
+    const std::int64_t one = item.right.extent(0) == i ? 0 : 1;
+    const auto extent = [&](const char* name, const ArrayRef& array, int axis, std::int64_t size,
+                            const char* as) {
+      expect_extent("sandwich", name + at, array, axis, size, as);
+    };
+    for (int axis = 0; axis < 2; ++axis) {
+      extent("left", item.left, axis, o, "rows of w");
+      extent("right", item.right, axis, i + one, "columns of w, or one more");
+      extent("out", item.out, axis, item.w.extent(axis), "as in w");
+    }
+    extent("b", item.b, 0, one * o, "rows of w, or none without a bias");
+    extent("out_b", item.out_b, 0, one * o, "rows of w, or none without a bias");
+    for (const auto& [name, out] : {std::pair{"out", &item.out}, {"out_b", &item.out_b}}) {
+      if (overlaps(*out))
+        fail(ErrorCode::shape, "sandwich", name + at, "has entries that share memory");
+      for (const ArrayRef* in : {&item.left, &item.w, &item.b, &item.right}) {
+        if (share_memory(*out, *in))
+          fail(ErrorCode::shape, "sandwich", name + at, "overlaps the memory of an input");
+      }
+    }
   }
 }
 

@@ -57,5 +57,6 @@ void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors)
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options);
 void moments(const Context& ctx, std::span<const MomentItem> items);
+void sandwich(const Context& ctx, std::span<const SandwichItem> items);
 
 }  // namespace fastfisher::checks

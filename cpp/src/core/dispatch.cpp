@@ -72,6 +72,19 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
   return entry(backend, backend.moments_workspace, "moments_workspace")(ctx, most, dtype);
 }
 
+void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
+  checks::sandwich(ctx, items);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.sandwich, "sandwich")(ctx, items);
+}
+
+std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int64_t columns,
+                                DType dtype) {
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.sandwich_workspace, "sandwich_workspace")(ctx, rows, columns,
+                                                                          dtype);
+}
+
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y) {
   checks::panel_combine(ctx, weights, x, y);

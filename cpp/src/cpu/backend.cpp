@@ -33,6 +33,8 @@ const Backend& backend() {
     b.panel_dots = &cpu::panel_dots;
     b.panel_remove = &cpu::panel_remove;
     b.panel_remove_workspace = &cpu::panel_remove_workspace;
+    b.sandwich = &cpu::sandwich;
+    b.sandwich_workspace = &cpu::sandwich_workspace;
     b.small_eigh = &cpu::small_eigh;
     b.symm = &cpu::symm;
     b.symm_workspace = &cpu::symm_workspace;

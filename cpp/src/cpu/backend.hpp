@@ -30,6 +30,9 @@ void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const 
 void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
 std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
                                     std::int64_t j, std::int64_t n);
+void sandwich(const Context& ctx, std::span<const SandwichItem> items);
+std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int64_t columns,
+                                DType dtype);
 void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
                 const ArrayRef& vectors);
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,

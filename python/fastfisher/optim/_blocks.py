@@ -19,6 +19,7 @@ from fastfisher.optim._sites import Site
 from fastfisher.optim._tensors import Host, in_words, tensor_of
 from fastfisher.structures import make
 from fastfisher.structures._kronecker import Block, split_dampings
+from fastfisher.structures._sandwich import SandwichItem, sandwich
 from fastfisher.structures.kfac import Kfac
 
 
@@ -193,35 +194,31 @@ def _inverse_diagonal(a: Host, damping: float) -> tuple[Host, str]:
 
 
 def times_inverses(
-    site: Site, state: State, slopes: dict[torch.Tensor, torch.Tensor]
+    ready: list[tuple[Site, State]], slopes: dict[torch.Tensor, torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """``(G + rho)^-1 V (A + rho)^-1`` of each group, as pairs (parameter, its part)."""
-    if site.bias is not None and site.groups == 1:
-        return _beside_bias(site, *state.inverses[0], slopes)
+    """``(G + rho)^-1 V (A + rho)^-1`` of all sites, in one call: pairs (parameter, its part)."""
+    items: list[SandwichItem] = []
     result = []
-    for v, (a, g) in zip(site.gradients(slopes), state.inverses, strict=True):
-        solved = g @ v.to(g.dtype)
-        solved = solved @ a if a.ndim == 2 else solved * a
-        result.append(solved.to(v.dtype))
-    return site.parts(result)
-
-
-def _beside_bias(
-    site: Site, a: torch.Tensor, g: torch.Tensor, slopes: dict[torch.Tensor, torch.Tensor]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weight and bias as they lie: put together in one matrix they would be copied twice."""
-    bias = site.of_bias(slopes)
-    assert bias is not None
-    assert site.bias is not None
-    weight = slopes[site.weight]
-    v, b = weight.reshape(len(weight), -1).to(g.dtype), bias.to(g.dtype)
-    left, left_b = g @ v, g @ b
-    solved = torch.outer(left_b, a[-1, :-1]).addmm_(left, a[:-1, :-1])
-    solved_b = left @ a[:-1, -1] + left_b * a[-1, -1]
-    return [
-        (site.weight, solved.reshape(weight.shape).to(weight.dtype)),
-        (site.bias, solved_b.to(bias.dtype)),
-    ]
+    for site, state in ready:
+        weight, bias = slopes[site.weight], site.of_bias(slopes)
+        kind = state.inverses[0][1].dtype
+        if site.kind == "embedding":  # A is diagonal
+            ((a, g),) = state.inverses
+            result.append((site.weight, ((weight.to(kind) @ g) * a[:, None]).to(weight.dtype)))
+            continue
+        v = weight.reshape(len(weight), -1).to(kind)
+        b = v.new_empty(0) if bias is None else bias.to(kind)
+        out, out_b = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty_like(b)
+        groups = site.groups
+        rows = [[x] * groups if x.numel() == 0 else x.chunk(groups) for x in (v, b, out, out_b)]
+        for (a, g), *parts in zip(state.inverses, *rows, strict=True):
+            w, of_b, to, to_b = map(in_words, parts)
+            items.append(SandwichItem(in_words(g), w, of_b, in_words(a), to, to_b))
+        result.append((site.weight, out.view_as(weight)))
+        if site.bias is not None:
+            result.append((site.bias, out_b))
+    sandwich(items)
+    return [(p, d.to(slopes.get(p, p).dtype)) for p, d in result]
 
 
 def quadratic(state: State, matrices: list[torch.Tensor]) -> float:

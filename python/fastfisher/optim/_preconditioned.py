@@ -158,6 +158,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     def _directions(self: KFAC, decay: bool) -> Directions:
         result: Directions = {}
         slopes = self._slopes(decay)
+        ready, parts = [], []
         for site in self.curvature.sites:
             if site.weight not in slopes:
                 continue
@@ -169,10 +170,11 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
                     f"for; expected a forward pass, or exclude=[{site.name!r}]"
                 )
             if self._ready(state):
-                parts = self._solved(site, state, slopes)
+                ready.append((site, state))
             else:
-                parts = [(p, slopes[p]) for p in (site.weight, site.bias) if p in slopes]
-            result.update({p: d for p, d in parts if p in slopes})
+                parts += [(p, slopes[p]) for p in (site.weight, site.bias) if p in slopes]
+        parts += self._solved(ready, slopes)
+        result.update({p: d for p, d in parts if p in slopes})
         for p, slope in slopes.items():
             if p not in result:
                 result[p] = self._other(p, slope)

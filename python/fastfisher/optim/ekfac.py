@@ -78,6 +78,11 @@ class EKFAC(KFAC):
         return bool(state.bases and state.moments.arrays)
 
     def _solved(
+        self, ready: list[tuple[Site, State]], slopes: dict[torch.Tensor, torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [part for site, state in ready for part in self._of_site(site, state, slopes)]
+
+    def _of_site(
         self, site: Site, state: State, slopes: dict[torch.Tensor, torch.Tensor]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         result, v = [], site.gradients(slopes)

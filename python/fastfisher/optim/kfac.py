@@ -315,10 +315,10 @@ class KFAC(Preconditioned):
         return bool(state.inverses)
 
     def _solved(
-        self, site: Site, state: State, slopes: dict[torch.Tensor, torch.Tensor]
+        self, ready: list[tuple[Site, State]], slopes: dict[torch.Tensor, torch.Tensor]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Precondition the gradients of a site: pairs (parameter, direction)."""
-        return times_inverses(site, state, slopes)
+        """Precondition the gradients of sites: pairs (parameter, direction)."""
+        return times_inverses(ready, slopes)
 
     def _reported(self, faults: list[Fault]) -> None:
         self.faults += faults

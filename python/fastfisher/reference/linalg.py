@@ -39,6 +39,15 @@ def moments(a: Array, scale: float, *, one: bool = False) -> Array:
     return np.asarray(scale * (wide.T @ wide))
 
 
+def sandwich(left: Array, w: Array, b: Array | None, right: Array) -> tuple[Array, Array | None]:
+    """``left [w b] right`` as (out, out_b); without a bias the second one is None."""
+    joined = w.astype(np.float64)
+    if b is not None:
+        joined = np.concatenate([joined, b.astype(np.float64)[:, None]], 1)
+    found = left.astype(np.float64) @ joined @ right.astype(np.float64)
+    return (found, None) if b is None else (found[:, :-1], found[:, -1])
+
+
 def panel_combine(weights: Array, x: Array, keep: bool, y: Array) -> Array:
     """``keep * y + weights x`` for weights (e, j, i), x (e, i, n), y (e, j, n)."""
     combined = np.einsum("eji,ein->ejn", weights.astype(np.float64), x.astype(np.float64))

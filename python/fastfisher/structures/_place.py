@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher._native import SandwichItem
+
 Host = np.ndarray[Any, Any]
 
 
@@ -66,24 +68,18 @@ class Place:
         if self.bias:
             bias[...] = x[:, -1:]
 
-    def sandwich(self, left: Host, right: Host, v: Host, into: Host, memory: Host) -> bool:
-        """Write ``left V right`` for one vector `v` (P, 1), or do nothing and say so.
+    def sandwich(self, left: Host, right: Host, v: Host, into: Host) -> SandwichItem | None:
+        """Item that writes ``left V right`` for one vector `v` (P, 1); None where a copy is needed.
 
-        Products between the vectors as they lie; `memory` has room for V.
+        It takes the vectors as they lie.
         """
         flat = v.flags.c_contiguous and into.flags.c_contiguous and v.shape[1] == 1
-        if self.start is None or right.ndim == 1 or not flat:
-            return False
-        (o, i), own = self.shape, self.shape[1] - self.bias
+        alike = v.dtype == into.dtype == left.dtype == right.dtype
+        if self.start is None or right.ndim == 1 or not flat or not alike:
+            return None
         weight, bias = (part[:, :, 0] for part in self._parts(v))
         out, out_bias = (part[:, :, 0] for part in self._parts(into))
-        inner = memory[: o * i].reshape(o, i)
-        np.matmul(left, weight, out=inner[:, :own])
-        if self.bias:
-            inner[:, own:] = left @ bias
-            out_bias[...] = inner @ right[:, own:]
-        np.matmul(inner, right[:, :own], out=out)
-        return True
+        return SandwichItem(left, weight, bias.reshape(-1), right, out, out_bias.reshape(-1))
 
     def _parts(self, v: Host) -> tuple[Host, Host]:
         assert self.start is not None

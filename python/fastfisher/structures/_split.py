@@ -18,6 +18,7 @@ from fastfisher._device_array import as_array
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.structures._base import DIGITS, SAFE, refined
 from fastfisher.structures._kronecker import Block, along, split_dampings
+from fastfisher.structures._sandwich import SandwichItem, sandwich
 
 if TYPE_CHECKING:
     from fastfisher.structures.kfac import Kfac
@@ -50,8 +51,7 @@ def split_solve(structure: Kfac, v: Host, damping: float, split: str) -> Host:
     if covered < structure.size and damping == 0:
         structure.check_damping(0.0)
     x = np.empty_like(v) if covered == structure.size else v / v.dtype.type(damping)
-    most = max((math.prod(block.place.shape) for block in structure.blocks), default=0)
-    memory = np.empty(most, v.dtype, like=v)
+    items: list[SandwichItem] = []
     inverses = _both_inverses(structure, damping, split)
     for block, pair in zip(structure.blocks, inverses, strict=True):
         if isinstance(pair, Dampings):
@@ -62,8 +62,11 @@ def split_solve(structure: Kfac, v: Host, damping: float, split: str) -> Host:
         a, g, dampings = pair
         if dampings is not None:
             block.place.put(_refined(structure, block, a, g, dampings, block.place.take(v)), x)
-        elif not block.place.sandwich(g, a, v, x, memory):
+        elif (item := block.place.sandwich(g, a, v, x)) is not None:
+            items.append(item)
+        else:
             block.place.put(along(g, block.times_a(block.place.take(v), a), 0), x)
+    sandwich(items)
     return x
 
 
