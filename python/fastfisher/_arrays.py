@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfisher import _pool
 from fastfisher._device_array import DeviceArray, bare
 
 Array = Any
@@ -107,7 +108,7 @@ def empty(shape: tuple[int, ...], like: Array, dtype: str | None = None) -> Arra
     """Uninitialised array like `like` in library, device and dtype (for jax a numpy buffer)."""
     name = dtype or dtype_name(like)
     if isinstance(like, np.ndarray):
-        return np.empty(shape, name)
+        return _pool.empty(shape, name)
     owner = library(like)
     if owner == "jax":
         if device_name(like) != "cpu":
@@ -189,7 +190,7 @@ def to_dtype(x: Array, name: str) -> Array:
 def scratch(size: int, like: Array) -> Array:
     """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
     if isinstance(like, np.ndarray) or device_name(like) == "cpu":
-        return np.empty(size, np.uint8)
+        return _pool.empty((size,), np.uint8)
     owner = library(like)
     xp = _module(owner)
     if owner == "torch":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastfisher import psd
+from fastfisher._arrays import empty
 from fastfisher._device_array import contiguous
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
@@ -177,13 +178,17 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
             other = next(results)
             wrong += [("A", why)] if why else []
             wrong += [("G", other.reason)] if other.status != "ok" else []
-            inverses.append((tensor(left), tensor(other.value)))
+            inverses.append((tensor(left) if a.ndim == 1 else _shared(left), _shared(other.value)))
         if wrong:
             fallback = "last inverse" if state.inverses else "gradient"
             faults += [Fault(step, site.name, which, why, fallback) for which, why in wrong]
         else:
             state.inverses = inverses
     return faults
+
+
+def _shared(x: Host) -> torch.Tensor:
+    return tensor_of(contiguous(x))
 
 
 def _inverse_diagonal(a: Host, damping: float) -> tuple[Host, str]:
@@ -208,7 +213,7 @@ def times_inverses(
             continue
         v = weight.reshape(len(weight), -1).to(kind)
         b = v.new_empty(0) if bias is None else bias.to(kind)
-        out, out_b = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty_like(b)
+        out, out_b = tensor_of(empty(tuple(v.shape), in_words(v))), torch.empty_like(b)
         groups = site.groups
         rows = [[x] * groups if x.numel() == 0 else x.chunk(groups) for x in (v, b, out, out_b)]
         for (a, g), *parts in zip(state.inverses, *rows, strict=True):

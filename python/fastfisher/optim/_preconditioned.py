@@ -106,9 +106,10 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         gain = 1 / scale**2 if scale and empirical else 1.0
         try:
             self._check_gradients()
-            self._take(self.curvature.estimated(), gain)
-            self._refresh()
-            return self._directions(decay)
+            with self.pool:
+                self._take(self.curvature.estimated(), gain)
+                self._refresh()
+                return self._directions(decay)
         except NonFiniteError:
             if self.on_nonfinite == "raise":
                 self.curvature.drop(self._due())

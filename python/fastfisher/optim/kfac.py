@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from fastfisher._pool import Pool
 from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.optim._adapt import DampingRule
 from fastfisher.optim._blocks import (
@@ -233,6 +234,7 @@ class KFAC(Preconditioned):
             select=select, batch_axes=count("batch_axes", batch_axes), draws=count("draws", draws),
             seed=int(seed),
         )  # fmt: skip
+        self.pool = Pool()
         self.curvature = Curvature(
             collector, sites,
             decay=decay,

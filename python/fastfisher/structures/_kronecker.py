@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from fastfisher import _native
-from fastfisher._arrays import device_name
+from fastfisher._arrays import device_name, empty
 from fastfisher._device_array import as_array
 from fastfisher._lookup import Lookup
 from fastfisher.factors import Dense
@@ -155,7 +155,7 @@ class Moments:
     def of(self, x: Host, scale: float, *, one: bool = False) -> Host:
         """Array (i, i) that `run` fills for rows `x` (n, i); with `one` of those and a 1 behind."""
         size = x.shape[1] + one
-        out = np.empty((size, size), x.dtype, like=x)
+        out: Host = empty((size, size), x)
         self._calls.setdefault(x.dtype, []).append((x, out, scale))
         return out
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of the host that dead arrays leave to new ones, for work that is done again and again.
+
+What a system asks for fresh pages may be more than half of the time in which they are filled.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+Host = np.ndarray[Any, Any]
+
+_SMALLEST = 1 << 18
+"""Bytes from which memory is kept: below, the system's own allocator keeps it."""
+
+_active: ContextVar[Pool | None] = ContextVar("active", default=None)
+
+
+class Pool:
+    """Keeps the memory of large arrays that are made within ``with pool:`` for the next ones.
+
+    An array's memory comes back when nothing refers to it any more, wherever that is. What was
+    there at the start of one use and was not needed in it goes back to the system at its end.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Host]] = {}
+        self._old: dict[int, list[Host]] = {}
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> Pool:
+        """Make it the pool of `empty` in this thread."""
+        if not self._tokens:
+            self._old, self._free = self._free, {}
+        self._tokens.append(_active.set(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what was not needed."""
+        _active.reset(self._tokens.pop())
+        if not self._tokens:
+            self._old = {}
+
+    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
+        """Leave the memory out of copies and files."""
+        return Pool, ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that no array has now."""
+        kept = [x for found in (self._free, self._old) for x in found.values()]
+        return sum(raw.nbytes for x in kept for raw in x)
+
+    def take(self, size: int) -> Host:
+        """Bytes that nobody else has."""
+        for kept in (self._free, self._old):
+            if kept.get(size):
+                return kept[size].pop()
+        return np.empty(size, np.uint8)
+
+    def give(self, raw: Host) -> None:
+        """Take bytes back."""
+        self._free.setdefault(raw.nbytes, []).append(raw)
+
+
+class _Lent:
+    """Owner of an array's memory: it dies with the last view of it."""
+
+    def __init__(self, pool: Pool, raw: Host) -> None:
+        self._pool, self._raw = weakref.ref(pool), raw
+        self.__array_interface__ = raw.__array_interface__
+
+    def __del__(self) -> None:
+        pool = self._pool()
+        if pool is not None:
+            pool.give(self._raw)
+
+
+def empty(shape: tuple[int, ...], dtype: str | type) -> Host:
+    """Uninitialised array, of the memory of the pool in use if there is one."""
+    pool, kind = _active.get(), np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    if pool is None or size < _SMALLEST:
+        return np.empty(shape, kind)
+    return np.asarray(_Lent(pool, pool.take(size))).view(kind).reshape(shape)

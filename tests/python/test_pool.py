@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that dead arrays leave to new ones."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+
+from fastfisher._pool import Pool, empty
+
+SHAPE = (512, 512)
+BYTES = 4 * 512 * 512
+
+
+def address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def test_outside_of_a_pool_it_is_an_array_of_its_own():
+    x = empty(SHAPE, "float32")
+    assert x.flags.owndata
+    assert (x.shape, x.dtype) == (SHAPE, np.float32)
+
+
+def test_memory_comes_back_when_the_last_view_is_gone():
+    pool = Pool()
+    with pool:
+        x = empty(SHAPE, "float32")
+        x[...] = 1
+        first, view = address(x), x[3:5].T
+        del x
+        assert pool.size == 0
+        other = empty(SHAPE, "float32")
+        assert address(other) != first, "memory that a view still reads was given away"
+        assert (view == 1).all()
+        del view
+        assert pool.size == BYTES
+        again = empty((BYTES,), "uint8")
+        assert address(again) == first
+        assert pool.size == 0
+
+
+def test_what_one_use_does_not_need_goes_back_to_the_system():
+    pool = Pool()
+    with pool:
+        held = empty(SHAPE, "float32")
+        del held
+    assert pool.size == BYTES
+    with pool:
+        pass
+    assert pool.size == 0
+
+
+def test_small_arrays_and_other_threads_do_without():
+    found = []
+    with Pool() as pool:
+        del pool
+        found.append(empty((3,), "float64"))
+        thread = threading.Thread(target=lambda: found.append(empty(SHAPE, "float32")))
+        thread.start()
+        thread.join()
+    assert [x.flags.owndata for x in found] == [True, True]
+
+
+def test_an_array_outlives_its_pool():
+    with Pool():
+        x = empty(SHAPE, "float64")
+    x[...] = 2
+    assert (x == 2).all()
+
+
+def test_uses_within_each_other():
+    outer, inner = Pool(), Pool()
+    with outer:
+        with inner, inner:
+            x = empty(SHAPE, "float32")
+        del x
+        assert (inner.size, outer.size) == (BYTES, 0)
+        y = empty(SHAPE, "float32")
+        del y
+    assert outer.size == BYTES
+
+
+def test_copies_are_empty():
+    pool = Pool()
+    with pool:
+        empty(SHAPE, "float32")
+    for other in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
+        assert other.size == 0
+    assert pool.size == BYTES
