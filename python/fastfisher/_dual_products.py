@@ -28,7 +28,7 @@ from fastfisher.factors import Dense
 
 Host = np.ndarray[Any, Any]
 
-__all__ = ["Dual", "product_cost"]
+__all__ = ["Dual", "Likeness", "likeness_cost", "product_cost"]
 
 
 def product_cost(layers: Sequence[Layer]) -> float:
@@ -40,6 +40,15 @@ def product_cost(layers: Sequence[Layer]) -> float:
     return total
 
 
+def likeness_cost(layers: Sequence[Layer]) -> float:
+    """Multiply-adds of a product of the likeness with one vector."""
+    total = 0.0
+    for layer in layers:
+        n, c, o = layer.g.shape
+        total += n * min(c, o) * (n + 2 * c) + 2 * n * c * o + n * c * c
+    return total
+
+
 class Dual:
     """``scale J J^T`` for vectors (n c, k) in float64; products are made in the layers' dtype."""
 
@@ -48,6 +57,7 @@ class Dual:
         self.layers = [(_weights(layer), layer.g) for layer in layers]
         self.samples, self.outputs = layers[0].samples, layers[0].n_outputs
         self.rows = self.samples * self.outputs
+        self.dtype = np.dtype(layers[0].g.dtype)
 
     def product(self, u: Host) -> Host:
         """``scale J J^T u``."""
@@ -73,7 +83,7 @@ class Dual:
     def _packed(self, u: Host) -> Host:
         """Vectors as (n, k, c), in the dtype of the layers."""
         cut = u.reshape(self.samples, self.outputs, -1).swapaxes(1, 2)
-        return np.ascontiguousarray(cut, self.layers[0][1].dtype)
+        return np.ascontiguousarray(cut, self.dtype)
 
     def _unpacked(self, u: Host) -> Host:
         return np.ascontiguousarray(u.swapaxes(1, 2)).reshape(self.rows, -1) * self.scale
@@ -118,7 +128,7 @@ class Likeness:
 
 
 def _weights(layer: Dense) -> Host:
-    """``a a^T``, with the bias."""
+    """Form ``a a^T``, with the bias."""
     found = layer.a @ layer.a.T
     if layer.bias:
         found += 1

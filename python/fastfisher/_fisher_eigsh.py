@@ -11,8 +11,8 @@ import numpy as np
 from fastfisher import linalg
 from fastfisher._arrays import Array, in_library, in_numpys_words
 from fastfisher._device_array import bare, contiguous
-from fastfisher._dual_products import product_cost as dual_cost
-from fastfisher._fisher_outliers import fits, outliers
+from fastfisher._fisher_outliers import cost as look_cost
+from fastfisher._fisher_outliers import outliers
 from fastfisher._layer import Layer
 from fastfisher._memory import free_memory
 from fastfisher._tall import distances, inner, turn
@@ -55,13 +55,10 @@ def full_eigsh(
     wide = which in ("LA", "LM") and k <= min(rows, size) and rows < size
     matvecs = _MATVECS[0] + _MATVECS[1] * k
     products, gram = matvecs * _product_cost(j.layers), _gram_cost(j.layers)
-    if wide and v0 is None and k > 0 and fits(j, k):
-        # What a look costs, whether it finds them or not: two passes with some vectors beside.
-        look = (2 * max(k, j.n_outputs) + 8) * dual_cost(j.layers)
-        if look < 0.75 * min(products, gram):
-            standing = outliers(j, scale, k, tol, seed)
-            if standing is not None:
-                return standing
+    if wide and v0 is None and look_cost(j, k, tol) < 0.75 * min(products, gram):
+        standing = outliers(j, scale, k, tol, seed)
+        if standing is not None:
+            return standing
     if not (wide and gram < products and _fits(rows, j)):
         return otherwise()
     dual = j.gram().reshape(rows, rows)
