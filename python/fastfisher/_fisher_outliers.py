@@ -209,6 +209,7 @@ def _checked(
     bound = math.sqrt(above / scale) * outside
     bound += math.sqrt(values[0] / scale) * np.linalg.norm(inside, axis=0)
     bound = np.hypot(bound, values * np.linalg.norm(off, axis=0))
+    bound += eps * values  # a rounding each of the turned vectors and the value
     # Above the others in any case, and each a different one.
     if not above < values[-1] - np.linalg.norm(bound):
         return None
