@@ -11,8 +11,11 @@ import numpy as np
 from fastfisher import linalg
 from fastfisher._arrays import Array, in_library, in_numpys_words
 from fastfisher._device_array import bare, contiguous
+from fastfisher._fisher_outliers import cost as look_cost
+from fastfisher._fisher_outliers import outliers
 from fastfisher._layer import Layer
 from fastfisher._memory import free_memory
+from fastfisher._tall import distances, inner, turn
 from fastfisher.factors import Dense, Explicit
 from fastfisher.structures import Structure
 from fastfisher.structures.coupled import Coupled
@@ -51,7 +54,12 @@ def full_eigsh(
 
     wide = which in ("LA", "LM") and k <= min(rows, size) and rows < size
     matvecs = _MATVECS[0] + _MATVECS[1] * k
-    if not (wide and _gram_cost(j.layers) < matvecs * _product_cost(j.layers) and _fits(rows, j)):
+    products, gram = matvecs * _product_cost(j.layers), _gram_cost(j.layers)
+    if wide and v0 is None and look_cost(j, k, tol) < 0.75 * min(products, gram):
+        standing = outliers(j, scale, k, tol, seed)
+        if standing is not None:
+            return standing
+    if not (wide and gram < products and _fits(rows, j)):
         return otherwise()
     dual = j.gram().reshape(rows, rows)
     dual *= structure.dtype.type(scale)
@@ -59,55 +67,26 @@ def full_eigsh(
     found = linalg.eigsh(bare(dual), k, which=which, tol=tol, v0=start, seed=seed)
     # v is J^T u up to a factor; of the null space nothing is known here.
     v = j.T @ contiguous(in_numpys_words(found.vectors))
-    squares = np.diagonal(_inner(v, v))
+    squares = np.diagonal(inner(v, v))
     if not (squares > np.finfo(v.dtype).eps * squares.max(initial=0.0)).all():
         return otherwise()
     # The roundings of the Gram matrix turn the vectors of close eigenvalues into each other.
     # Orthogonal but for roundings, so that a Cholesky factor is as good as a QR factorisation.
-    _turn(v, np.linalg.inv(np.linalg.cholesky(_inner(v, v))).T)
+    turn(v, np.linalg.inv(np.linalg.cholesky(inner(v, v))).T)
     product = structure.matvec(v)
-    projected = _inner(v, product)
-    values, turn = np.linalg.eigh((projected + projected.T) / 2)
+    projected = inner(v, product)
+    values, y = np.linalg.eigh((projected + projected.T) / 2)
     order = np.argsort(-np.abs(values) if which == "LM" else -values)
-    values, turn = values[order].astype(structure.dtype), turn[:, order]
-    _turn(v, turn)
-    _turn(product, turn)
-    residual = _distances(product, v, values)
+    values, y = values[order].astype(structure.dtype), y[:, order]
+    turn(v, y)
+    turn(product, y)
+    residual = distances(product, v, values)
     limit = (tol or 32 * float(np.finfo(structure.dtype).eps)) * float(
         np.abs(values).max(initial=0.0)
     )
     return linalg.EigshResult(
         values, v, residual, residual <= limit, found.certified, found.matvecs + k
     )
-
-
-def _pieces(x: Host) -> list[slice]:
-    """Rows of a tall matrix, some at a time: what fits the cache needs no fresh memory."""
-    step = 1 << 14
-    return [slice(start, start + step) for start in range(0, len(x), step)]
-
-
-def _turn(x: Host, turn: Host) -> None:
-    """``x @ turn`` in place."""
-    small = turn.astype(x.dtype)
-    for rows in _pieces(x):
-        x[rows] = x[rows] @ small
-
-
-def _distances(x: Host, y: Host, values: Host) -> Host:
-    """Norms of the columns of ``x - values y``."""
-    total = np.zeros(len(values), like=x)
-    for rows in _pieces(x):
-        total += np.square(x[rows] - values * y[rows]).sum(0, dtype=np.float64)
-    return np.sqrt(total).astype(x.dtype)
-
-
-def _inner(x: Host, y: Host) -> Host:
-    """``x^T y`` for tall x and y, added up in float64."""
-    total = np.zeros((x.shape[1], y.shape[1]), like=x)
-    for rows in _pieces(x):
-        total += x[rows].T @ y[rows]
-    return total
 
 
 def _gram_cost(layers: tuple[Layer, ...]) -> float:

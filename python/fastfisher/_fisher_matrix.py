@@ -174,6 +174,8 @@ class Fisher:
         -----
         A full matrix is decomposed through the Gram matrix of its rows where that is smaller and
         cheaper than products, ``lambda`` the same and the vectors pulled back by ``J^T``.
+        Of dense layers on the CPU, eigenvalues that stand out by far are found by few products, and
+        proved complete up to a chance of 1e-6; residual norms are then upper bounds.
         """
         if isinstance(k, bool) or not isinstance(k, Integral):
             raise TypeError(f"k: expected an integer, got {k!r}")
