@@ -6,7 +6,7 @@ inverses, and one preconditioned gradient. As a call on the model (`ff.fisher`, 
 a forward and a backward pass of its own, and so have the rivals, who do the same estimate in the
 same run; of `ff.optim.KFAC` it is the forward pass with the estimate, and `precondition`. In
 training it is what a step of `ff.optim.KFAC` costs beyond forward, backward and the step of SGD
-with the same momentum: the mean over 1, 10 or 100 steps of which one refreshes. The floor is the
+with the same momentum: the mean over 10 steps in a row, over 100 where one of 100 refreshes. The floor is the
 multiply-adds of factors, halved by symmetry, the extra backward pass of the estimate, inverses (n^3
 / 2) and products with the gradient at the matrix-product rate between the calls; a call on the
 model has its forward pass in it too.
@@ -159,15 +159,16 @@ def training(
             model, lr=1e-4, damping=DAMPING, kind=kind, likelihood="categorical",
             factor_every=every, inverse_every=every,
         )  # fmt: skip
-        loop, base = looped(model, kfac, every), looped(plain, sgd, min(every, 10))
+        steps = max(every, 10)
+        loop, base = looped(model, kfac, steps), looped(plain, sgd, 10)
         loop()
         base()
         added, floors, ratios = [], [], []
         for _ in range(rounds):
             before = rate.measure()
-            standard = harness.settled_seconds_of(base) / min(every, 10)
+            standard = harness.settled_seconds_of(base) / 10
             ratios.append(harness.settled_seconds_of(lambda: passes(torch, alone, bare, x, y)))
-            added.append(harness.settled_seconds_of(loop) / every - standard)
+            added.append(harness.settled_seconds_of(loop) / steps - standard)
             after = max(before, rate.measure())
             once = work["factors"] + work["inverses"] + work["backward"]
             floors.append(2 * (once / every + work["gradient"]) / after)

@@ -42,7 +42,8 @@ class EigshResult:
     vectors : array, shape (n, k)
         Orthonormal eigenvectors as columns.
     residual_norms : array, shape (k,)
-        ``|A v - value v|`` of each, from a product made for that purpose.
+        ``|A v - value v|`` of each, from a product made for that purpose; of a Fisher matrix's
+        outliers upper bounds of it.
     converged : bool array, shape (k,)
         Whether that reached the tolerance.
     certified : bool, for a batch a bool array (b,)
