@@ -12,9 +12,10 @@ _LEAST_WORKSPACE = 1 << 20
 _WORTH = 0.75  # gradients are formed for memory if that saves a quarter
 
 
-_PIECE_BYTES = 24 << 20  # about what the cache holds
+_PIECE_BYTES = 30 << 20  # of autograd's arrays: about what the cache holds
+_PIECE_FACTORS = 48 << 20
 _DEVICE_PIECE_BYTES = 4 << 30  # a GPU has work enough, and launches cost
-_LEAST_PIECE = 8
+LEAST_PIECE = 8
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Cost:
 
     @property
     def piece(self) -> int:
-        """Samples to capture at a time, by the bytes of their factors."""
-        room = _DEVICE_PIECE_BYTES if self.on_device else _PIECE_BYTES
-        return max(_LEAST_PIECE, int(room // max(self.factors, 1.0)))
+        """Samples to capture at a time, by the bytes of their factors and of all that is made."""
+        if self.on_device:
+            return max(LEAST_PIECE, int(_DEVICE_PIECE_BYTES // max(self.factors, 1.0)))
+        made = self.capture - self.factors
+        few = min(_PIECE_FACTORS // max(self.factors, 1.0), _PIECE_BYTES // max(made, 1.0))
+        return max(LEAST_PIECE, int(few))
 
 
 @dataclass(frozen=True)
