@@ -79,12 +79,15 @@ inline float widen(Float16 x) {
 template <class S, class T>
 void pack_plain(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
                 std::int64_t from, std::int64_t to, double scale, T* dst) {
+  // Rows that are not there: all of their zeros at once.
+  if (count < width && from < to) {
+    const auto entries = static_cast<std::size_t>((to - from) * width);
+    __builtin_memset(dst + from * width, 0, entries * sizeof(T));
+  }
   for (std::int64_t depth = from; depth < to; ++depth) {
     T* line = dst + depth * width;
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t i = 0; i < count; ++i)
       line[i] = static_cast<T>(widen(rows[i][depth * stride])) * static_cast<T>(scale);
-    }
-    for (std::int64_t i = count; i < width; ++i) line[i] = 0;
   }
 }
 

@@ -66,12 +66,16 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
     samples = n if m is None else n + m
     piece = max(1, min(cost.piece, int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
-    whole = _cut(n, m, cost, cost.factors, piece, limit, min(wanted, limit // 4))
-    fits = whole is not None and whole.left >= n and whole.right >= (n if m is None else m)
+    # Smaller pieces where that spares a second capture.
+    for size in (piece, min(piece, LEAST_PIECE)):
+        whole = _cut(n, m, cost, cost.factors, size, limit, min(wanted, limit // 4))
+        fits = whole is not None and whole.left >= n and whole.right >= (n if m is None else m)
+        if fits:
+            break
     if not fits and may_form and cost.compact < _WORTH * cost.factors:
         # What is kept as gradients needs less room to be multiplied, too.
         work = min(DEFAULT_MEMORY, limit // 8)
-        formed = _cut(n, m, cost, cost.compact, piece, limit, work)
+        formed = _cut(n, m, cost, cost.compact, size, limit, work)
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
