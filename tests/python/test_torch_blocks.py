@@ -37,7 +37,7 @@ def test_pieces_shrink_before_blocks_do(limit: str) -> None:
     plan = plan_blocks(128, None, cost, {"512MB": 512 << 20, "480MB": 480 << 20}[limit])
     whole = limit == "512MB"
     assert (plan.left >= 128) == whole
-    assert plan.piece == LEAST_PIECE
+    assert plan.piece == (LEAST_PIECE if whole else cost.piece)
     roomy = plan_blocks(128, None, cost, 1 << 30)
     assert (roomy.left, roomy.piece) == (128, cost.piece)
 

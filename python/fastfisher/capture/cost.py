@@ -66,16 +66,18 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
     samples = n if m is None else n + m
     piece = max(1, min(cost.piece, int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
-    # Smaller pieces where that spares a second capture.
-    for size in (piece, min(piece, LEAST_PIECE)):
-        whole = _cut(n, m, cost, cost.factors, size, limit, min(wanted, limit // 4))
-        fits = whole is not None and whole.left >= n and whole.right >= (n if m is None else m)
-        if fits:
-            break
+    work = min(wanted, limit // 4)
+    whole = _cut(n, m, cost, cost.factors, piece, limit, work)
+    fits = _holds(whole, n, m)
+    if not fits:
+        # Smaller pieces where that spares a second capture.
+        small = _cut(n, m, cost, cost.factors, min(piece, LEAST_PIECE), limit, work)
+        if _holds(small, n, m) or whole is None:
+            whole, fits = small, _holds(small, n, m)
     if not fits and may_form and cost.compact < _WORTH * cost.factors:
         # What is kept as gradients needs less room to be multiplied, too.
         work = min(DEFAULT_MEMORY, limit // 8)
-        formed = _cut(n, m, cost, cost.compact, size, limit, work)
+        formed = _cut(n, m, cost, cost.compact, piece, limit, work)
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
@@ -85,6 +87,11 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
             "at a time"
         )
     return whole
+
+
+def _holds(blocks: Blocks | None, n: int, m: int | None) -> bool:
+    """Whether one block of each side has all samples."""
+    return blocks is not None and blocks.left >= n and blocks.right >= (n if m is None else m)
 
 
 def _cut(
