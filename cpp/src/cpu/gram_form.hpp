@@ -116,13 +116,17 @@ class Former {
     const S* base[64];
     const S* at[64];
     T lane[64];
+    std::int64_t c = c0 + r / units, o = piece.from + r % units;
     for (std::int64_t k = 0; k < count; ++k) {
-      const std::int64_t c = c0 + (r + k) / units, o = piece.from + (r + k) % units;
       base[k] = static_cast<const S*>(cotangents_.data) + n * cotangents_.sample +
                 c * cotangents_.output + o * cotangents_.unit;
       if (!lanes_.empty()) {
         const bool by_output = lanes_.size() > static_cast<std::size_t>(layer_.out);
         lane[k] = lanes_[static_cast<std::size_t>(by_output ? c * layer_.out + o : o)];
+      }
+      if (++o == piece.to) {
+        o = piece.from;
+        ++c;
       }
     }
     for_runs(cotangents_, t0, t1,

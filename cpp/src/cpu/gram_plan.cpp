@@ -61,6 +61,16 @@ struct Sizer {
                        [](const LayerShape& layer) { return layer.formed(); });
   }
 
+  // Formed rows of a row of the Gram.
+  [[nodiscard]] std::int64_t summed_outputs() const {
+    std::int64_t most = 1;
+    if (shape.kind != GramOutputs::trace) return most;
+    for (const LayerShape& layer : shape.layers) {
+      if (layer.formed()) most = std::max(most, shape.formed_outputs(layer));
+    }
+    return most;
+  }
+
   void set_blocks(std::int64_t row_blocks, std::int64_t col_blocks) {
     const auto edge = [](std::int64_t extent, std::int64_t blocks, std::int64_t tile) {
       return round_up(std::max<std::int64_t>(1, ceil_div(extent, blocks)), tile);
@@ -181,7 +191,9 @@ struct Sizer {
     const std::int64_t packed_left = both ? plan.block_rows : 0;
     const std::int64_t wanted =
         std::min(most, std::max(kFewPanels, (packed_left + plan.block_cols) * depth));
-    const std::int64_t stretch = 3 * (plan.block_rows + plan.block_cols) * depth;
+    // Where outputs are summed, c formed rows make one of the Gram.
+    const std::int64_t stretch =
+        3 * (plan.block_rows + plan.block_cols) * summed_outputs() * depth;
     if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - wanted))) {
       total();
       if (fits(limit)) return true;

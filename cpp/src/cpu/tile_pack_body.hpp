@@ -79,24 +79,52 @@ inline float widen(Float16 x) {
 template <class S, class T>
 void pack_plain(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
                 std::int64_t from, std::int64_t to, double scale, T* dst) {
+  // Rows that are not there: all of their zeros at once.
+  if (count < width && from < to) {
+    const auto entries = static_cast<std::size_t>((to - from) * width);
+    __builtin_memset(dst + from * width, 0, entries * sizeof(T));
+  }
   for (std::int64_t depth = from; depth < to; ++depth) {
     T* line = dst + depth * width;
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t i = 0; i < count; ++i)
       line[i] = static_cast<T>(widen(rows[i][depth * stride])) * static_cast<T>(scale);
-    }
-    for (std::int64_t i = count; i < width; ++i) line[i] = 0;
   }
 }
 
 // Rows that are neighbours in memory: a line of the panel is a line there.
 template <std::int64_t Width, class S, class T>
 void pack_lines(const S* first, std::int64_t stride, std::int64_t k, double scale, T* dst) {
+  const T factor = static_cast<T>(scale);
+  if constexpr (sizeof(S) == sizeof(T)) {
+    constexpr std::int64_t lanes = 16 / static_cast<std::int64_t>(sizeof(T));
+    using V = typename Block<T>::V;
+    for (std::int64_t depth = 0; depth < k; ++depth) {
+      const T* from = first + depth * stride;
+      T* to = dst + depth * Width;
+#pragma GCC unroll 8
+      for (std::int64_t i = 0; i + lanes <= Width; i += lanes)
+        *reinterpret_cast<V*>(to + i) = *reinterpret_cast<const V*>(from + i) * factor;
+#pragma GCC unroll 4
+      for (std::int64_t i = Width / lanes * lanes; i < Width; ++i) to[i] = from[i] * factor;
+    }
+  } else {
+    for (std::int64_t depth = 0; depth < k; ++depth) {
+#pragma GCC unroll 16
+      for (std::int64_t i = 0; i < Width; ++i)
+        dst[depth * Width + i] = static_cast<T>(widen(first[depth * stride + i])) * factor;
+    }
+  }
+}
+
+// Rows anywhere, as many as a panel has: no loop over them is left.
+template <std::int64_t Width, class S, class T>
+void pack_scattered(const S* const* rows, std::int64_t stride, std::int64_t k, double scale,
+                    T* dst) {
+  const T factor = static_cast<T>(scale);
   for (std::int64_t depth = 0; depth < k; ++depth) {
 #pragma GCC unroll 16
-    for (std::int64_t i = 0; i < Width; ++i) {
-      dst[depth * Width + i] =
-          static_cast<T>(widen(first[depth * stride + i])) * static_cast<T>(scale);
-    }
+    for (std::int64_t i = 0; i < Width; ++i)
+      dst[depth * Width + i] = static_cast<T>(widen(rows[i][depth * stride])) * factor;
   }
 }
 
@@ -168,10 +196,12 @@ void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int
       return pack_widened(rows, width, k, scale, dst);
     }
   }
-  if (neighbours(rows, count)) {
-    if (width == kRows) return pack_lines<kRows>(rows[0], stride, k, scale, dst);
-    if (width == kCols<T>) return pack_lines<kCols<T>>(rows[0], stride, k, scale, dst);
+  const bool lines = neighbours(rows, count);
+  if (width == kRows) {
+    if (lines) return pack_lines<kRows>(rows[0], stride, k, scale, dst);
+    return pack_scattered<kRows>(rows, stride, k, scale, dst);
   }
+  if (lines && width == kCols<T>) return pack_lines<kCols<T>>(rows[0], stride, k, scale, dst);
   pack_plain(rows, count, width, stride, 0, k, scale, dst);
 }
 

@@ -9,7 +9,7 @@ layers (`assemble`). Nothing is hooked and nothing is changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -18,7 +18,7 @@ from fastfisher._memory import layer_bytes
 from fastfisher.capture import graph as ag
 from fastfisher.capture.assemble import Assembled, assemble
 from fastfisher.capture.columns import VIEWS, Columns, base_name
-from fastfisher.capture.cost import Cost
+from fastfisher.capture.cost import LEAST_PIECE, Cost
 from fastfisher.capture.graph import Graph
 from fastfisher.capture.harvest import Harvest, Named
 from fastfisher.capture.model import (
@@ -114,15 +114,23 @@ class Capture:
         n = samples_of(x)
         room = Room(n)
 
-        def piece(start: int) -> Jacobian:
-            stop = min(start + width, n)
+        def piece(start: int, stop: int) -> Jacobian:
             # Layers that will be written out need no room of their own.
             room.at(start, stop - start)
             few = take(x, slice(start, stop))
             part = self._captured(few, first + start, None if compact else room)
             return compacted(part) if compact else part
 
-        return put_together((piece(start) for start in range(0, n, width)), room)
+        return put_together((piece(*span) for span in self._pieces(n, width)), room)
+
+    def _pieces(self, n: int, width: int) -> Iterator[tuple[int, int]]:
+        """Yield samples [start, stop) of each piece; what is to be proven is few."""
+        start = 0
+        while start < n:
+            proven = self.plan is None or self.plan in self._proved
+            stop = min(start + (width if proven else min(width, LEAST_PIECE)), n)
+            yield start, stop
+            start = stop
 
     def _probe(self, x: Inputs) -> None:
         n = samples_of(x)

@@ -12,9 +12,10 @@ _LEAST_WORKSPACE = 1 << 20
 _WORTH = 0.75  # gradients are formed for memory if that saves a quarter
 
 
-_PIECE_BYTES = 24 << 20  # about what the cache holds
+_PIECE_BYTES = 30 << 20  # of autograd's arrays: about what the cache holds
+_PIECE_FACTORS = 48 << 20
 _DEVICE_PIECE_BYTES = 4 << 30  # a GPU has work enough, and launches cost
-_LEAST_PIECE = 8
+LEAST_PIECE = 8
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Cost:
 
     @property
     def piece(self) -> int:
-        """Samples to capture at a time, by the bytes of their factors."""
-        room = _DEVICE_PIECE_BYTES if self.on_device else _PIECE_BYTES
-        return max(_LEAST_PIECE, int(room // max(self.factors, 1.0)))
+        """Samples to capture at a time, by the bytes of their factors and of all that is made."""
+        if self.on_device:
+            return max(LEAST_PIECE, int(_DEVICE_PIECE_BYTES // max(self.factors, 1.0)))
+        made = self.capture - self.factors
+        few = min(_PIECE_FACTORS // max(self.factors, 1.0), _PIECE_BYTES // max(made, 1.0))
+        return max(LEAST_PIECE, int(few))
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,14 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
     samples = n if m is None else n + m
     piece = max(1, min(cost.piece, int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
-    whole = _cut(n, m, cost, cost.factors, piece, limit, min(wanted, limit // 4))
-    fits = whole is not None and whole.left >= n and whole.right >= (n if m is None else m)
+    work = min(wanted, limit // 4)
+    whole = _cut(n, m, cost, cost.factors, piece, limit, work)
+    fits = _holds(whole, n, m)
+    if not fits:
+        # Smaller pieces where that spares a second capture.
+        small = _cut(n, m, cost, cost.factors, min(piece, LEAST_PIECE), limit, work)
+        if _holds(small, n, m) or whole is None:
+            whole, fits = small, _holds(small, n, m)
     if not fits and may_form and cost.compact < _WORTH * cost.factors:
         # What is kept as gradients needs less room to be multiplied, too.
         work = min(DEFAULT_MEMORY, limit // 8)
@@ -77,6 +87,11 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
             "at a time"
         )
     return whole
+
+
+def _holds(blocks: Blocks | None, n: int, m: int | None) -> bool:
+    """Whether one block of each side has all samples."""
+    return blocks is not None and blocks.left >= n and blocks.right >= (n if m is None else m)
 
 
 def _cut(

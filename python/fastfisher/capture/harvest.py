@@ -31,29 +31,36 @@ class Harvest:
         self.model, self.plan, self.room = model, plan, room
 
     def terms(self, x: Inputs, graph: Graph, *, detect: bool = False) -> list[Named]:
-        """Terms of all uses with the names of their parameters."""
+        """Terms of all uses with the names of their parameters.
+
+        With `detect` they have the shapes of the terms, and find out which cotangents are
+        separable; their numbers are those of one mixture of outputs, in place of each of them.
+        """
         plan, n, c = self.plan, samples_of(x), graph.y.shape[1]
+        mixture = _mixture(graph.y) if detect and c else None
         plan.close()
         uses = [use for use in plan.uses if not any(name in plan.explicit for name in use.names)]
         edges = [(graph.nodes[use.node], 0) for use in uses]
         shared = head_factors(graph, plan.head, n) if plan.head else None
         apart = [k for k, use in enumerate(uses) if use.separable and shared is not None]
-        gradients = self._cotangents(graph, [use for k, use in enumerate(uses) if k not in apart])
+        gradients = self._cotangents(
+            graph, [use for k, use in enumerate(uses) if k not in apart], mixture
+        )
         apart_gradients: dict[Edge, torch.Tensor] = {}
         if shared is not None and apart:
             apart_gradients = shared.gradients(graph, [edges[k] for k in apart])
             for k in list(apart):
                 if not shared.holds(graph, edges[k], apart_gradients[edges[k]]):
                     uses[k].separable = False
-                    gradients.update(self._cotangents(graph, [uses[k]]))
-        if detect and shared is not None:
+                    gradients.update(self._cotangents(graph, [uses[k]], mixture))
+        if mixture is not None and shared is not None:
             for use, edge in zip(uses, edges, strict=True):
                 name = base_name(edge[0])
                 if (
                     name in SEPARABLE
                     and not use.derived
                     and edge in gradients
-                    and is_separable(graph, edge, gradients[edge], use, shared, n)
+                    and is_separable(graph, edge, gradients[edge][0], mixture, use, shared, n)
                 ):
                     use.separable = True
             apart_gradients = shared.gradients(
@@ -165,10 +172,24 @@ class Harvest:
         }
         return {node: self._columns(name).start for node, name in names.items()}, names
 
-    def _cotangents(self, graph: Graph, uses: Sequence[Use]) -> dict[Edge, torch.Tensor]:
-        """Gradients (c, *result) of all outputs for the result of each use."""
+    def _cotangents(
+        self, graph: Graph, uses: Sequence[Use], mixture: torch.Tensor | None = None
+    ) -> dict[Edge, torch.Tensor]:
+        """Gradients (c, *result) of all outputs for the result of each use.
+
+        With a mixture (c,) of outputs its gradient stands for that of each of them.
+        """
         c = graph.y.shape[1]
         result: dict[Edge, torch.Tensor] = {}
+        if mixture is not None:
+            edges = [(graph.nodes[use.node], 0) for use in uses]
+            with torch.autocast(graph.y.device.type, enabled=False):
+                found = ag.gradients([graph.y], edges, [mixture.expand_as(graph.y)])
+            for edge, grad in zip(edges, found, strict=True):
+                if grad is None:
+                    grad = torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))
+                result[edge] = grad.detach().expand(c, *grad.shape)
+            return result
         for use in uses:
             edge = (graph.nodes[use.node], 0)
             shape, dtype, device = (c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge)
@@ -189,3 +210,10 @@ class Harvest:
                     else:
                         out[k] = grad.detach()
         return result
+
+
+def _mixture(y: torch.Tensor) -> torch.Tensor:
+    """Weights of a mixture of outputs that nobody could foresee."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(y.shape[1], generator=generator, dtype=torch.float64)
+    return drawn.to(y.device, y.dtype)

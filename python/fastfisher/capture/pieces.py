@@ -107,8 +107,23 @@ class Room:
 
     def holds(self, array: torch.Tensor) -> bool:
         """Whether `array` already lies where it stays."""
+        return self._home(array) is not None
+
+    def strides(self, array: torch.Tensor) -> tuple[int, ...]:
+        """Strides of all samples' array, of which `array`, one that it holds, is a part.
+
+        Those of an array of one sample say nothing of where the next one is.
+        """
+        whole = self._home(array)
+        assert whole is not None
+        return (whole.shape[1] // self.n * whole.stride(1), *array.stride()[1:])
+
+    def _home(self, array: torch.Tensor) -> torch.Tensor | None:
         place = array.untyped_storage().data_ptr()
-        return any(place == whole.untyped_storage().data_ptr() for whole in self._whole.values())
+        for whole in self._whole.values():
+            if place == whole.untyped_storage().data_ptr():
+                return whole
+        return None
 
 
 def put_together(pieces: Iterable[Jacobian], room: Room) -> Jacobian:
@@ -155,7 +170,7 @@ def _enlarged(layer: Layer, room: Room) -> Layer:
             continue
         shape = (room.n, *array.shape[1:])
         if room.holds(array):
-            large = array.as_strided(shape, array.stride(), array.storage_offset())
+            large = array.as_strided(shape, room.strides(array), array.storage_offset())
         else:
             large = allocate(shape, array.dtype, array.device)
         setattr(new, name, large)
@@ -174,7 +189,7 @@ def _put(target: Layer, layer: Layer, start: int, room: Room) -> None:
             raise DifferentPieces
         if not room.holds(array):
             large[span] = array
-        elif array.data_ptr() != large[span].data_ptr() or array.stride() != large.stride():
+        elif array.data_ptr() != large[span].data_ptr() or room.strides(array) != large.stride():
             raise DifferentPieces
     if isinstance(layer, Lookup) and isinstance(target, Lookup):
         if target.index.shape[1:] != layer.index.shape[1:]:

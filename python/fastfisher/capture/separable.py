@@ -86,9 +86,19 @@ def head_factors(graph: Graph, head: tuple[int, int], samples: int) -> Head | No
 
 
 def is_separable(
-    graph: Graph, edge: Edge, gradient: torch.Tensor, use: Use, head: Head, samples: int
+    graph: Graph,
+    edge: Edge,
+    gradient: torch.Tensor,
+    mixture: torch.Tensor,
+    use: Use,
+    head: Head,
+    samples: int,
 ) -> bool:
-    """Whether the gradient (c, *result) of a use with several positions is separable."""
+    """Whether the gradients of a use with several positions are separable.
+
+    `gradient` (*result) is that of the outputs mixed by `mixture` (c,), drawn at random: what holds
+    for it holds for all mixtures, each output among them, since both sides are linear.
+    """
     shape = ag.shape(edge)
     conv = base_name(edge[0]) == "Convolution"
     units = shape[1] if conv else shape[-1]
@@ -101,4 +111,4 @@ def is_separable(
     if not bool((gradient != 0).any()):
         return False
     (m,) = head.gradients(graph, [edge]).values()
-    return _close(gradient, m[None] * along_units(head.w, m.ndim, edge))
+    return _close(gradient, m * along_units(mixture.to(head.w.dtype) @ head.w, m.ndim, edge))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How samples are cut into blocks and pieces, and what a probe of one mixture finds out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import fastfisher as ff
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+nn = torch.nn
+
+from fastfisher.capture import Capture, torch_model  # noqa: E402
+from fastfisher.capture.cost import LEAST_PIECE, Cost, plan_blocks  # noqa: E402
+
+KB = 1 << 10
+
+
+def dense_gram(model: Any, x: Any) -> Any:
+    parameters = list(model.parameters())
+    rows = []
+    for sample in x.split(1):
+        for output in model(sample)[0]:
+            gradients = torch.autograd.grad(output, parameters, retain_graph=True)
+            rows.append(torch.cat([g.reshape(-1) for g in gradients]))
+    j = torch.stack(rows)
+    n = len(x)
+    return (j @ j.T).reshape(n, -1, n, len(j) // n)
+
+
+@pytest.mark.parametrize("limit", ["512MB", "480MB"])
+def test_pieces_shrink_before_blocks_do(limit: str) -> None:
+    cost = Cost(3200 * KB, 5000 * KB, 3200 * KB)
+    assert cost.piece > LEAST_PIECE
+    plan = plan_blocks(128, None, cost, {"512MB": 512 << 20, "480MB": 480 << 20}[limit])
+    whole = limit == "512MB"
+    assert (plan.left >= 128) == whole
+    assert plan.piece == (LEAST_PIECE if whole else cost.piece)
+    roomy = plan_blocks(128, None, cost, 1 << 30)
+    assert (roomy.left, roomy.piece) == (128, cost.piece)
+
+
+class Pooled(nn.Module):
+    """Convolution, pooling and a linear head, with a branch that mixes the units by `share`."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(2, 5, 3), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.share = share
+
+    def forward(self, x: Any) -> Any:
+        h = torch.relu(self.conv(x)).mean((2, 3))
+        return self.head(h + self.share * self.mix(h) if self.share else h)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, 1.0])
+def test_only_cotangents_that_all_outputs_share_are_separable(share: float) -> None:
+    torch.manual_seed(3)
+    model, x = Pooled(share).double(), torch.randn(19, 2, 6, 6, dtype=torch.float64)
+    if not share:
+        model.mix.requires_grad_(False)
+    kernel = ff.ntk(model, x)
+    shared = {layer.label: layer.w is not None for layer in ff.jacobian(model, x).layers}
+    assert shared["conv"] == (share == 0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    assert len(parameters) == (4 if share == 0 else 6)
+    if not share:
+        del model.mix
+    torch.testing.assert_close(kernel, dense_gram(model, x), rtol=1e-10, atol=1e-12)
+
+
+def test_pieces_of_any_width_give_the_same() -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(3, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 2)).double()
+    x = torch.randn(29, 5, 3, dtype=torch.float64)
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x).mean(1)
+
+    captured = Capture(torch_model(Mean(), select=None, params=None), x)
+    expected = dense_gram(Mean(), x)
+    # The first one is cut shorter, to be proven; the others are not.
+    for width in (10, 12, 40, 1):
+        got = captured.jacobian(x, piece=width).gram()
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
