@@ -99,11 +99,12 @@ class Likeness:
     @staticmethod
     def _part(weights: Host, g: Host) -> tuple[Host, Host, Host, Host, Host, Host]:
         basis = np.linalg.qr(g.mean(0).T)[0].astype(g.dtype)  # (o, q)
-        lead = np.ones(len(weights))
+        wide = weights.astype(np.float64)
+        lead = np.ones(len(wide))
         for _ in range(4):
-            lead = weights @ lead.astype(g.dtype)
-            lead /= max(float(np.linalg.norm(lead)), 1e-300)
-        size = np.sqrt(max(float(lead @ weights @ lead), 0.0))
+            lead = wide @ lead
+            lead /= float(np.linalg.norm(lead)) or 1.0  # inputs may be zero
+        size = np.sqrt(max(float(lead @ wide @ lead), 0.0))
         lead = (lead * size).astype(g.dtype)
         common = g @ basis
         own = g @ g.swapaxes(1, 2) - common @ common.swapaxes(1, 2)

@@ -14,7 +14,7 @@ that are independent of U
 
 but for a chance of a^-r with r of them (Halko, Martinsson and Tropp 2011, lemma 4.1): 1e-6 here. So
 whatever the likeness missed shows up in those, be it that a single sample holds all the curvature;
-then, or where nothing stands out, the answer is None.
+then, or where nothing stands out, the answer is None. The chance is that of all powers q together.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ _ROUNDS = 3
 _SAMPLED = 32
 # Below that many rows decompositions cost nothing; below that tolerance too many products follow.
 _ROWS, _FINEST = 1000, 1e-8
+# Largest magnitude of a row of inputs or cotangents, and its inverse the smallest: squares of
+# others may be lost in float32.
+_ROW = 1e15
+# Rounding of the last products and of the returned vectors, in units of the largest eigenvalue.
+_ROUNDED = 2.0
 
 
 def cost(j: Jacobian, k: int, tol: float) -> float:
@@ -62,33 +67,39 @@ def cost(j: Jacobian, k: int, tol: float) -> float:
         and rows >= max(_ROWS, 16 * (wanted + _BESIDE))
         and 0 < k <= wanted <= 2 * k + 16
         and _FINEST <= (tol or float(np.finfo(layers[0].g.dtype).eps)) < 1
-        and 1e-8 < _largest(layers) < 1e8
+        and _ordinary(layers)
     ):
         return math.inf
     near = _PASSES * (wanted + _BESIDE) * likeness_cost(layers)
     return near + (wanted + 2 * _PROBES) * product_cost(layers)
 
 
-def _largest(layers: Sequence[Layer]) -> float:
-    """Largest product of an input and a cotangent: squares of others may be lost in float32."""
-    found = [
-        max(float(np.abs(x.a.max())), float(np.abs(x.a.min())), float(x.bias))
-        * max(float(np.abs(x.g.max())), float(np.abs(x.g.min())))
-        for x in layers
-    ]
-    return float(np.max(found))
+def _ordinary(layers: Sequence[Layer]) -> bool:
+    """Whether squares of factors, and of their products, are all representable in float32."""
+    largest = 0.0
+    for x in layers:
+        a, g = (
+            np.maximum(rows.max(-1, initial=0), -rows.min(-1, initial=0)) for rows in (x.a, x.g)
+        )
+        for rows in (np.maximum(a, float(x.bias)), g):
+            if not ((rows == 0) | ((rows > 1 / _ROW) & (rows < _ROW))).all():
+                return False
+        largest = max(largest, max(float(a.max()), float(x.bias)) * float(g.max()))
+    return 1e-8 < largest < 1e8
 
 
 def outliers(j: Jacobian, scale: float, k: int, tol: float, seed: int) -> linalg.EigshResult | None:
     """`k` largest eigenpairs of ``scale J^T J`` if they stand out, else None.
 
-    Residual norms are bounds, made from the product ``J v`` with the vectors as they are returned:
-    with ``v = J^T u`` the residual is ``J^T r`` for ``r = scale J v - lambda u``, and |J^T r| is at
-    most what the proof allows for r; the rounding of v, measured at some entries, is added.
+    Residual norms are bounds, made from the last product: with ``v = J^T u`` the residual is
+    ``J^T r`` for ``r = scale J v - lambda u``, and |J^T r| is at most what the proof allows for r.
+    The rounding of v, measured at some entries, is added, and 2 eps of the largest eigenvalue for
+    that of the last product and of the vectors as they are returned.
     """
     rng = np.random.default_rng(seed)
     dual = Dual(j.layers, scale)  # type: ignore[arg-type]
-    start, least = _start(dual, k, rng)
+    with np.errstate(all="ignore"):
+        start, least = _start(dual, k, rng)
     if start is None:
         return None
     m = start.shape[1]
@@ -135,7 +146,10 @@ def _start(dual: Dual, k: int, rng: np.random.Generator) -> tuple[Host | None, f
     values = np.zeros(width)
     for _ in range(_PASSES):
         q = np.linalg.qr(x)[0]
-        x, values = _ritz(q, likeness.product(q))[1:]
+        product = likeness.product(q)
+        if not np.isfinite(product).all():
+            return None, 0.0
+        x, values = _ritz(q, product)[1:]
     if not (np.isfinite(values).all() and values[0] > 0):
         return None, 0.0
     # Below that a ratio would be one of roundings.
@@ -163,10 +177,10 @@ def _others(
         x = dual.product(x)
         x -= start @ (start.T @ x)
         grown = np.linalg.norm(x, axis=0)
-        if not grown.all():  # nothing is left at all
+        if not grown.any():  # nothing is left at all
             return 0.0, 0.0, power * _PROBES
-        sizes += np.log(grown)
-        factor = math.log(_CHANCE) / -_PROBES + math.log(2 / math.pi) / 2
+        sizes += np.log(np.maximum(grown, 1e-300))
+        factor = math.log(_CHANCE / _POWERS) / -_PROBES + math.log(2 / math.pi) / 2
         above = math.exp((factor + float(sizes.max())) / power)
         if above < limit:
             return above, float(grown.max()), power * _PROBES
@@ -209,7 +223,7 @@ def _checked(
     bound = math.sqrt(above / scale) * outside
     bound += math.sqrt(values[0] / scale) * np.linalg.norm(inside, axis=0)
     bound = np.hypot(bound, values * np.linalg.norm(off, axis=0))
-    bound += eps * values  # a rounding each of the turned vectors and the value
+    bound += _ROUNDED * eps * values[0]
     # Above the others in any case, and each a different one.
     if not above < values[-1] - np.linalg.norm(bound):
         return None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,7 +24,7 @@ _active: ContextVar[Pool | None] = ContextVar("active", default=None)
 
 
 class Pool:
-    """Keeps the memory of large arrays that are made within ``with pool:`` for the next ones.
+    """Keeps the memory of large arrays that are made within ``with pool.use():`` for the next ones.
 
     An array's memory comes back when nothing refers to it any more, wherever that is. What was
     there at the start of one use and was not needed in it goes back to the system at its end.
@@ -31,20 +33,22 @@ class Pool:
     def __init__(self) -> None:
         self._free: dict[int, list[Host]] = {}
         self._old: dict[int, list[Host]] = {}
-        self._tokens: list[Any] = []
+        self._uses = 0
 
-    def __enter__(self) -> Pool:
+    @contextmanager
+    def use(self) -> Iterator[Pool]:
         """Make it the pool of `empty` in this thread."""
-        if not self._tokens:
+        if self._uses == 0:
             self._old, self._free = self._free, {}
-        self._tokens.append(_active.set(self))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Let go of what was not needed."""
-        _active.reset(self._tokens.pop())
-        if not self._tokens:
-            self._old = {}
+        self._uses += 1
+        token = _active.set(self)
+        try:
+            yield self
+        finally:
+            _active.reset(token)
+            self._uses -= 1
+            if self._uses == 0:
+                self._old = {}
 
     def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
         """Leave the memory out of copies and files."""
@@ -59,7 +63,7 @@ class Pool:
     def take(self, size: int) -> Host:
         """Bytes that nobody else has."""
         for kept in (self._free, self._old):
-            if kept.get(size):
+            with suppress(KeyError, IndexError):  # another thread may have been faster
                 return kept[size].pop()
         return np.empty(size, np.uint8)
 

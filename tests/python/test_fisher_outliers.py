@@ -87,6 +87,58 @@ def test_residual_norms_bound_the_real_ones(looks: list[Any]) -> None:
     assert None not in looks
 
 
+def graded(orders: int, seed: int, dev: float = 1e-4) -> Any:
+    """Cotangents of few levels that overlap: outliers over some orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    w = np.zeros((C, 256))
+    w[0] = 1
+    for k in range(1, C):
+        first, size = (0, 64) if k == 1 else (32 * (k - 2), 24 + 4 * k)
+        w[k, first : first + size] = 1
+        w[k, first + size : first + 2 * size] = -1
+    w *= (np.logspace(0, -orders / 2, C) / np.linalg.norm(w, axis=1))[:, None]
+    g = w * (1 + dev * rng.standard_normal((N, C, 1)))
+    g += 1e-2 * dev * rng.standard_normal((N, C, 256)) * np.linalg.norm(w, axis=1)[:, None]
+    a = 0.7 + dev * rng.standard_normal((N, 300))
+    return ff.Jacobian.from_factors([ff.Dense(a.astype("float32"), g.astype("float32"))])
+
+
+@pytest.mark.parametrize("orders", [2, 3, 4])
+def test_residual_norms_of_small_outliers(orders: int, looks: list[Any]) -> None:
+    for seed in range(2):
+        F = ff.fisher(graded(orders, seed))
+        found = check(F, C)
+        assert (residuals(F.rows, F.scale, found) <= found.residual_norms).all()
+    assert None not in looks
+
+
+def test_a_layer_whose_inputs_are_zero(looks: list[Any]) -> None:
+    j = mlp_jacobian()
+    added = ff.Dense(np.zeros((N, 20), "float32"), j.layers[0].g, bias=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(ff.fisher(ff.Jacobian.from_factors([*j.layers, added])), C)
+    assert looks[-1] is not None
+
+
+def test_rows_whose_squares_vanish_are_left_to_others(looks: list[Any]) -> None:
+    rng = np.random.default_rng(0)
+    a = 1e-3 * (1 + 1e-3 * rng.standard_normal((N, 300)))
+    g = np.zeros((N, C, C * 40))
+    for c in range(C):
+        g[:, c, 40 * c : 40 * c + 40] = 1e-6 * (0.3 + 3e-4 * rng.standard_normal((N, 40)))
+    a[140:] = g[140:] = 0
+    tiny, vast = np.zeros((N, 40)), np.zeros((N, C, 16))
+    tiny[140:, 1:] = 1e-24 * rng.standard_normal((10, 39))
+    tiny[0, 0] = 1e-9
+    vast[140:] = 3e16 * rng.standard_normal((10, C, 16))
+    layers = [ff.Dense(x.astype("float32"), y.astype("float32")) for x, y in ((a, g), (tiny, vast))]
+    F = ff.fisher(ff.Jacobian.from_factors(layers), reduction="sum")
+    expected = truth(F.rows, F.scale)[:C]
+    np.testing.assert_allclose(F.eigsh(C).values, expected, rtol=1e-4)
+    assert not looks
+
+
 @pytest.mark.parametrize("k", [C + 1, 20])
 def test_nothing_stands_out_after_the_last_wanted_one(k: int, looks: list[Any]) -> None:
     check(ff.fisher(mlp_jacobian()), k)

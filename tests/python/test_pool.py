@@ -27,7 +27,7 @@ def test_outside_of_a_pool_it_is_an_array_of_its_own():
 
 def test_memory_comes_back_when_the_last_view_is_gone():
     pool = Pool()
-    with pool:
+    with pool.use():
         x = empty(SHAPE, "float32")
         x[...] = 1
         first, view = address(x), x[3:5].T
@@ -45,19 +45,18 @@ def test_memory_comes_back_when_the_last_view_is_gone():
 
 def test_what_one_use_does_not_need_goes_back_to_the_system():
     pool = Pool()
-    with pool:
+    with pool.use():
         held = empty(SHAPE, "float32")
         del held
     assert pool.size == BYTES
-    with pool:
+    with pool.use():
         pass
     assert pool.size == 0
 
 
 def test_small_arrays_and_other_threads_do_without():
     found = []
-    with Pool() as pool:
-        del pool
+    with Pool().use():
         found.append(empty((3,), "float64"))
         thread = threading.Thread(target=lambda: found.append(empty(SHAPE, "float32")))
         thread.start()
@@ -66,7 +65,7 @@ def test_small_arrays_and_other_threads_do_without():
 
 
 def test_an_array_outlives_its_pool():
-    with Pool():
+    with Pool().use():
         x = empty(SHAPE, "float64")
     x[...] = 2
     assert (x == 2).all()
@@ -74,8 +73,8 @@ def test_an_array_outlives_its_pool():
 
 def test_uses_within_each_other():
     outer, inner = Pool(), Pool()
-    with outer:
-        with inner, inner:
+    with outer.use():
+        with inner.use(), inner.use():
             x = empty(SHAPE, "float32")
         del x
         assert (inner.size, outer.size) == (BYTES, 0)
@@ -84,9 +83,31 @@ def test_uses_within_each_other():
     assert outer.size == BYTES
 
 
+def test_two_threads_share_a_pool():
+    pool, entered, done = Pool(), threading.Event(), threading.Event()
+
+    def other():
+        with pool.use():
+            entered.set()
+            done.wait(10)
+            x = empty(SHAPE, "float32")
+            del x
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait(10)
+    with pool.use():
+        x = empty(SHAPE, "float32")
+        del x
+    done.set()
+    thread.join()
+    assert pool.size == BYTES
+    assert empty(SHAPE, "float32").flags.owndata
+
+
 def test_copies_are_empty():
     pool = Pool()
-    with pool:
+    with pool.use():
         empty(SHAPE, "float32")
     for other in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
         assert other.size == 0

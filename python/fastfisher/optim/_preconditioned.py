@@ -106,7 +106,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         gain = 1 / scale**2 if scale and empirical else 1.0
         try:
             self._check_gradients()
-            with self.pool:
+            with self.pool.use():
                 self._take(self.curvature.estimated(), gain)
                 self._refresh()
                 return self._directions(decay)
