@@ -192,8 +192,7 @@ struct Sizer {
     const std::int64_t wanted =
         std::min(most, std::max(kFewPanels, (packed_left + plan.block_cols) * depth));
     // Where outputs are summed, c formed rows make one of the Gram.
-    const std::int64_t stretch =
-        3 * (plan.block_rows + plan.block_cols) * summed_outputs() * depth;
+    const std::int64_t stretch = 3 * (plan.block_rows + plan.block_cols) * summed_outputs() * depth;
     if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - wanted))) {
       total();
       if (fits(limit)) return true;
