@@ -7,13 +7,13 @@
 // on the threads.
 #include "backend.hpp"
 #include "parallel.hpp"
+#include "products.hpp"
 #include "psd_panels.hpp"
 #include "sweep_kernels.hpp"
 #include "tile_kernels.hpp"
 
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 namespace fastfisher::cpu {
 namespace {
@@ -21,7 +21,7 @@ namespace {
 constexpr std::int64_t kDepth = 512;  // rows of a that are packed, and added up, at once
 constexpr std::int64_t kChunk = 96;   // rows of out of a task, multiples of every panel's width
 constexpr std::int64_t kGroup = 4;    // panels that a task packs
-constexpr std::int64_t kLine = 64;
+constexpr std::int64_t kLine = ProductScratch::kAlignment;
 constexpr double kSerialWork = 1e5;
 
 std::int64_t padded(std::int64_t count, std::int64_t step) {
@@ -141,20 +141,14 @@ void moments(const Context& ctx, std::span<const MomentItem> items) {
   }
   if (most == 0) return;
   const DType dtype = items.front().out.dtype;
-  const std::int64_t needed = cpu::moments_workspace(ctx, most, dtype);
-  if (static_cast<std::int64_t>(ctx.workspace.size()) < needed) {
-    throw Error(ErrorCode::memory, "moments", "workspace",
-                "got " + std::to_string(ctx.workspace.size()) + " bytes, expected " +
-                    std::to_string(needed));
-  }
-  const auto base = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
-  auto* const memory = reinterpret_cast<void*>((base + kLine - 1) / kLine * kLine);
+  const ProductScratch scratch(ctx, "moments", cpu::moments_workspace(ctx, most, dtype));
   const int threads = work < kSerialWork ? 1 : thread_count(ctx);
   const ParallelRegion awake;
   visit_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (const MomentItem& item : items) {
-      if (item.out.extent(0) > 0) Moment<T>(ctx, threads, item, static_cast<T*>(memory)).run();
+      if (item.out.extent(0) > 0)
+        Moment<T>(ctx, threads, item, reinterpret_cast<T*>(scratch.data())).run();
     }
   });
 }

@@ -9,18 +9,18 @@
 // on the sizes alone, so that the bits do not depend on the threads.
 #include "backend.hpp"
 #include "parallel.hpp"
+#include "products.hpp"
 #include "tile_kernels.hpp"
 
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 namespace fastfisher::cpu {
 namespace {
 
 constexpr std::int64_t kGroup = 48;          // rows of a task: whole micro tiles
 constexpr std::int64_t kDepth = 6 * kGroup;  // of one pass of the micro kernel
-constexpr std::int64_t kLine = 64;
+constexpr std::int64_t kLine = ProductScratch::kAlignment;
 constexpr std::int64_t kWidest = 64;  // no panel is wider
 constexpr double kSerialWork = 1e5;
 
@@ -216,21 +216,14 @@ void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
   }
   if (rows == 0 || columns == 0) return;
   const DType dtype = items.front().out.dtype;
-  const std::int64_t needed = cpu::sandwich_workspace(ctx, rows, columns, dtype);
-  if (static_cast<std::int64_t>(ctx.workspace.size()) < needed) {
-    throw Error(ErrorCode::memory, "sandwich", "workspace",
-                "got " + std::to_string(ctx.workspace.size()) + " bytes, expected " +
-                    std::to_string(needed));
-  }
-  const auto base = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
-  auto* const memory = reinterpret_cast<void*>((base + kLine - 1) / kLine * kLine);
+  const ProductScratch scratch(ctx, "sandwich", cpu::sandwich_workspace(ctx, rows, columns, dtype));
   const int threads = work < kSerialWork ? 1 : thread_count(ctx);
   const ParallelRegion awake;
   visit_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (const SandwichItem& item : items) {
       if (item.left.extent(0) > 0 && item.right.extent(0) > 0)
-        Sandwich<T>(ctx, threads, item, static_cast<T*>(memory)).run();
+        Sandwich<T>(ctx, threads, item, reinterpret_cast<T*>(scratch.data())).run();
     }
   });
 }

@@ -209,7 +209,7 @@ def times_inverses(
         kind = state.inverses[0][1].dtype
         if site.kind == "embedding":  # A is diagonal
             ((a, g),) = state.inverses
-            result.append((site.weight, ((weight.to(kind) @ g) * a[:, None]).to(weight.dtype)))
+            result.append((site.weight, (weight.to(kind) @ g) * a[:, None]))
             continue
         v = weight.reshape(len(weight), -1).to(kind)
         b = v.new_empty(0) if bias is None else bias.to(kind)
