@@ -3,6 +3,7 @@
 // Every instruction set's kernels of the inversion against plain loops, also those this machine
 // would not choose.
 #include "check.hpp"
+#include "instruction_set.hpp"
 #include "sweep_kernels.hpp"
 
 #include <algorithm>
@@ -196,9 +197,15 @@ int main() {
   kernels_agree(sweep_kernels_base<float>());
   kernels_agree(sweep_kernels_base<double>());
 #if defined(FF_HAVE_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (has_avx2()) {
     kernels_agree(sweep_kernels_avx2<float>());
     kernels_agree(sweep_kernels_avx2<double>());
+  }
+#endif
+#if defined(FF_HAVE_AVX512)
+  if (has_avx512()) {
+    kernels_agree(sweep_kernels_avx512<float>());
+    kernels_agree(sweep_kernels_avx512<double>());
   }
 #endif
   return fastfisher::test::report();

@@ -76,12 +76,18 @@ std::vector<LayerFactors> network(std::span<const LayerFactors> batch, std::int6
   return layers;
 }
 
+std::int64_t columns_of(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
+                        GramOutputs outputs) {
+  const GramShape shape = gram_shape(left, right, outputs, 1);
+  return shape.cols;
+}
+
 // Threads, methods and plan of one Gram within `limit` bytes. Where memory is short, fewer threads
 // and then no pairs of positions: neither needs to be in memory for every position or thread.
 template <class T>
 bool fit(Call& call, std::span<const LayerFactors> left, std::span<const LayerFactors> right,
          GramOutputs outputs, int threads, std::int64_t limit) {
-  const TileKernels<T>& kernels = tile_kernels<T>();
+  const TileKernels<T>& kernels = tile_kernels<T>(columns_of(left, right, outputs));
   for (const bool pairs : {true, false}) {
     call.shape = gram_shape(left, right, outputs, kernels.nr, pairs);
     for (call.threads = threads; call.threads > 0; call.threads /= 2) {
@@ -106,7 +112,8 @@ Call call_of(const Context& ctx, std::span<const LayerFactors> left,
     left = first;
     right = other;
   }
-  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>().nr);
+  const std::int64_t columns = columns_of(left, right, options.outputs);
+  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>(columns).nr);
   double work = 0;
   for (const GramChoice& choice : gram_choices(call.shape, sizeof(T), 1))
     work += choice.multiply_adds;

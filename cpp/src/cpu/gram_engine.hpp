@@ -22,7 +22,11 @@ template <class S, class T, class R>
 class Gram {
  public:
   Gram(const Context& ctx, const GramShape& shape, const GramPlan& plan, int threads)
-      : ctx_(ctx), shape_(shape), plan_(plan), threads_(threads), kernels_(tile_kernels<T>()) {
+      : ctx_(ctx),
+        shape_(shape),
+        plan_(plan),
+        threads_(threads),
+        kernels_(tile_kernels<T>(plan.nr)) {
     const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
     auto* at = ctx.workspace.data() +
                (round_up(static_cast<std::int64_t>(start), 64) - static_cast<std::int64_t>(start));

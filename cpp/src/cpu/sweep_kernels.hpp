@@ -8,7 +8,7 @@
 
 namespace fastfisher::cpu {
 
-inline constexpr std::int64_t kSweepWidth = 16;  ///< no panel is wider
+inline constexpr std::int64_t kSweepWidth = 32;  ///< no panel is wider
 inline constexpr std::int64_t kSweepStrip = 4;   ///< rows that are loaded at once
 inline constexpr std::int64_t kSweepTile = 64;   ///< rows that are stored at once
 
@@ -50,6 +50,10 @@ const SweepKernels<T>& sweep_kernels_base();
 #if defined(FF_HAVE_AVX2)
 template <class T>
 const SweepKernels<T>& sweep_kernels_avx2();
+#endif
+#if defined(FF_HAVE_AVX512)
+template <class T>
+const SweepKernels<T>& sweep_kernels_avx512();
 #endif
 
 /// The best kernels that this processor runs.

@@ -3,9 +3,9 @@
 // Included once by each sweep_kernels_<isa>.cpp, which is compiled for that instruction set and
 // defines FF_VECTOR_BYTES; the rules are those of tile_kernels_body.hpp.
 //
-// Micro kernel: up to 6 x 2 vectors of sums in registers, per step of the depth a broadcast for
-// each row and two loads. The tiles of a panel's 16 rows are 6, 6 and 4 high, so that none reaches
-// into the next panel.
+// Micro kernel: up to 8 x 2 vectors of sums in registers, per step of the depth a broadcast for
+// each row and two loads. The tiles of a panel's 16 rows are 6, 6 and 4 high, of 32 rows all are 8,
+// so that none reaches into the next panel.
 
 #include "sweep_kernels.hpp"
 #include "tile_pack_body.hpp"
@@ -21,19 +21,19 @@ void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumul
   constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
   V sum[Rows][kVectors] = {};
   // The tile after this one: its memory follows.
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (std::int64_t i = 0; i < Rows; ++i) __builtin_prefetch(c + (Rows + i) * width);
 #pragma GCC unroll 2
   for (std::int64_t at = 0; at < depth * width; at += width) {
     const V right_0 = *reinterpret_cast<const V*>(right + at);
     const V right_1 = *reinterpret_cast<const V*>(right + at + lanes);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (std::int64_t i = 0; i < Rows; ++i) {
       sum[i][0] += left[at + i] * right_0;
       sum[i][1] += left[at + i] * right_1;
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (std::int64_t i = 0; i < Rows; ++i) {
     V& first = *reinterpret_cast<V*>(c + i * width);
     V& second = *reinterpret_cast<V*>(c + i * width + lanes);
@@ -45,7 +45,7 @@ void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumul
 template <class T>
 void product(const T* left, std::int64_t pitch, const T* right, std::int64_t depth,
              std::int64_t rows, T* c, bool accumulate) {
-  constexpr std::int64_t width = kCols<T>, high = width % 6 == 4 ? 6 : 4;
+  constexpr std::int64_t width = kCols<T>, high = width == 32 ? 8 : width == 16 ? 6 : 4;
   static_assert(width % high == 0 || width % high == 4);
   for (std::int64_t i = 0; i < rows; i += width, left += pitch) {
     std::int64_t r = 0;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "symm_kernels.hpp"
 
+#include "instruction_set.hpp"
+
 namespace fastfisher::cpu {
 
 template <class T>
 const SymmKernels<T>& symm_kernels() {
 #if defined(FF_HAVE_AVX2)
-  static const bool avx2 =
-      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
-  if (avx2) return symm_kernels_avx2<T>();
+  if (has_avx2()) return symm_kernels_avx2<T>();
 #endif
   return symm_kernels_base<T>();
 }

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tile_kernels.hpp"
 
+#include "instruction_set.hpp"
+
 namespace fastfisher::cpu {
 
 template <class T>
-const TileKernels<T>& tile_kernels() {
+const TileKernels<T>& tile_kernels(std::int64_t columns) {
+#if defined(FF_HAVE_AVX512)
+  const TileKernels<T>& narrow = tile_kernels_avx2<T>();
+  if (has_avx512() && columns > narrow.nr) return tile_kernels_avx512<T>();
+#endif
 #if defined(FF_HAVE_AVX2)
-  static const bool avx2 =
-      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
-  if (avx2) return tile_kernels_avx2<T>();
+  if (has_avx2()) return tile_kernels_avx2<T>();
 #endif
   return tile_kernels_base<T>();
 }
 
-template const TileKernels<float>& tile_kernels();
-template const TileKernels<double>& tile_kernels();
+template const TileKernels<float>& tile_kernels(std::int64_t columns);
+template const TileKernels<double>& tile_kernels(std::int64_t columns);
 
 }  // namespace fastfisher::cpu

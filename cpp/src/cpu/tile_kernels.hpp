@@ -6,6 +6,7 @@
 #include "fastfisher/dtype.hpp"
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 namespace fastfisher::cpu {
@@ -91,9 +92,14 @@ const TileKernels<T>& tile_kernels_base();
 template <class T>
 const TileKernels<T>& tile_kernels_avx2();
 #endif
-
-/// The best kernels that this processor runs.
+#if defined(FF_HAVE_AVX512)
 template <class T>
-const TileKernels<T>& tile_kernels();
+const TileKernels<T>& tile_kernels_avx512();
+#endif
+
+/// The best kernels that this processor runs for products of so many columns: narrower ones where
+/// these hold them all. The bits of an entry are the same.
+template <class T>
+const TileKernels<T>& tile_kernels(std::int64_t columns = std::numeric_limits<std::int64_t>::max());
 
 }  // namespace fastfisher::cpu

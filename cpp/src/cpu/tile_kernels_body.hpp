@@ -57,20 +57,27 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
              std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
              T* c, std::int64_t ldc, bool accumulate) {
   // The right panel stays in the first cache level while all left panels pass by it; meanwhile each
-  // of them fetches its share of the next one, which comes from far away.
-  constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t share = (right_pitch / line + rows) / rows * line;
+  // of them fetches its share of the next one, which comes from far away, as the left panels do the
+  // first time. A line every few steps of the depth: bursts would wait.
+  const std::int64_t share = right_pitch * static_cast<std::int64_t>(sizeof(T)) / rows + 1;
+  const std::int64_t step = share / (k + 1) + 1;
+  constexpr std::int64_t left_step = kRows * static_cast<std::int64_t>(sizeof(T));
   for (std::int64_t j = 0; j < cols; ++j) {
-    const T* ahead = right + (j + 1) * right_pitch;
+    const T* const panel = right + j * right_pitch;
+    const char* ahead = reinterpret_cast<const char*>(panel + right_pitch);
     for (std::int64_t i = 0; i < rows; ++i) {
+      const char* const next = ahead + i * share;
       if (i * kRows + kRows - 1 + skew < j * kCols<T>) continue;
-      if (j + 1 < cols) {
-        for (std::int64_t at = i * share; at < (i + 1) * share && at < right_pitch; at += line) {
-          __builtin_prefetch(ahead + at, 0, 2);
-        }
+      const T* const x = left + i * left_pitch;
+      T* const sum = c + i * kRows * ldc + j * kCols<T>;
+      if (j == 0) {
+        micro<T, true>(x, panel, k, sum, ldc, accumulate,
+                       reinterpret_cast<const char*>(x + left_pitch), left_step);
+      } else if (j + 1 < cols) {
+        micro<T, true>(x, panel, k, sum, ldc, accumulate, next, step);
+      } else {
+        micro<T>(x, panel, k, sum, ldc, accumulate);
       }
-      micro<T>(left + i * left_pitch, right + j * right_pitch, k,
-               c + i * kRows * ldc + j * kCols<T>, ldc, accumulate);
     }
   }
 }

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which of the compiled instruction sets this processor runs.
+#pragma once
+
+namespace fastfisher::cpu {
+
+inline bool has_avx2() {
+#if defined(FF_HAVE_AVX2)
+  static const bool found =
+      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  return found;
+#else
+  return false;
+#endif
+}
+
+/// With fused multiply-adds of 512 bits in one piece. Zen 4 has them in two halves: no faster than
+/// 256 bits there, and their wider tiles only waste more at the edges.
+inline bool has_avx512() {
+#if defined(FF_HAVE_AVX512)
+  static const bool found =
+      has_avx2() && __builtin_cpu_supports("avx512f") != 0 &&
+      __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+      __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_is("amdfam19h") == 0;
+  return found;
+#else
+  return false;
+#endif
+}
+
+}  // namespace fastfisher::cpu
