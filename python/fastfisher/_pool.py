@@ -27,10 +27,12 @@ class Pool:
     """Keeps the memory of large arrays that are made within ``with pool.use():`` for the next ones.
 
     An array's memory comes back when nothing refers to it any more, wherever that is. What was
-    there at the start of one use and was not needed in it goes back to the system at its end.
+    there at the start of one use and was not needed in it goes back to the system at its end, as
+    does what would make more than `limit` bytes that no array has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
+        self._limit = limit
         self._free: dict[int, list[Host]] = {}
         self._old: dict[int, list[Host]] = {}
         self._uses = 0
@@ -50,9 +52,9 @@ class Pool:
             if self._uses == 0:
                 self._old = {}
 
-    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Pool], tuple[float]]:
         """Leave the memory out of copies and files."""
-        return Pool, ()
+        return Pool, (self._limit,)
 
     @property
     def size(self) -> int:
@@ -69,6 +71,8 @@ class Pool:
 
     def give(self, raw: Host) -> None:
         """Take bytes back."""
+        if raw.nbytes + self.size > self._limit:
+            return
         self._free.setdefault(raw.nbytes, []).append(raw)
 
 

@@ -112,3 +112,14 @@ def test_copies_are_empty():
     for other in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
         assert other.size == 0
     assert pool.size == BYTES
+
+
+def test_no_more_than_the_limit_is_kept():
+    pool = Pool(limit=1.5 * BYTES)
+    with pool.use():
+        x, y = empty(SHAPE, "float32"), empty(SHAPE, "float32")
+        del x
+        assert pool.size == BYTES
+        del y
+        assert pool.size == BYTES
+    assert pickle.loads(pickle.dumps(pool))._limit == 1.5 * BYTES

@@ -78,23 +78,27 @@ std::vector<LayerFactors> network(std::span<const LayerFactors> batch, std::int6
 
 std::int64_t columns_of(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                         GramOutputs outputs) {
-  const GramShape shape = gram_shape(left, right, outputs, 1);
-  return shape.cols;
+  const LayerSizes sizes = sizes_of((right.empty() ? left : right).front());
+  return sizes.samples * (outputs == GramOutputs::full ? sizes.outputs : 1);
 }
 
 // Threads, methods and plan of one Gram within `limit` bytes. Where memory is short, fewer threads
-// and then no pairs of positions: neither needs to be in memory for every position or thread.
+// and then no pairs of positions: neither needs to be in memory for every position or thread. Then
+// narrower panels.
 template <class T>
 bool fit(Call& call, std::span<const LayerFactors> left, std::span<const LayerFactors> right,
          GramOutputs outputs, int threads, std::int64_t limit) {
-  const TileKernels<T>& kernels = tile_kernels<T>(columns_of(left, right, outputs));
-  for (const bool pairs : {true, false}) {
-    call.shape = gram_shape(left, right, outputs, kernels.nr, pairs);
-    for (call.threads = threads; call.threads > 0; call.threads /= 2) {
-      auto plan = gram_plan(call.shape, kernels.mr, kernels.nr, sizeof(T), call.threads, limit);
-      if (!plan) continue;
-      call.plan = *std::move(plan);
-      return true;
+  const std::int64_t columns = columns_of(left, right, outputs);
+  for (const TileKernels<T>* kernels : {&tile_kernels<T>(columns), &tile_kernels<T>(1)}) {
+    for (const bool pairs : {true, false}) {
+      // Padded for the widest panels in any case, so that the bits are the same.
+      call.shape = gram_shape(left, right, outputs, tile_kernels<T>().nr, pairs);
+      for (call.threads = threads; call.threads > 0; call.threads /= 2) {
+        auto plan = gram_plan(call.shape, kernels->mr, kernels->nr, sizeof(T), call.threads, limit);
+        if (!plan) continue;
+        call.plan = *std::move(plan);
+        return true;
+      }
     }
   }
   return false;
@@ -112,8 +116,7 @@ Call call_of(const Context& ctx, std::span<const LayerFactors> left,
     left = first;
     right = other;
   }
-  const std::int64_t columns = columns_of(left, right, options.outputs);
-  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>(columns).nr);
+  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>().nr);
   double work = 0;
   for (const GramChoice& choice : gram_choices(call.shape, sizeof(T), 1))
     work += choice.multiply_adds;

@@ -18,7 +18,7 @@
 namespace fastfisher::cpu {
 namespace {
 
-constexpr std::int64_t kDepth = 512;  // rows of a that are packed, and added up, at once
+constexpr std::int64_t kDepth = 256;  // rows of a that are packed, and added up, at once
 constexpr std::int64_t kChunk = 96;   // rows of out of a task, multiples of every panel's width
 constexpr std::int64_t kGroup = 4;    // panels that a task packs
 constexpr std::int64_t kLine = ProductScratch::kAlignment;
@@ -28,13 +28,12 @@ std::int64_t padded(std::int64_t count, std::int64_t step) {
   return (count + step - 1) / step * step;
 }
 
-// Packed columns, the triangle, scales and each thread's sums, of at most m columns.
+// Packed columns and the triangle of at most m columns.
 template <class T>
-std::int64_t numbers_of(std::int64_t m, int threads) {
+std::int64_t numbers_of(std::int64_t m) {
   constexpr std::int64_t line = kLine / static_cast<std::int64_t>(sizeof(T));
   const std::int64_t width = sweep_kernels<T>().width, rows = padded(m, width);
-  return padded(rows * kDepth, line) + padded(SweepPanels<T>::size(m, width), line) +
-         padded(rows, line) * (1 + threads);
+  return padded(rows * kDepth, line) + padded(SweepPanels<T>::size(m, width), line);
 }
 
 template <class T>
@@ -51,12 +50,9 @@ class Moment {
         scale_(static_cast<T>(item.scale)),
         out_(static_cast<T*>(item.out.data)),
         packed_(memory),
-        sum_(aligned(packed_ + panels_ * width_ * kDepth), m_, width_),
-        ones_(aligned(sum_.data + SweepPanels<T>::size(m_, width_))),
-        sums_(aligned(ones_ + panels_ * width_)) {}
+        sum_(aligned(packed_ + panels_ * width_ * kDepth), m_, width_) {}
 
   void run() {
-    std::fill(ones_, ones_ + m_, T(1));
     const std::int64_t chunks = (m_ + kChunk - 1) / kChunk;
     const std::int64_t groups = (panels_ + kGroup - 1) / kGroup;
     std::int64_t from = 0;
@@ -67,10 +63,10 @@ class Moment {
           pack(p, from, depth);
       });
       // The last rows have the most columns: they go first.
-      parallel_for(ctx_, threads_, chunks, [&](std::int64_t task, int worker) {
+      parallel_for(ctx_, threads_, chunks, [&](std::int64_t task, int) {
         const std::int64_t row = (chunks - 1 - task) * kChunk, end = std::min(m_, row + kChunk);
         multiply(row, end, depth, from > 0);
-        if (from + depth >= n_) finish(row, end, worker);
+        if (from + depth >= n_) store_panels<T>(kernels_, sum_, scale_, m_, row, end, out_);
       });
       from += depth;
     } while (from < n_);
@@ -105,18 +101,6 @@ class Moment {
     }
   }
 
-  void finish(std::int64_t row, std::int64_t end, int worker) {
-    const std::int64_t rows = padded(end, width_);
-    for (std::int64_t p = 0; p * width_ < end; ++p) {
-      const std::int64_t top = std::max(row, p * width_);
-      T* const x = sum_.row(p, top);
-      for (std::int64_t k = 0; k < (rows - top) * width_; ++k) x[k] *= scale_;
-    }
-    T* const sums = sums_ + worker * padded(panels_ * width_, kLine / sizeof(T));
-    std::fill(sums, sums + rows, T(0));
-    store_panels<T>(kernels_, sum_, ones_, T(1), m_, row, end, out_, sums);
-  }
-
   const SweepKernels<T>& kernels_ = sweep_kernels<T>();
   const Context& ctx_;
   int threads_;
@@ -126,7 +110,6 @@ class Moment {
   T* out_;
   T* packed_;
   SweepPanels<T> sum_;
-  T *ones_, *sums_;
 };
 
 }  // namespace
@@ -153,10 +136,10 @@ void moments(const Context& ctx, std::span<const MomentItem> items) {
   });
 }
 
-std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype) {
+std::int64_t moments_workspace(const Context&, std::int64_t most, DType dtype) {
   return kLine + visit_dtype(dtype, [&](auto tag) {
            using T = typename decltype(tag)::type;
-           return numbers_of<T>(most, thread_count(ctx)) * size_of(dtype);
+           return numbers_of<T>(most) * size_of(dtype);
          });
 }
 

@@ -116,4 +116,23 @@ void store_panels(const SweepKernels<T>& kernels, const SweepPanels<T>& c, const
   }
 }
 
+/// out = factor C for rows from..to, and its mirror.
+template <class T>
+void store_panels(const SweepKernels<T>& kernels, const SweepPanels<T>& c, T factor, std::int64_t n,
+                  std::int64_t from, std::int64_t to, T* out) {
+  const std::int64_t width = c.width;
+  for (std::int64_t i0 = from; i0 < to; i0 += kSweepTile) {
+    const std::int64_t i1 = std::min(to, i0 + kSweepTile);
+    for (std::int64_t j = 0; j < i1; j += width) {
+      const std::int64_t i = std::max(i0, j + width);
+      if (i < i1)
+        kernels.store(c.row(j / width, i), i1 - i, i, j, nullptr, factor, out, n, nullptr, nullptr);
+    }
+    for (std::int64_t i = i0; i < i1; ++i) {
+      for (std::int64_t j = i / width * width; j <= i; ++j)
+        out[i * n + j] = out[j * n + i] = c(i, j) * factor;
+    }
+  }
+}
+
 }  // namespace fastfisher::cpu

@@ -41,6 +41,7 @@ struct SweepKernels {
 
   /// out[n][n], rows i to i + count <= kSweepTile of the panel of columns j on, times their scales,
   /// and the mirror of that. lanes[count][width] += |out| unit, sums[width] those by columns.
+  /// Without scales all entries times `unit`, and no sums.
   void (*store)(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
                 T unit, T* out, std::int64_t n, T* lanes, T* sums) = nullptr;
 };

@@ -170,29 +170,46 @@ void load(const T* a, std::int64_t lda, std::int64_t count, std::int64_t i, std:
     load_strip<T, 1>(a + r * lda, lda, i + r, from, to, scale, unit, data, height, sums);
 }
 
-template <class T>
-void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
-           T unit, T* out, std::int64_t n, T* lanes_of, T* sums) {
+template <class T, bool Sums>
+void store_rows(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
+                T unit, T* out, std::int64_t n, T* lanes_of, T* sums) {
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>, size = Block<T>::size;
   // On its way to the other side: rows of `out` a power of two apart would evict each other.
   alignas(64) T tile[kSweepTile * width];
   V columns[kVectors] = {};
+  // Lines that are written below, row after row of the mirror, and those of the panel after this
+  // one: asked for ahead, for a store that misses holds up all that follow.
+  constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
+  static_assert(kSweepTile % line == 0 && kSweepTile % width == 0);
+  constexpr std::int64_t lines = kSweepTile / line, share = width * lines / kSweepTile;
   for (std::int64_t r = 0; r < count; ++r) {
+#pragma GCC unroll 4
+    for (std::int64_t u = r * share; u < (r + 1) * share; ++u)
+      __builtin_prefetch(out + (j + u / lines) * n + i + u % lines * line, 1);
+    __builtin_prefetch(out + (i + r) * n + j + width, 1);
+    __builtin_prefetch(out + (i + r) * n + j + 2 * width - 1, 1);
 #pragma GCC unroll 2
     for (std::int64_t v = 0; v < kVectors; ++v) {
       const std::int64_t at = r * width + v * lanes;
-      const V x = *reinterpret_cast<const V*>(panel + at) * scale[i + r] *
-                  *reinterpret_cast<const V*>(scale + j + v * lanes);
+      V x = *reinterpret_cast<const V*>(panel + at);
+      if constexpr (Sums) {
+        x = x * scale[i + r] * *reinterpret_cast<const V*>(scale + j + v * lanes);
+        const V magnitudes = magnitude<T>(x) * unit;
+        *reinterpret_cast<V*>(lanes_of + at) += magnitudes;
+        columns[v] += magnitudes;
+      } else {
+        x *= unit;
+      }
       *reinterpret_cast<V*>(out + (i + r) * n + j + v * lanes) = x;
       *reinterpret_cast<V*>(tile + at) = x;
-      const V magnitudes = magnitude<T>(x) * unit;
-      *reinterpret_cast<V*>(lanes_of + at) += magnitudes;
-      columns[v] += magnitudes;
     }
   }
+  if constexpr (Sums) {
 #pragma GCC unroll 2
-  for (std::int64_t v = 0; v < kVectors; ++v) *reinterpret_cast<V*>(sums + v * lanes) += columns[v];
+    for (std::int64_t v = 0; v < kVectors; ++v)
+      *reinterpret_cast<V*>(sums + v * lanes) += columns[v];
+  }
   const std::int64_t whole = count / size * size;
   for (std::int64_t q = 0; q < width; q += size) {
     for (std::int64_t r = 0; r < whole; r += size) {
@@ -203,6 +220,16 @@ void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, c
   }
   for (std::int64_t r = whole; r < count; ++r) {
     for (std::int64_t q = 0; q < width; ++q) out[(j + q) * n + i + r] = tile[r * width + q];
+  }
+}
+
+template <class T>
+void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, const T* scale,
+           T unit, T* out, std::int64_t n, T* lanes_of, T* sums) {
+  if (scale == nullptr) {
+    store_rows<T, false>(panel, count, i, j, scale, unit, out, n, lanes_of, sums);
+  } else {
+    store_rows<T, true>(panel, count, i, j, scale, unit, out, n, lanes_of, sums);
   }
 }
 

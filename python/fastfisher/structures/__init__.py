@@ -11,7 +11,7 @@ from typing import Any
 
 from fastfisher._jacobian import Jacobian
 from fastfisher.structures._base import Structure
-from fastfisher.structures._rooted import check_finite, is_extreme, widened
+from fastfisher.structures._rooted import in_range, widened
 from fastfisher.structures.coupled import full, layer, tridiagonal
 from fastfisher.structures.diagonal import Diagonal, diagonal
 from fastfisher.structures.ekfac import ekfac
@@ -73,7 +73,6 @@ def make(
             f"structure: outputs normalised over the batch couple samples; expected one of "
             f"{list(_BY_ROWS)}, got {structure!r}"
         )
-    check_finite(jacobian)
-    if name not in _BY_ROWS and is_extreme(jacobian):
+    if not in_range(jacobian) and name not in _BY_ROWS:
         jacobian = widened(jacobian)  # squares would leave the range of float32
     return STRUCTURES[name](jacobian, scale, **options)

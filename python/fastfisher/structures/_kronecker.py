@@ -23,6 +23,10 @@ Host = np.ndarray[Any, Any]
 
 EXACT = 1024
 
+KEPT = 1 << 28
+"""Most bytes of factors, and of their inverses, that are kept for the next ones: where a loop makes
+them anew in each step, half of the time would go into fresh pages."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Block:

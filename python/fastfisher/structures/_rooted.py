@@ -74,38 +74,36 @@ def widened(jacobian: Jacobian) -> Jacobian:
     return Jacobian(tuple(layers), None, kept, jacobian.parameters)
 
 
-def is_extreme(jacobian: Jacobian) -> bool:
-    """Whether factors are float32 and so large or small that their squares are lost."""
+def in_range(jacobian: Jacobian) -> bool:
+    """Check that all factors are finite; False where squares of float32 ones are lost.
+
+    Raises
+    ------
+    NonFiniteError
+        The message names the layer and the first index.
+    """
     low, high = 1e-16, 1e16
-    found = [
-        np.maximum(array.max(), -array.min())
-        for layer in jacobian.layers
-        for array in layer.arrays.values()
-        if array.dtype == np.float32 and array.size
-    ]
-    # One number a factor is read back from a device, all at once.
-    return any(top and not low < top < high for top in np.stack(found).tolist()) if found else False
-
-
-def check_finite(jacobian: Jacobian) -> None:
-    """Check that all factors are finite; the message names the layer and the first index."""
     arrays = [
         (name, key, array)
         for name, layer in zip(jacobian.names, jacobian.layers, strict=True)
         for key, array in layer.arrays.items()
         if array.size
     ]
-    # A minimum or maximum keeps NaN and shows infinity, without a temporary array.
-    ends = [np.isfinite(array.min()) & np.isfinite(array.max()) for _, _, array in arrays]
-    for (name, key, array), fine in zip(
-        arrays, np.stack(ends).tolist() if ends else [], strict=True
+    # A minimum or maximum keeps NaN and shows infinity, without a temporary array. From a device
+    # one number a factor is read back, all at once.
+    found = [np.maximum(array.max(), -array.min()) for _, _, array in arrays]
+    safe = True
+    for (name, key, array), top in zip(
+        arrays, np.stack(found).tolist() if found else [], strict=True
     ):
-        if fine:
-            continue
-        where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
-        raise NonFiniteError(
-            f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index {where}"
-        )
+        if not math.isfinite(top):
+            where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
+            raise NonFiniteError(
+                f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index "
+                f"{where}"
+            )
+        safe &= array.dtype != np.float32 or not top or low < top < high
+    return safe
 
 
 def _worded(x: Array) -> Any:

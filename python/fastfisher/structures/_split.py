@@ -15,15 +15,18 @@ import numpy as np
 
 from fastfisher import psd
 from fastfisher._device_array import as_array
+from fastfisher._pool import Pool
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.structures._base import DIGITS, SAFE, refined
-from fastfisher.structures._kronecker import Block, along, split_dampings
+from fastfisher.structures._kronecker import KEPT, Block, along, split_dampings
 from fastfisher.structures._sandwich import SandwichItem, sandwich
 
 if TYPE_CHECKING:
     from fastfisher.structures.kfac import Kfac
 
 Host = np.ndarray[Any, Any]
+
+_memory = Pool(limit=KEPT)
 
 _LOST = 0.3
 """Rounding times condition number from which refinement of a float32 inverse need not converge."""
@@ -119,7 +122,8 @@ def _both_inverses(structure: Kfac, damping: float, split: str) -> list[Inverses
                 added.append(on_a)
             matrices.append(block.g)
             added.append(on_g)
-        found: Any = psd.inverse(matrices, damping=added)
+        with _memory.use():
+            found: Any = psd.inverse(matrices, damping=added)
         done = iter(found)
         pairs: list[Inverses | Dampings] = []
         for block, (on_a, on_g) in zip(structure.blocks, dampings, strict=True):

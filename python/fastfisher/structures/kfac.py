@@ -23,15 +23,18 @@ import numpy as np
 from fastfisher import psd
 from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
+from fastfisher._pool import Pool
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.structures._base import Structure
-from fastfisher.structures._kronecker import Block, Deferred, along, blocks_of
+from fastfisher.structures._kronecker import KEPT, Block, Deferred, along, blocks_of
 from fastfisher.structures._split import Dampings, Inverses, split_solve
 from fastfisher.structures._weights import weights
 
 __all__ = ["Block", "Kfac", "along", "kfac"]
 
 Host = np.ndarray[Any, Any]
+
+_factors = Pool(limit=KEPT)
 
 
 @dataclass(eq=False)
@@ -183,7 +186,8 @@ def kfac(
         raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
 
     def make() -> list[Block]:
-        return _finite(blocks_of(weights(jacobian), scale, weight_sharing))
+        with _factors.use():
+            return _finite(blocks_of(weights(jacobian), scale, weight_sharing))
 
     kind = np.dtype(jacobian.layers[0].g.dtype)
     blocks = Deferred(make) if deferred else make()
