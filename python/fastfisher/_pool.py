@@ -59,7 +59,7 @@ class Pool:
     @property
     def size(self) -> int:
         """Bytes that no array has now."""
-        kept = [x for found in (self._free, self._old) for x in found.values()]
+        kept = [x for found in (self._free, self._old) for x in list(found.values())]
         return sum(raw.nbytes for x in kept for raw in x)
 
     def take(self, size: int) -> Host:

@@ -90,20 +90,21 @@ def in_range(jacobian: Jacobian) -> bool:
         if array.size
     ]
     # A minimum or maximum keeps NaN and shows infinity, without a temporary array. From a device
-    # one number a factor is read back, all at once.
-    found = [np.maximum(array.max(), -array.min()) for _, _, array in arrays]
-    safe = True
-    for (name, key, array), top in zip(
-        arrays, np.stack(found).tolist() if found else [], strict=True
-    ):
-        if not math.isfinite(top):
-            where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
-            raise NonFiniteError(
-                f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index "
-                f"{where}"
-            )
-        safe &= array.dtype != np.float32 or not top or low < top < high
-    return safe
+    # one number a factor is read back, those of a kind at once.
+    tops = [np.maximum(array.max(), -array.min()) for _, _, array in arrays]
+    finite = np.stack([np.isfinite(top) for top in tops]).tolist() if tops else []
+    for (name, key, array), fine in zip(arrays, finite, strict=True):
+        if fine:
+            continue
+        where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
+        raise NonFiniteError(
+            f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index {where}"
+        )
+    single = [
+        top for (_, _, array), top in zip(arrays, tops, strict=True) if array.dtype == np.float32
+    ]
+    sizes = np.stack(single).tolist() if single else []
+    return not any(top and not low < top < high for top in sizes)
 
 
 def _worded(x: Array) -> Any:
