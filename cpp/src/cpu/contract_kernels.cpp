@@ -7,6 +7,9 @@ namespace fastfisher::cpu {
 
 template <class T>
 const ContractKernels<T>& contract_kernels() {
+#if defined(FF_HAVE_AVX512)
+  if (has_avx512()) return contract_kernels_avx512<T>();
+#endif
 #if defined(FF_HAVE_AVX2)
   if (has_avx2()) return contract_kernels_avx2<T>();
 #endif

@@ -28,6 +28,10 @@ const ContractKernels<T>& contract_kernels_base();
 template <class T>
 const ContractKernels<T>& contract_kernels_avx2();
 #endif
+#if defined(FF_HAVE_AVX512)
+template <class T>
+const ContractKernels<T>& contract_kernels_avx512();
+#endif
 
 /// The best kernels that this processor runs.
 template <class T>
