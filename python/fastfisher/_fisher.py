@@ -98,6 +98,7 @@ def fisher(
     Rows ``S_n^T J_n`` with ``S_n S_n^T = H_n`` are formed at the cotangents of each layer; every
     structure is made from those. On a GPU (torch tensors) they stay there: it is waited for to read
     whether factors are finite, what inverses say of themselves, and a few norms of a refinement.
+    On the CPU memory of dead Kronecker factors and inverses, up to 256 MB each, is kept for others.
     Labels of "mc" are drawn by numpy's generator; outputs are copied to the host for a likelihood
     of your own. Amari 1998; for the kinds see Kunstner, Balles and Hennig 2019.
 

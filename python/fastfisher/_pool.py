@@ -27,8 +27,9 @@ class Pool:
     """Keeps the memory of large arrays that are made within ``with pool.use():`` for the next ones.
 
     An array's memory comes back when nothing refers to it any more, wherever that is. What was
-    there at the start of one use and was not needed in it goes back to the system at its end, as
-    does what would make more than `limit` bytes that no array has.
+    there at the start of one use and was not needed in it goes back to the system at its end. With
+    a `limit` it is kept from use to use instead, until bytes that no array has would exceed it:
+    then all of them go.
     """
 
     def __init__(self, limit: float = math.inf) -> None:
@@ -40,7 +41,7 @@ class Pool:
     @contextmanager
     def use(self) -> Iterator[Pool]:
         """Make it the pool of `empty` in this thread."""
-        if self._uses == 0:
+        if self._uses == 0 and self._limit == math.inf:
             self._old, self._free = self._free, {}
         self._uses += 1
         token = _active.set(self)
@@ -51,6 +52,15 @@ class Pool:
             self._uses -= 1
             if self._uses == 0:
                 self._old = {}
+
+    @contextmanager
+    def use_if_none(self) -> Iterator[None]:
+        """Make it the pool of `empty` in this thread unless there is one."""
+        if _active.get() is not None:
+            yield
+            return
+        with self.use():
+            yield
 
     def __reduce__(self) -> tuple[type[Pool], tuple[float]]:
         """Leave the memory out of copies and files."""
@@ -71,8 +81,10 @@ class Pool:
 
     def give(self, raw: Host) -> None:
         """Take bytes back."""
-        if raw.nbytes + self.size > self._limit:
-            return
+        if self._limit < math.inf and raw.nbytes + self.size > self._limit:
+            self._free = {}
+            if raw.nbytes > self._limit:
+                return
         self._free.setdefault(raw.nbytes, []).append(raw)
 
 

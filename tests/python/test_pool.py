@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 
+import fastfisher as ff
 from fastfisher._pool import Pool, empty
 
 SHAPE = (512, 512)
@@ -115,11 +116,41 @@ def test_copies_are_empty():
 
 
 def test_no_more_than_the_limit_is_kept():
-    pool = Pool(limit=1.5 * BYTES)
+    pool = Pool(limit=2.5 * BYTES)
     with pool.use():
-        x, y = empty(SHAPE, "float32"), empty(SHAPE, "float32")
+        x, y, z = (empty(SHAPE, "float32") for _ in range(3))
+        del x, y
+        assert pool.size == 2 * BYTES
+        del z
+        assert pool.size == BYTES
+    with pool.use():
+        pass
+    assert pool.size == BYTES, "a limited pool keeps its memory from use to use"
+    assert pickle.loads(pickle.dumps(pool))._limit == 2.5 * BYTES
+
+
+def test_within_another_pool_it_is_not_used():
+    outer, inner = Pool(), Pool()
+    with outer.use(), inner.use_if_none():
+        x = empty(SHAPE, "float32")
         del x
-        assert pool.size == BYTES
-        del y
-        assert pool.size == BYTES
-    assert pickle.loads(pickle.dumps(pool))._limit == 1.5 * BYTES
+    assert (outer.size, inner.size) == (BYTES, 0)
+    with inner.use_if_none():
+        x = empty(SHAPE, "float32")
+        del x
+    assert inner.size == BYTES
+
+
+def test_fisher_matrices_made_in_turn_keep_the_memory_of_both():
+    rng = np.random.default_rng(0)
+    rows = [
+        ff.Jacobian.from_factors([ff.Dense(rng.standard_normal((4, k)), np.ones((4, 1, 3)))])
+        for k in (200, 300)
+    ]
+    seen = []
+    for _ in range(3):
+        for jacobian in rows:
+            fisher = ff.fisher(jacobian, structure="kfac")
+            seen.append(address(fisher.structure.blocks[0].a))
+            del fisher
+    assert seen[2:4] == seen[4:6]

@@ -18,7 +18,7 @@ struct ContractKernels {
   void (*combine)(const T* const* x, std::int64_t xs, const T* weights, T* const* y,
                   std::int64_t ys, std::int64_t count, bool accumulate) = nullptr;
 
-  /// sums[i] += sum_k panel[k, i] for a packed panel, `width` wide.
+  /// sums[i] += sum_k panel[k, i] for a packed panel, `width` <= 16 wide.
   void (*sum_panel)(const T* panel, std::int64_t width, std::int64_t depth, T* sums) = nullptr;
 };
 

@@ -145,6 +145,7 @@ class VjpForm {
     whole(std::integral_constant<std::int64_t, 6>{});
     whole(std::integral_constant<std::int64_t, 8>{});
     whole(std::integral_constant<std::int64_t, 16>{});
+    whole(std::integral_constant<std::int64_t, 32>{});
     for (; from < entries + (extended ? 1 : 0); from += width, to += pitch) {
       for (std::int64_t r = 0; r < count; ++r) {
         for (std::int64_t q = 0; q < width; ++q) {

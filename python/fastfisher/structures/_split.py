@@ -122,7 +122,7 @@ def _both_inverses(structure: Kfac, damping: float, split: str) -> list[Inverses
                 added.append(on_a)
             matrices.append(block.g)
             added.append(on_g)
-        with _memory.use():
+        with _memory.use_if_none():
             found: Any = psd.inverse(matrices, damping=added)
         done = iter(found)
         pairs: list[Inverses | Dampings] = []

@@ -186,7 +186,7 @@ def kfac(
         raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
 
     def make() -> list[Block]:
-        with _factors.use():
+        with _factors.use_if_none():
             return _finite(blocks_of(weights(jacobian), scale, weight_sharing))
 
     kind = np.dtype(jacobian.layers[0].g.dtype)
