@@ -33,6 +33,7 @@
 #include "gram_engine.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <optional>
 #include <string>
@@ -88,8 +89,8 @@ std::int64_t columns_of(std::span<const LayerFactors> left, std::span<const Laye
 template <class T>
 bool fit(Call& call, std::span<const LayerFactors> left, std::span<const LayerFactors> right,
          GramOutputs outputs, int threads, std::int64_t limit) {
-  const std::int64_t columns = columns_of(left, right, outputs);
-  for (const TileKernels<T>* kernels : {&tile_kernels<T>(columns), &tile_kernels<T>(1)}) {
+  const std::array both{&tile_kernels<T>(columns_of(left, right, outputs)), &tile_kernels<T>(1)};
+  for (const TileKernels<T>* kernels : std::span(both).first(both[0] == both[1] ? 1 : 2)) {
     for (const bool pairs : {true, false}) {
       // Padded for the widest panels in any case, so that the bits are the same.
       call.shape = gram_shape(left, right, outputs, tile_kernels<T>().nr, pairs);

@@ -50,7 +50,7 @@ def build(context: Context) -> SectionResult:
     """Compute the section and describe it."""
     settings = context.settings
     width = settings.pick(quick=256, default=512, full=1024)
-    networks = settings.pick(quick=40, default=100, full=400)
+    networks = settings.pick(quick=40, default=100, full=1000)
     early, late = 10, settings.pick(quick=200, default=500, full=2000)
     x, z = SAMPLES[:, None], PLACES[:, None]
     y = np.sin(1.8 * SAMPLES)
