@@ -16,7 +16,9 @@ nodes in two directions, of the same step, would be 3,000 s^2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,6 +33,8 @@ _ERROR = 1e-13
 _ROUNDING = 5e-15  # of what is left out: less is not known to be left
 _BLOCK = 16  # terms at a time
 _RANGE = 12.0  # e^{-z^2 / 4} is 2e-16 there
+
+_KEPT = 4.0  # widest standard deviation whose Hermite functions are kept: 1.5 MB
 
 _STEEP = 5.0  # standard deviation from which nodes go with u, not with z = u / s
 _ARGUMENTS = np.arange(0.0, 20.0, 0.1)
@@ -77,27 +81,35 @@ def two(a1: Floats, a2: Floats, c: Floats) -> tuple[Floats, Floats]:
     if c.size == 0:
         return np.zeros(c.shape), np.zeros(c.shape)
     sides = [np.maximum(np.sqrt(a), 1e-100) for a in (a1, a2)]
-    widest = max(float(sides[0].max()), float(sides[1].max()), 1.0)
-    step = 0.25 / widest
-    z = np.arange(step, _RANGE, step)
+    # Half-octaves: functions of the same nodes serve many calls.
+    wide = np.ceil(2 * np.log2(np.maximum(np.maximum(*sides), 0.5)))
+    if c.size > 1 and a1.shape == a2.shape == c.shape:
+        # Narrow pairs need fewer nodes and terms than the widest one.
+        total, slope = np.empty(c.shape), np.empty(c.shape)
+        for octave in np.unique(wide):
+            some = wide == octave
+            left = a1[some]
+            right = left if a1 is a2 else a2[some]
+            total[some], slope[some] = _series(left, right, c[some], 2 ** (octave / 2))
+        return total, slope
+    return _series(a1, a2, c, 2 ** (float(wide.max()) / 2))
+
+
+def _series(a1: Floats, a2: Floats, c: Floats, widest: float) -> tuple[Floats, Floats]:
+    """`two` for standard deviations up to `widest`."""
+    sides = [np.maximum(np.sqrt(a), 1e-100) for a in (a1, a2)]
+    z, blocks = _functions(widest) if widest <= _KEPT else _nodes_and_blocks(widest)
     if a1 is a2:
         sides = sides[:1]
-    values = [np.tanh(s.reshape(-1, 1) * z) / s.reshape(-1, 1) for s in sides]
+    values = [np.tanh(z[:, None] * s.ravel()) / s.ravel() for s in sides]
     left_out = [one(a)[1] for a in (a1, a2)[: len(sides)]]
     total, slope = np.zeros(c.shape), np.zeros(c.shape)
     square, power = np.square(c), np.ones(c.shape)  # power = c^{k-1}
     each = all(side.shape == c.shape for side in sides)
-    for first, functions in _blocks(z, step):
+    for first, functions in blocks:
         k = np.arange(first, first + 2 * _BLOCK, 2.0)
-        # No BLAS: its threads cost more than these small products.
-        r = [
-            np.einsum("kz,sz->ks", functions, v).reshape(-1, *s.shape)
-            for v, s in zip(values, sides, strict=True)
-        ]
-        left_out = [
-            rest - np.einsum("k,k...,k...->...", k, p, p)
-            for rest, p in zip(left_out, r, strict=True)
-        ]
+        r = [(functions @ v).reshape(-1, *s.shape) for v, s in zip(values, sides, strict=True)]
+        left_out = [rest - np.tensordot(k, p * p, 1) for rest, p in zip(left_out, r, strict=True)]
         if each:  # all terms of a block at once
             powers = np.empty((_BLOCK, *c.shape))
             powers[0] = power
@@ -107,7 +119,7 @@ def two(a1: Floats, a2: Floats, c: Floats) -> tuple[Floats, Floats]:
             powers *= r[0]
             powers *= r[-1]
             total += powers.sum(0)
-            slope += np.einsum("k,k...->...", k, powers)
+            slope += np.tensordot(k, powers, 1)
         else:
             for index in range(_BLOCK):
                 term = r[0][index] * r[-1][index] * power
@@ -120,6 +132,36 @@ def two(a1: Floats, a2: Floats, c: Floats) -> tuple[Floats, Floats]:
         if float(bound.max()) < _ERROR:
             break
     return total * c * np.sqrt(a1) * np.sqrt(a2), slope
+
+
+class _Blocks:
+    """Blocks of an iterator that are kept for the next to ask."""
+
+    def __init__(self, source: Iterator[tuple[int, Floats]]) -> None:
+        self._source, self._lock = source, threading.Lock()
+        self._blocks: list[tuple[int, Floats]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Floats]]:
+        index = 0
+        while True:
+            with self._lock:
+                if index == len(self._blocks):
+                    self._blocks.append(next(self._source))
+            yield self._blocks[index]
+            index += 1
+
+
+def _nodes_and_blocks(widest: float) -> tuple[Floats, Iterable[tuple[int, Floats]]]:
+    """Nodes of the trapezoid rule up to this standard deviation, and `_blocks` there."""
+    step = 0.25 / max(widest, 1.0)
+    z = np.arange(step, _RANGE, step)
+    return z, _blocks(z, step)
+
+
+@lru_cache(maxsize=8)
+def _functions(widest: float) -> tuple[Floats, Iterable[tuple[int, Floats]]]:
+    z, blocks = _nodes_and_blocks(widest)
+    return z, _Blocks(iter(blocks))
 
 
 def _blocks(z: Floats, step: float) -> Iterator[tuple[int, Floats]]:
