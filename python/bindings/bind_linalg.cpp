@@ -54,6 +54,12 @@ void register_linalg(py::module_& module) {
                const Borrowed in_a = borrow(a, "a", Access::read, stream);
                return symm_workspace(context_for(in_a, stream, threads), in_a.ref(), vectors);
              });
+  module.def("largest", [](py::handle x, int threads) {
+    const Borrowed in = borrow(x, "x", Access::read, 0);
+    const Context context = context_for(in, 0, threads);
+    const py::gil_scoped_release without_gil;
+    return largest(context, in.ref());
+  });
   module.def("symmetry", [](py::handle a, py::handle out, std::intptr_t stream, int threads) {
     const Borrowed in_a = borrow(a, "a", Access::read, stream);
     const Borrowed result = borrow(out, "out", Access::write, stream);

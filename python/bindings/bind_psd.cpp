@@ -93,6 +93,11 @@ void register_psd(py::module_& module) {
     const py::gil_scoped_release without_gil;
     sandwich(context, list);
   });
+  module.def("psd_factor_size", [](std::int64_t n, int dtype, bool cuda) {
+    Context context;
+    if (cuda) context.device.kind = DeviceKind::cuda;
+    return psd_factor_size(context, n, static_cast<DType>(dtype));
+  });
   module.def("psd_workspace", [](const std::vector<std::int64_t>& sizes, int dtype, int task,
                                  bool cuda, int threads) {
     Context context;

@@ -21,6 +21,7 @@ from fastfisher._arrays import (
     library,
 )
 from fastfisher._device_array import as_array, contiguous
+from fastfisher._finite import is_finite
 from fastfisher._fisher_eigsh import by_products, full_eigsh
 from fastfisher._integers import integer
 from fastfisher._jacobian import Jacobian
@@ -294,7 +295,7 @@ class Fisher:
         if device_name(v) not in ("cpu" if library(v) == "numpy" else there, there):
             raise TypeError(f"{name}: expected device {there}, got {device_name(v)}")
         host = np.asarray(host, like=self._kind)
-        if not np.isfinite(host).all():
+        if not is_finite(host):
             where = tuple(int(k) for k in np.argwhere(~np.isfinite(host))[0])
             raise NonFiniteError(
                 f"{name}: expected finite numbers, got {host[where]} at index {where}"
@@ -315,7 +316,7 @@ class Fisher:
                 x = self.structure.solve(v, damping, *split)
         except NonFiniteError as error:  # vectors and factors are finite, so it is the solution
             raise overflow from error
-        if not np.isfinite(x).all():
+        if not is_finite(x):
             raise overflow
         return x
 

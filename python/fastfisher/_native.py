@@ -161,7 +161,10 @@ def moments(
 
 
 class SandwichItem(NamedTuple):
-    """One matrix of `sandwich`; `b` and `out_b` have no entries where there is no bias."""
+    """One matrix of `sandwich`; `b` and `out_b` have no entries where there is no bias.
+
+    `left` and `right` are matrices, or both factors of matrices whose inverses are meant.
+    """
 
     left: Array
     w: Array
@@ -178,7 +181,7 @@ def sandwich(items: list[SandwichItem], *, threads: int = 0) -> None:
     out = items[0].out
     stream = stream_of(out)
     rows = max(item.out.shape[0] for item in items)
-    columns = max(item.right.shape[0] for item in items)
+    columns = max(item.w.shape[1] + (len(item.b) > 0) for item in items)
     kind, cuda = DTYPES[dtype_name(out)], device_name(out) != "cpu"
     size = _core.sandwich_workspace(rows, columns, kind, cuda, threads)
     _core.sandwich(list(items), scratch(size, out), stream, threads)
@@ -243,12 +246,19 @@ def symm(a: Array, x: Array, scale: Array, out: Array, *, threads: int = 0) -> N
     _core.symm(a, x, scale, out, scratch(size, out), stream, threads)
 
 
+def largest(x: Array, *, threads: int = 0) -> float:
+    """Largest ``|x|`` of an array on the CPU; not finite if an entry is not, 0.0 if it is empty."""
+    return _core.largest(x, threads)
+
+
 def symmetry(a: Array, out: Array, *, threads: int = 0) -> None:
     """Largest ``|a_ij|`` and largest ``|a_ij - a_ji|`` of each matrix into `out` (e, 2)."""
     _core.symmetry(a, out, stream_of(out), threads)
 
 
-PSD_TASKS = {"cholesky": 0, "inverse": 1, "solve": 2, "eigh": 3, "inverse_root": 4}
+PSD_TASKS = {
+    "cholesky": 0, "inverse": 1, "solve": 2, "eigh": 3, "inverse_root": 4, "factor": 5
+}  # fmt: skip
 PSD_KINDS = ("ok", "damped", "non_finite", "indefinite", "overflow", "no_convergence")
 
 
@@ -272,6 +282,11 @@ class PsdReport(NamedTuple):
     damping: float
     condition: float
     position: int
+
+
+def psd_factor_size(n: int, dtype: str, *, cuda: bool) -> int:
+    """Numbers of a factor of n rows; NotImplementedError on a device without that task."""
+    return _core.psd_factor_size(n, DTYPES[dtype], cuda)
 
 
 def psd_workspace(task: str, sizes: list[int], dtype: str, *, cuda: bool, threads: int = 0) -> int:

@@ -61,6 +61,11 @@ struct Strided {
     for (std::size_t r = 0; r < index.size(); ++r) offset += index[r] * ref.strides[r];
     return static_cast<double>(static_cast<const T*>(ref.data)[offset]);
   }
+  void set(const std::vector<std::int64_t>& index, T value) {
+    std::int64_t offset = 0;
+    for (std::size_t r = 0; r < index.size(); ++r) offset += index[r] * ref.strides[r];
+    static_cast<T*>(ref.data)[offset] = value;
+  }
 };
 
 }  // namespace fastfisher::test

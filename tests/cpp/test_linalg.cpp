@@ -227,6 +227,80 @@ void sandwiches() {
   }
 }
 
+// Of G = u u^T + diagonal the inverse is known: what comes back times G is what went in.
+template <class T>
+void sandwiches_of_factors() {
+  const std::int64_t o = draw(1, 140), i = draw(0, 140), bias = draw(0, 1), r = i + bias;
+  if (r == 0) return;
+  Context ctx;
+  ctx.threads = static_cast<int>(draw(1, 3));
+  std::vector<Strided<T>> matrices;
+  std::vector<std::vector<T>> factors;
+  for (const std::int64_t n : {o, r}) {
+    Strided<T>& one = matrices.emplace_back(std::vector{n, n});
+    std::vector<double> u(static_cast<std::size_t>(n));
+    for (double& x : u) x = 0.1 * static_cast<double>(draw(-9, 9));
+    for (std::int64_t p = 0; p < n; ++p) {
+      for (std::int64_t q = 0; q < n; ++q)
+        one.set({p, q}, static_cast<T>(u[static_cast<std::size_t>(p)] *
+                                       u[static_cast<std::size_t>(q)] / static_cast<double>(n)));
+    }
+    factors.emplace_back(static_cast<std::size_t>(psd_factor_size(ctx, n, dtype_of<T>)));
+  }
+  std::vector<PsdItem> items(2);
+  std::vector<std::int64_t> sizes{o, r};
+  for (std::size_t k = 0; k < 2; ++k) {
+    items[k].a = matrices[k].ref;
+    items[k].out = array_ref(factors[k].data(), static_cast<std::int64_t>(factors[k].size()));
+    items[k].damping = 0.5;
+  }
+  PsdOptions options;
+  options.task = PsdTask::factor;
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(psd_workspace(ctx, sizes, dtype_of<T>, options.task)));
+  ctx.workspace = workspace;
+  for (const PsdReport& report : psd(ctx, items, options))
+    FF_CHECK(report.kind == PsdReport::Kind::ok);
+  Strided<T> w({o, i}), b({bias * o});
+  std::vector<T> out(static_cast<std::size_t>(o * i)), out_b(static_cast<std::size_t>(bias * o));
+  const SandwichItem item{items[0].out,
+                          w.ref,
+                          b.ref,
+                          items[1].out,
+                          array_ref(out.data(), o, i),
+                          array_ref(out_b.data(), bias * o)};
+  workspace.assign(static_cast<std::size_t>(sandwich_workspace(ctx, o, r, dtype_of<T>)),
+                   std::byte{0});
+  ctx.workspace = workspace;
+  sandwich(ctx, {&item, 1});
+  const auto found = [&](std::int64_t p, std::int64_t q) {
+    return static_cast<double>(q < i ? out[static_cast<std::size_t>(p * i + q)]
+                                     : out_b[static_cast<std::size_t>(p)]);
+  };
+  const auto damped = [&](std::size_t k, std::int64_t p, std::int64_t q) {
+    return static_cast<double>(matrices[k].at({p, q})) + (p == q ? 0.5 : 0.0);
+  };
+  std::vector<double> inner(static_cast<std::size_t>(o * r));
+  double largest = 0;
+  for (std::int64_t p = 0; p < o; ++p) {
+    for (std::int64_t q = 0; q < r; ++q) {
+      largest = std::max(largest, std::abs(found(p, q)));
+      for (std::int64_t l = 0; l < o; ++l)
+        inner[static_cast<std::size_t>(p * r + q)] += damped(0, p, l) * found(l, q);
+    }
+  }
+  const double eps = std::numeric_limits<T>::epsilon();
+  for (std::int64_t p = 0; p < o; ++p) {
+    for (std::int64_t q = 0; q < r; ++q) {
+      double sum = 0;
+      for (std::int64_t l = 0; l < r; ++l)
+        sum += inner[static_cast<std::size_t>(p * r + l)] * damped(1, l, q);
+      const double given = static_cast<double>(q < i ? w.at({p, q}) : b.at({p}));
+      FF_CHECK(std::abs(sum - given) <= 8 * static_cast<double>(o + r) * eps * largest);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -242,6 +316,8 @@ int main() {
     second_moments<double>();
     sandwiches<float>();
     sandwiches<double>();
+    sandwiches_of_factors<float>();
+    sandwiches_of_factors<double>();
   }
   return test::report();
 }

@@ -26,6 +26,7 @@ struct Backend {
   decltype(&fastfisher::gram_workspace) gram_workspace = nullptr;
   decltype(&fastfisher::jvp) jvp = nullptr;
   decltype(&fastfisher::jvp_workspace) jvp_workspace = nullptr;
+  decltype(&fastfisher::largest) largest = nullptr;
   decltype(&fastfisher::matmul) matmul = nullptr;
   decltype(&fastfisher::moments) moments = nullptr;
   decltype(&fastfisher::moments_workspace) moments_workspace = nullptr;
@@ -40,6 +41,7 @@ struct Backend {
   decltype(&fastfisher::symm_workspace) symm_workspace = nullptr;
   decltype(&fastfisher::symmetry) symmetry = nullptr;
   decltype(&fastfisher::psd) psd = nullptr;
+  decltype(&fastfisher::psd_factor_size) psd_factor_size = nullptr;
   decltype(&fastfisher::psd_workspace) psd_workspace = nullptr;
   decltype(&fastfisher::vjp) vjp = nullptr;
   decltype(&fastfisher::vjp_workspace) vjp_workspace = nullptr;

@@ -174,6 +174,12 @@ std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t 
 /// first is not finite if an entry is not.
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 
+/// max |x| over an array of any shape and strides in one read; not finite if an entry is not, 0 if
+/// there is none. float32 and float64, 16-bit floats too.
+///
+/// CUDA: ErrorCode::missing.
+double largest(const Context& ctx, const ArrayRef& x);
+
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
@@ -198,10 +204,10 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
 
 /// One matrix of `sandwich`, with a bias or without one (`b` and `out_b` then have no entries).
 struct SandwichItem {
-  ArrayRef left;   ///< [o,o]
+  ArrayRef left;   ///< [o,o], or a factor of o rows
   ArrayRef w;      ///< [o,i]
   ArrayRef b;      ///< [o]
-  ArrayRef right;  ///< [i,i], with a bias [i + 1,i + 1]
+  ArrayRef right;  ///< [i,i], with a bias [i + 1,i + 1], or a factor of as many rows
   ArrayRef out;    ///< [o,i]
   ArrayRef out_b;  ///< [o]
 };
@@ -209,7 +215,11 @@ struct SandwichItem {
 /// [out out_b] = left [w b] right for every matrix of a list, what Kronecker factors do to a weight
 /// and its bias: 2 o r (o + r) flops for r columns. All of one dtype, float32 or float64, with any
 /// strides. Sums are in that dtype, in stretches. Results may not overlap anything that is read.
+/// Where both sides are factors of matrices (PsdTask::factor), the inverses of these are meant:
+/// left^-1 [w b] right^-1 for as many flops, by substitution, without the n^3 of the inverses.
 /// Needs at least sandwich_workspace(...) bytes in ctx.workspace.
+///
+/// CUDA: no factors.
 void sandwich(const Context& ctx, std::span<const SandwichItem> items);
 
 /// Bytes of workspace that `sandwich` wants for matrices of up to so many rows and columns, the
@@ -230,6 +240,10 @@ std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int6
 /// its end: interrupts are not polled.
 std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
                            const PsdOptions& options);
+
+/// Numbers of a factor of n rows (PsdTask::factor), whose form is the processor's own: it means
+/// nothing on another one. Best aligned to 64 bytes.
+std::int64_t psd_factor_size(const Context& ctx, std::int64_t n, DType dtype);
 
 /// Bytes of workspace that `psd` wants for matrices of these sizes and results of `dtype`.
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,

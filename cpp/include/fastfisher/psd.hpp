@@ -16,13 +16,14 @@ enum class PsdTask : int {
   solve,         ///< out [n,k] = A^-1 b
   eigh,          ///< out [n,n] eigenvectors as columns, values [n] ascending
   inverse_root,  ///< out [n,n] = A^(-1/p)
+  factor,        ///< out [psd_factor_size(n)]: a factor as `sandwich` takes it, in its own form
 };
 
 /// One matrix. Of `a` only the lower triangle is read. `out` has the result's dtype and is packed
 /// row-major.
 struct PsdItem {
   ArrayRef a;              ///< [n,n], any strides; 16-bit floats are widened
-  ArrayRef out;            ///< [n,n], or [n,k] for solve
+  ArrayRef out;            ///< [n,n], [n,k] for solve, [psd_factor_size(n)] for factor
   ArrayRef b;              ///< solve: right-hand sides [n,k] in the result's dtype; else rank 0
   ArrayRef values;         ///< eigh: eigenvalues [n] in the result's dtype; else rank 0
   double damping = 0;      ///< added to the diagonal

@@ -139,6 +139,10 @@ void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors)
     fail(ErrorCode::shape, "symm_workspace", "vectors", "expected a number that is not negative");
 }
 
+void largest(const Context& ctx, const ArrayRef& x) {
+  expect_like("largest", "x", x, ctx, x.dtype);
+}
+
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out) {
   matrices("symmetry", ctx, a);
   expect_rank("symmetry", "out", out, 2, "(e, 2)");

@@ -18,7 +18,25 @@ void packed_out(const char* op, const std::string& name, const ArrayRef& out, st
     fail(ErrorCode::shape, op, name, "expected packed rows");
 }
 
+// A factor of n rows: packed numbers in the backend's own form.
+void factor_of(const char* op, const std::string& name, const ArrayRef& factor, const Context& ctx,
+               std::int64_t n) {
+  expect_rank(op, name, factor, 1, "(psd_factor_size(n),)");
+  expect_extent(op, name, factor, 0, fastfisher::psd_factor_size(ctx, n, factor.dtype),
+                "numbers of a factor");
+  if (factor.size() > 1 && factor.stride(0) != 1)
+    fail(ErrorCode::shape, op, name, "expected packed numbers");
+}
+
 }  // namespace
+
+void psd_factor_size(std::int64_t n, DType dtype) {
+  if (n < 0 || n > 32000)
+    fail(ErrorCode::shape, "psd_factor_size", "n",
+         "got " + std::to_string(n) + ", expected 0 to 32000");
+  if (dtype != DType::f32 && dtype != DType::f64)
+    fail(ErrorCode::dtype, "psd_factor_size", "dtype", "expected float32 or float64");
+}
 
 void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options) {
   if (options.task == PsdTask::inverse_root && !(options.p > 0 && std::isfinite(options.p)))
@@ -45,7 +63,11 @@ void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& o
       if (share_memory(item.out, item.b))
         fail(ErrorCode::shape, "psd", "out" + at, "overlaps the memory of b");
     }
-    packed_out("psd", "out" + at, item.out, columns, n);
+    if (options.task == PsdTask::factor) {
+      factor_of("psd", "out" + at, item.out, ctx, n);
+    } else {
+      packed_out("psd", "out" + at, item.out, columns, n);
+    }
     if (options.task == PsdTask::eigh) {
       expect_rank("psd", "values" + at, item.values, 1, "(n,)");
       expect_extent("psd", "values" + at, item.values, 0, n, "rows of the matrix");
@@ -89,22 +111,32 @@ void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
       expect_rank("sandwich", name + at, array, rank, shape);
       expect_like("sandwich", name + at, array, ctx, dtype);
     };
-    expect("left", item.left, 2, "(o, o)");
+    // The workspace is for one form, so are all items.
+    const bool factors = items.front().left.rank == 1;
+    expect("left", item.left, factors ? 1 : 2, factors ? "of a factor, as of left[0]" : "(o, o)");
     expect("w", item.w, 2, "(o, i)");
     expect("b", item.b, 1, "(o,) or (0,)");
-    expect("right", item.right, 2, "(i, i) or (i + 1, i + 1)");
+    expect("right", item.right, factors ? 1 : 2,
+           factors ? "of a factor, as of left[0]" : "(i, i) or (i + 1, i + 1)");
     expect("out", item.out, 2, "(o, i)");
     expect("out_b", item.out_b, 1, "(o,) or (0,)");
     const std::int64_t o = item.w.extent(0), i = item.w.extent(1);
-    const std::int64_t one = item.right.extent(0) == i ? 0 : 1;
+    const std::int64_t one =
+        factors ? (o > 0 && item.b.extent(0) > 0 ? 1 : 0) : (item.right.extent(0) == i ? 0 : 1);
     const auto extent = [&](const char* name, const ArrayRef& array, int axis, std::int64_t size,
                             const char* as) {
       expect_extent("sandwich", name + at, array, axis, size, as);
     };
     for (int axis = 0; axis < 2; ++axis) {
-      extent("left", item.left, axis, o, "rows of w");
-      extent("right", item.right, axis, i + one, "columns of w, or one more");
+      if (!factors) {
+        extent("left", item.left, axis, o, "rows of w");
+        extent("right", item.right, axis, i + one, "columns of w, or one more");
+      }
       extent("out", item.out, axis, item.w.extent(axis), "as in w");
+    }
+    if (factors) {
+      factor_of("sandwich", "left" + at, item.left, ctx, o);
+      factor_of("sandwich", "right" + at, item.right, ctx, i + one);
     }
     extent("b", item.b, 0, one * o, "rows of w, or none without a bias");
     extent("out_b", item.out_b, 0, one * o, "rows of w, or none without a bias");

@@ -54,8 +54,10 @@ void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out);
 void symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
+void largest(const Context& ctx, const ArrayRef& x);
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
 void psd(const Context& ctx, std::span<const PsdItem> items, const PsdOptions& options);
+void psd_factor_size(std::int64_t n, DType dtype);
 void moments(const Context& ctx, std::span<const MomentItem> items);
 void sandwich(const Context& ctx, std::span<const SandwichItem> items);
 

@@ -55,6 +55,12 @@ std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> lay
   return entry(backend, backend.jvp_workspace, "jvp_workspace")(ctx, layers, columns);
 }
 
+double largest(const Context& ctx, const ArrayRef& x) {
+  checks::largest(ctx, x);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.largest, "largest")(ctx, x);
+}
+
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
   checks::matmul(ctx, a, b, out);
   const Backend& backend = backend_of(ctx);
@@ -159,6 +165,12 @@ std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
   checks::psd(ctx, items, options);
   const Backend& backend = backend_of(ctx);
   return entry(backend, backend.psd, "psd")(ctx, items, options);
+}
+
+std::int64_t psd_factor_size(const Context& ctx, std::int64_t n, DType dtype) {
+  checks::psd_factor_size(n, dtype);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.psd_factor_size, "psd_factor_size")(ctx, n, dtype);
 }
 
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,

@@ -26,6 +26,7 @@ const Backend& backend() {
     b.gram_workspace = &cpu::gram_workspace;
     b.jvp = &cpu::jvp;
     b.jvp_workspace = &cpu::jvp_workspace;
+    b.largest = &cpu::largest;
     b.matmul = &cpu::matmul;
     b.moments = &cpu::moments;
     b.moments_workspace = &cpu::moments_workspace;
@@ -40,6 +41,7 @@ const Backend& backend() {
     b.symm_workspace = &cpu::symm_workspace;
     b.symmetry = &cpu::symmetry;
     b.psd = &cpu::psd;
+    b.psd_factor_size = &cpu::psd_factor_size;
     b.psd_workspace = &cpu::psd_workspace;
     b.vjp = &cpu::vjp;
     b.vjp_workspace = &cpu::vjp_workspace;

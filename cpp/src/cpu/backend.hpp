@@ -39,8 +39,10 @@ void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayR
           const ArrayRef& out);
 std::int64_t symm_workspace(const Context& ctx, const ArrayRef& a, std::int64_t vectors);
 void symmetry(const Context& ctx, const ArrayRef& a, const ArrayRef& out);
+double largest(const Context& ctx, const ArrayRef& x);
 std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
                            const PsdOptions& options);
+std::int64_t psd_factor_size(const Context& ctx, std::int64_t n, DType dtype);
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
                            PsdTask task);
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,

@@ -94,6 +94,11 @@ std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
   return reports;
 }
 
+std::int64_t psd_factor_size(const Context&, std::int64_t n, DType dtype) {
+  return visit_dtype(dtype,
+                     [&](auto tag) { return FactorPanels<typename decltype(tag)::type>::size(n); });
+}
+
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
                            PsdTask task) {
   std::int64_t largest = 0;

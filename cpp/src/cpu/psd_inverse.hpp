@@ -32,12 +32,28 @@ class InverseSweep {
   /// Numbers of scratch beside the panels of the matrix.
   static std::int64_t scratch(std::int64_t n) {
     const std::int64_t width = sweep_kernels<T>().width, block = block_of(n, width);
-    return own(n, block, width) + (block > width ? own(block, width, width) : 0);
+    return own(n, block, width) + (block > width ? lower_scratch(block, width) : 0);
   }
 
   InverseSweep(const Context& ctx, int threads, std::int64_t n, const SweepPanels<T>& matrix,
                T* scratch)
       : InverseSweep(ctx, threads, n, matrix, scratch, block_of(n, matrix.width), true) {}
+
+  /// Columns of a step, by the size of the matrix.
+  static std::int64_t block_of(std::int64_t n, std::int64_t width) {
+    return n <= kSmall ? width : n <= kLarge ? kBlock : kLargeBlock;
+  }
+  static constexpr std::int64_t kLargeBlock = 192;  ///< of one where no cache holds the matrix
+
+  /// L^-1 in place of -A = L L^T of b <= kLargeBlock rows; 0, or the order of the leading minor
+  /// that is not positive.
+  static std::int64_t invert_lower(const Context& ctx, std::int64_t b, const SweepPanels<T>& matrix,
+                                   T* scratch) {
+    return InverseSweep(ctx, 1, b, matrix, scratch, matrix.width, false).run();
+  }
+  static std::int64_t lower_scratch(std::int64_t b, std::int64_t width) {
+    return own(b, width, width);
+  }
 
   /// 0, or the order of the leading minor that is not positive.
   std::int64_t run() {
@@ -49,15 +65,11 @@ class InverseSweep {
   }
 
  private:
-  static constexpr std::int64_t kBlock = 96;        // columns of a step
-  static constexpr std::int64_t kLargeBlock = 192;  // of one where no cache holds the matrix
+  static constexpr std::int64_t kBlock = 96;  // columns of a step
   static constexpr std::int64_t kSmall = 128, kLarge = 1280;
   static constexpr std::int64_t kChunk = 192;  // rows of a task of the update
   static constexpr std::int64_t kGroup = 4;    // panels of a task of the products with L^-1
 
-  static std::int64_t block_of(std::int64_t n, std::int64_t width) {
-    return n <= kSmall ? width : n <= kLarge ? kBlock : kLargeBlock;
-  }
   static std::int64_t padded(std::int64_t x, std::int64_t width) {
     return (x + width - 1) / width * width;
   }
@@ -128,7 +140,7 @@ class InverseSweep {
         const T* const rows = matrix_.row(p, at.k + from);
         std::copy(rows, rows + (at.factor.rows - from) * width_, at.factor.row(p - at.first, from));
       }
-      bad = InverseSweep(ctx_, 1, at.b, at.factor, inner_, width_, false).run();
+      bad = invert_lower(ctx_, at.b, at.factor, inner_);
     }
     if (bad != 0) return bad;
     for (std::int64_t q = 0; q < at.end - at.first; ++q) {

@@ -8,6 +8,7 @@
 #include "parallel.hpp"
 #include "psd_cholesky.hpp"
 #include "psd_copy.hpp"
+#include "psd_factor.hpp"
 #include "psd_inverse.hpp"
 
 #include <algorithm>
@@ -28,13 +29,15 @@ inline std::int64_t rounded(std::int64_t bytes) {
 template <class T>
 std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t passes = task == PsdTask::inverse ? (n + kPassRows - 1) / kPassRows : 1;
+  const bool in_panels = task == PsdTask::inverse || task == PsdTask::factor;
+  const std::int64_t passes = in_panels ? (n + kPassRows - 1) / kPassRows : 1;
   std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
   if (task == PsdTask::solve) bytes += rounded(size * n * n);
   if (task == PsdTask::inverse) {
     bytes += rounded(size * SweepPanels<T>::size(n, sweep_kernels<T>().width)) +
              rounded(size * InverseSweep<T>::scratch(n));
   }
+  if (task == PsdTask::factor) bytes += rounded(size * FactorSweep<T>::scratch(n));
   if (task == PsdTask::inverse_root) bytes += rounded(size * n * n) + rounded(size * n);
   if (task == PsdTask::eigh || task == PsdTask::inverse_root)
     bytes += rounded(std::max(eigen_work<T>(n), size * n * n));
@@ -55,7 +58,8 @@ class PsdWork {
         out_(static_cast<T*>(item.out.data)),
         scratch_(scratch) {
     scale_ = take(n_);
-    sums_ = take(options.task == PsdTask::inverse ? n_ * passes() : n_);
+    const bool in_panels = options.task == PsdTask::inverse || options.task == PsdTask::factor;
+    sums_ = take(in_panels ? n_ * passes() : n_);
   }
 
   PsdReport run() {
@@ -140,6 +144,7 @@ class PsdWork {
 
   void by_factor(PsdReport& report) {
     if (options_.task == PsdTask::inverse) return invert(report);
+    if (options_.task == PsdTask::factor) return factor_panels(report);
     T* const c = options_.task == PsdTask::solve ? take(n_ * n_) : out_;
     const auto load = [&] {
       std::atomic<bool> good{true};
@@ -178,14 +183,7 @@ class PsdWork {
     T* const scratch = take(InverseSweep<T>::scratch(n_));
     int a_power = 0;
     double a_norm = 0;
-    const auto load = [&] {
-      a_power = power_near<T>(largest_diagonal() + report.damping);
-      a_norm = norm_of_pass(-a_power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
-        load_panels<S, T>(kernels, a_, report.damping, scale_, unit, from, to, panels, sums);
-      });
-      // Sums of an indefinite matrix may overflow.
-      return std::isfinite(a_norm) || first_bad(a_) < 0;
-    };
+    const auto load = [&] { return load_norm(report.damping, panels, a_power, a_norm); };
     const auto sweep = [&] { return InverseSweep<T>(ctx_, threads_, n_, panels, scratch).run(); };
     if (!factored(report, load, sweep)) return;
     double largest = 0;
@@ -200,6 +198,37 @@ class PsdWork {
         });
     report.condition = std::ldexp(a_norm * x_norm, a_power + x_power);
     if (!std::isfinite(x_norm)) report.kind = Kind::overflow;
+  }
+
+  // -D (A + damping I) D and the norm of A + damping I over 2^power; false if an entry of A is not
+  // finite.
+  bool load_norm(double damping, const SweepPanels<T>& panels, int& power, double& norm) {
+    power = power_near<T>(largest_diagonal() + damping);
+    norm = norm_of_pass(-power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
+      load_panels<S, T>(sweep_kernels<T>(), a_, damping, scale_, unit, from, to, panels, sums);
+    });
+    // Sums of an indefinite matrix may overflow.
+    return std::isfinite(norm) || first_bad(a_) < 0;
+  }
+
+  void factor_panels(PsdReport& report) {
+    const FactorPanels<T> panels(out_, n_);
+    T* const scratch = take(FactorSweep<T>::scratch(n_));
+    int power = 0;
+    double norm = 0;
+    const auto load = [&] { return load_norm(report.damping, panels.columns, power, norm); };
+    const auto sweep = [&] { return FactorSweep<T>(ctx_, threads_, panels, scratch).run(); };
+    if (!factored(report, load, sweep)) return;
+    double low = kInfinity, high = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      panels.scale[i] = scale_[i];
+      // On the diagonal are those of inverses.
+      const double pivot = 1 / (static_cast<double>(panels.columns(i, i)) * scale_[i]);
+      low = std::min(low, pivot);
+      high = std::max(high, pivot);
+    }
+    report.condition = high / low * (high / low);
+    if (!std::isfinite(report.condition)) report.kind = Kind::overflow;
   }
 
   // Infinity norm times 2^power from the sums of a pass over the rows; infinity for NaN too.

@@ -6,10 +6,12 @@
 //   for each group of rows: pack [w b], z = [w b] right            parallel over groups
 //   for each group of rows: pack left, [out out_b] = left z        parallel over groups
 // z is written as panels of columns, which the second product reads as they lie. The pieces depend
-// on the sizes alone, so that the bits do not depend on the threads.
+// on the sizes alone, so that the bits do not depend on the threads. With factors in place of left
+// and right see sandwich_factors.hpp.
 #include "backend.hpp"
 #include "parallel.hpp"
 #include "products.hpp"
+#include "sandwich_factors.hpp"
 #include "tile_kernels.hpp"
 
 #include <algorithm>
@@ -203,13 +205,20 @@ class Sandwich {
   T *packed_, *z_, *desks_;
 };
 
+std::int64_t rows_of(const SandwichItem& item) {
+  return item.w.extent(0);
+}
+std::int64_t columns_of(const SandwichItem& item) {
+  return item.w.extent(1) + (item.b.extent(0) > 0 ? 1 : 0);
+}
+
 }  // namespace
 
 void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
   double work = 0;
   std::int64_t rows = 0, columns = 0;
   for (const SandwichItem& item : items) {
-    const std::int64_t o = item.left.extent(0), r = item.right.extent(0);
+    const std::int64_t o = rows_of(item), r = columns_of(item);
     work += static_cast<double>(o * r) * static_cast<double>(o + r);
     rows = std::max(rows, o);
     columns = std::max(columns, r);
@@ -222,8 +231,13 @@ void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
   visit_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (const SandwichItem& item : items) {
-      if (item.left.extent(0) > 0 && item.right.extent(0) > 0)
-        Sandwich<T>(ctx, threads, item, reinterpret_cast<T*>(scratch.data())).run();
+      if (rows_of(item) == 0 || columns_of(item) == 0) continue;
+      T* const memory = reinterpret_cast<T*>(scratch.data());
+      if (item.left.rank == 1) {
+        SandwichFactors<T>(ctx, threads, item, memory).run();
+      } else {
+        Sandwich<T>(ctx, threads, item, memory).run();
+      }
     }
   });
 }
@@ -233,7 +247,10 @@ std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int6
   return kLine + visit_dtype(dtype, [&](auto tag) {
            using T = typename decltype(tag)::type;
            const SandwichPlan plan(tile_kernels<T>(), rows, columns);
-           return plan.template numbers<T>(thread_count(ctx)) * size_of(dtype);
+           const int threads = thread_count(ctx);
+           return std::max(plan.template numbers<T>(threads),
+                           SandwichFactors<T>::numbers(rows, columns, threads)) *
+                  size_of(dtype);
          });
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "scan.hpp"
 
+#include "backend.hpp"
 #include "fastfisher/layer.hpp"
 #include "parallel.hpp"
 
@@ -123,7 +124,7 @@ std::int64_t first_bad_index(const ArrayRef& array) {
 }
 
 template <class T>
-ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
+ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array, bool where = true) {
   const Walk walk = walk_of(array);
   const auto* data = static_cast<const T*>(array.data);
   const std::int64_t inner = walk.inner(), rows = walk.rows();
@@ -148,7 +149,7 @@ ScanResult scan_typed(const Context& ctx, int threads, const ArrayRef& array) {
   });
   ScanResult result;
   result.largest = value_of<T>(*std::max_element(found.begin(), found.end()));
-  if (!std::isfinite(result.largest)) result.first_bad = first_bad_index<T>(array);
+  if (where && !std::isfinite(result.largest)) result.first_bad = first_bad_index<T>(array);
   return result;
 }
 
@@ -213,6 +214,15 @@ ScanResult scan(const Context& ctx, int threads, const ArrayRef& array,
     const ScanResult result = scan_typed<T>(ctx, threads, array);
     if (samples != nullptr) std::fill(samples->begin(), samples->end(), result.largest);
     return result;
+  });
+}
+
+double largest(const Context& ctx, const ArrayRef& x) {
+  constexpr std::int64_t kSerialEntries = 4 * kTaskEntries;
+  if (x.size() == 0) return 0;
+  const int threads = x.size() < kSerialEntries ? 1 : thread_count(ctx);
+  return visit_storage(x.dtype, [&](auto tag) {
+    return scan_typed<typename decltype(tag)::type>(ctx, threads, x, false).largest;
   });
 }
 

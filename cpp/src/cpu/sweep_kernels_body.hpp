@@ -15,8 +15,12 @@ namespace {
 
 static_assert(kCols<float> <= kSweepWidth);
 
+constexpr std::int64_t kAhead = 32;
+
+// Asks for kAhead bytes of `ahead` a step of the depth.
 template <class T, std::int64_t Rows>
-void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumulate) {
+void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumulate,
+           const char* ahead) {
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
   V sum[Rows][kVectors] = {};
@@ -25,6 +29,8 @@ void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumul
   for (std::int64_t i = 0; i < Rows; ++i) __builtin_prefetch(c + (Rows + i) * width);
 #pragma GCC unroll 2
   for (std::int64_t at = 0; at < depth * width; at += width) {
+    __builtin_prefetch(ahead);
+    ahead += kAhead;
     const V right_0 = *reinterpret_cast<const V*>(right + at);
     const V right_1 = *reinterpret_cast<const V*>(right + at + lanes);
 #pragma GCC unroll 8
@@ -49,10 +55,12 @@ void product(const T* left, std::int64_t pitch, const T* right, std::int64_t dep
   static_assert(width % high == 0 || width % high == 4);
   for (std::int64_t i = 0; i < rows; i += width, left += pitch) {
     std::int64_t r = 0;
-    for (; r + high <= width && i + r < rows; r += high)
-      micro<T, high>(left + r, right, depth, c + (i + r) * width, accumulate);
+    // Of the panel after this one each tile asks for its share.
+    const char* ahead = reinterpret_cast<const char*>(left + pitch);
+    for (; r + high <= width && i + r < rows; r += high, ahead += kAhead * depth)
+      micro<T, high>(left + r, right, depth, c + (i + r) * width, accumulate, ahead);
     if (r < width && i + r < rows)
-      micro<T, 4>(left + r, right, depth, c + (i + r) * width, accumulate);
+      micro<T, 4>(left + r, right, depth, c + (i + r) * width, accumulate, ahead);
   }
 }
 

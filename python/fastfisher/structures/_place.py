@@ -71,11 +71,11 @@ class Place:
     def sandwich(self, left: Host, right: Host, v: Host, into: Host) -> SandwichItem | None:
         """Item that writes ``left V right`` for one vector `v` (P, 1); None where a copy is needed.
 
-        It takes the vectors as they lie.
+        It takes the vectors as they lie. `left` and `right` are matrices, or factors of such.
         """
         flat = v.flags.c_contiguous and into.flags.c_contiguous and v.shape[1] == 1
         alike = v.dtype == into.dtype == left.dtype == right.dtype
-        if self.start is None or right.ndim == 1 or not flat or not alike:
+        if self.start is None or not flat or not alike:
             return None
         weight, bias = (part[:, :, 0] for part in self._parts(v))
         out, out_bias = (part[:, :, 0] for part in self._parts(into))

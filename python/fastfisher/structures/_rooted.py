@@ -17,6 +17,7 @@ import numpy as np
 from fastfisher._arrays import Array, device_name, in_numpys_words, to_numpy
 from fastfisher._arrays import widened as widened_array
 from fastfisher._device_array import contiguous
+from fastfisher._finite import largest
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher._sample_map import SampleMap
@@ -89,22 +90,19 @@ def in_range(jacobian: Jacobian) -> bool:
         for key, array in layer.arrays.items()
         if array.size
     ]
-    # A minimum or maximum keeps NaN and shows infinity, without a temporary array. From a device
-    # one number a factor is read back, those of a kind at once.
-    tops = [np.maximum(array.max(), -array.min()) for _, _, array in arrays]
-    finite = np.stack([np.isfinite(top) for top in tops]).tolist() if tops else []
-    for (name, key, array), fine in zip(arrays, finite, strict=True):
-        if fine:
+    tops = largest([array for _, _, array in arrays])
+    for (name, key, array), top in zip(arrays, tops, strict=True):
+        if math.isfinite(top):
             continue
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
         raise NonFiniteError(
             f"layer {name!r}, {key}: expected finite numbers, got {array[where]} at index {where}"
         )
-    single = [
-        top for (_, _, array), top in zip(arrays, tops, strict=True) if array.dtype == np.float32
-    ]
-    sizes = np.stack(single).tolist() if single else []
-    return not any(top and not low < top < high for top in sizes)
+    return not any(
+        top and not low < top < high
+        for (_, _, array), top in zip(arrays, tops, strict=True)
+        if array.dtype == np.float32
+    )
 
 
 def _worded(x: Array) -> Any:

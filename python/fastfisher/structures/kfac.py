@@ -27,7 +27,7 @@ from fastfisher._pool import Pool
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.structures._base import Structure
 from fastfisher.structures._kronecker import KEPT, Block, Deferred, along, blocks_of
-from fastfisher.structures._split import Dampings, Inverses, split_solve
+from fastfisher.structures._split import Solver, split_solve
 from fastfisher.structures._weights import weights
 
 __all__ = ["Block", "Kfac", "along", "kfac"]
@@ -46,7 +46,7 @@ class Kfac(Structure):
     dtype: np.dtype[Any]
     weight_sharing: str = "expand"
     _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
-    inverses: dict[tuple[float, str], list[Inverses | Dampings]] = field(default_factory=dict)
+    solvers: dict[tuple[float, str], list[Solver]] = field(default_factory=dict)
 
     @property
     def like(self) -> Host:
@@ -61,7 +61,7 @@ class Kfac(Structure):
         return result
 
     def solve(self, v: Host, damping: float, split: str | None = None) -> Host:
-        """``(F + damping I)^-1 v`` by eigenvectors; with a `split` by inverses of both factors.
+        """``(F + damping I)^-1 v`` by eigenvectors; with a `split` factor by factor.
 
         ``split="plain"``: (G + damping I)^-1 (x) (A + damping I)^-1; ``"pi"``: sqrt(damping) pi on
         A and sqrt(damping) / pi on G, pi^2 the ratio of their mean eigenvalues.

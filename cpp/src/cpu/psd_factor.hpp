@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Cholesky factor of one matrix in the form in which products with its inverse are cheapest: n^3 /
+// 6 multiply-adds against n^3 / 2 for the inverse, and n^2 each for a vector against n^2.
+//
+// A step of a block of columns, L L^T = -N_11 for N = -A, V = N_R1: W = V L^-T, N_RR += W W^T. Kept
+// are L^-1 of each block, so that a substitution is made of products alone, and W = -L_R1, both as
+// they lie in panels of columns (W of rows R is a left operand of L^T x) and turned (of L x).
+// Products with the inverse of a block in place of substitution cost accuracy by the root of the
+// block's condition, no more.
+#pragma once
+
+#include "parallel.hpp"
+#include "psd_inverse.hpp"
+#include "psd_panels.hpp"
+#include "sweep_kernels.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastfisher::cpu {
+
+/// Where the parts of a factor lie: scales, panels of columns, turned panels block by block.
+template <class T>
+struct FactorPanels {
+  static constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+
+  std::int64_t n, width, block;
+  T* scale;  ///< the factor is that of D A D, D = diag(scale)
+  SweepPanels<T> columns;
+  T* turned;
+
+  FactorPanels(T* data, std::int64_t n_)
+      : n(n_),
+        width(sweep_kernels<T>().width),
+        block(InverseSweep<T>::block_of(n_, width)),
+        scale(data),
+        columns(data + padded(n_, kLine), n_, width),
+        turned(columns.data + SweepPanels<T>::size(n_, width)) {}
+
+  static std::int64_t padded(std::int64_t x, std::int64_t width) {
+    return (x + width - 1) / width * width;
+  }
+
+  /// Numbers of a factor.
+  static std::int64_t size(std::int64_t n) {
+    if (n == 0) return 0;
+    const std::int64_t width = sweep_kernels<T>().width,
+                       block = InverseSweep<T>::block_of(n, width);
+    const std::int64_t last = (n - 1) / block, rest = padded(n - last * block, width);
+    return padded(n, kLine) + SweepPanels<T>::size(n, width) +
+           offset(last, padded(n, width), block) + rest * rest;
+  }
+
+  struct Step {
+    std::int64_t first, end;  ///< panels of the block
+    std::int64_t k, b;        ///< its rows
+    T* below;                 ///< W^T, [panel behind the block][b][width]
+    T* inverse;               ///< L^-1, [panel of rows][column][width]
+    std::int64_t pitch;       ///< between panels of `inverse`
+  };
+
+  [[nodiscard]] std::int64_t steps() const { return (n + block - 1) / block; }
+  [[nodiscard]] Step step(std::int64_t s) const {
+    const std::int64_t k = s * block, b = std::min(block, n - k);
+    const std::int64_t first = k / width, end = (k + b + width - 1) / width;
+    T* const below = turned + offset(s, columns.rows, block);
+    const std::int64_t behind = (columns.rows / width - end) * b * width;
+    return {first, end, k, b, below, below + behind, padded(b, width) * width};
+  }
+
+ private:
+  // Of the turned panels of s blocks, all of them full: sum of (rows behind + block) block.
+  static std::int64_t offset(std::int64_t s, std::int64_t rows, std::int64_t block) {
+    return s * block * rows - block * block * (s * (s - 1) / 2);
+  }
+};
+
+template <class T>
+class FactorSweep {
+ public:
+  using Panels = FactorPanels<T>;
+  using Step = typename Panels::Step;
+
+  /// Numbers of scratch.
+  static std::int64_t scratch(std::int64_t n) {
+    const std::int64_t width = sweep_kernels<T>().width,
+                       block = InverseSweep<T>::block_of(n, width);
+    return SweepPanels<T>::size(block, width) +
+           (block > width ? InverseSweep<T>::lower_scratch(block, width) : 0);
+  }
+
+  /// `panels` hold -D A D in their columns.
+  FactorSweep(const Context& ctx, int threads, const Panels& panels, T* scratch)
+      : kernels_(sweep_kernels<T>()),
+        ctx_(ctx),
+        threads_(threads),
+        panels_(panels),
+        columns_(panels.columns),
+        width_(panels.width),
+        factor_(scratch),
+        inner_(scratch + SweepPanels<T>::size(panels.block, width_)) {}
+
+  /// 0, or the order of the leading minor that is not positive.
+  std::int64_t run() {
+    for (std::int64_t s = 0; s < panels_.steps(); ++s) {
+      const Step at = panels_.step(s);
+      const std::int64_t bad = invert_block(at);
+      if (bad != 0) return at.k + bad;
+      const std::int64_t behind = columns_.rows / width_ - at.end;
+      each((behind + kGroup - 1) / kGroup, [&](std::int64_t task) {
+        for (std::int64_t p = task * kGroup; p < std::min(behind, (task + 1) * kGroup); ++p)
+          scale(at, p);
+      });
+      // The last rows have the most columns: they go first.
+      const std::int64_t chunk = kChunk / width_, chunks = (behind + chunk - 1) / chunk;
+      each(chunks, [&](std::int64_t task) {
+        const std::int64_t from = (chunks - 1 - task) * chunk;
+        update(at, from, std::min(behind, from + chunk));
+      });
+    }
+    return 0;
+  }
+
+ private:
+  static constexpr std::int64_t kGroup = 4;    // panels of a task of the products with L^-1
+  static constexpr std::int64_t kChunk = 192;  // rows of a task of the update
+
+  // L^-1 in place of the block, and turned.
+  std::int64_t invert_block(const Step& at) {
+    const SweepPanels<T> factor(factor_, at.b, width_);
+    std::int64_t bad = 0;
+    if (panels_.block == width_) {
+      bad = kernels_.leaf(columns_.row(at.first, at.k), at.b, factor_);
+    } else {
+      for (std::int64_t q = 0; q < at.end - at.first; ++q) {
+        const T* const rows = columns_.row(at.first + q, at.k + q * width_);
+        std::copy(rows, rows + (factor.rows - q * width_) * width_, factor.row(q, q * width_));
+      }
+      bad = InverseSweep<T>::invert_lower(ctx_, at.b, factor, inner_);
+    }
+    if (bad != 0) return bad;
+    for (std::int64_t q = 0; q < at.end - at.first; ++q) {
+      std::copy(factor.row(q, q * width_), factor.row(q, factor.rows),
+                columns_.row(at.first + q, at.k + q * width_));
+      for (std::int64_t p = 0; p <= q; ++p)
+        kernels_.transpose(factor.row(p, q * width_),
+                           at.inverse + q * at.pitch + p * width_ * width_);
+    }
+    return 0;
+  }
+
+  T* below(const Step& at, std::int64_t behind) const { return at.below + behind * at.b * width_; }
+
+  // W^T = L^-1 V^T for the rows of one panel, and W in place of V.
+  void scale(const Step& at, std::int64_t behind) {
+    alignas(64) T lines[InverseSweep<T>::kLargeBlock * kSweepWidth];
+    const std::int64_t blocks = at.end - at.first, row = (at.end + behind) * width_;
+    T* const w = below(at, behind);
+    for (std::int64_t q = 0; q < blocks; ++q)
+      kernels_.transpose(columns_.row(at.first + q, row), lines + q * width_ * width_);
+    for (std::int64_t q = 0; q < blocks; ++q) {
+      const std::int64_t from = q * width_;
+      kernels_.product(at.inverse + q * at.pitch, 0, lines, from + width_, width_,
+                       w + from * width_, false);
+      kernels_.transpose(w + from * width_, columns_.row(at.first + q, row));
+    }
+  }
+
+  // N += W W^T on the rows of some panels behind the block.
+  void update(const Step& at, std::int64_t from, std::int64_t to) {
+    for (std::int64_t p = 0; p < to; ++p) {
+      const std::int64_t top = std::max(from, p), row = (at.end + top) * width_;
+      kernels_.product(below(at, top), at.b * width_, below(at, p), at.b,
+                       std::min((at.end + to) * width_, panels_.n) - row,
+                       columns_.row(at.end + p, row), true);
+    }
+  }
+
+  template <class Function>
+  void each(std::int64_t tasks, const Function& function) {
+    if (threads_ > 1) {
+      parallel_for(ctx_, threads_, tasks, [&](std::int64_t task, int) { function(task); });
+    } else {
+      for (std::int64_t task = 0; task < tasks; ++task) function(task);
+    }
+  }
+
+  const SweepKernels<T>& kernels_;
+  const Context& ctx_;
+  int threads_;
+  Panels panels_;
+  SweepPanels<T> columns_;
+  std::int64_t width_;
+  T *factor_, *inner_;
+};
+
+/// x = L^-T L^-1 x for a panel [row][width] of right-hand sides; `y` is scratch of the same size.
+/// Of rows beyond n, up to a whole panel, nothing is read and whatever comes is written.
+template <class T>
+void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T* x, T* y) {
+  const std::int64_t width = factor.width, panels = factor.columns.rows / width;
+  for (std::int64_t s = 0; s < factor.steps(); ++s) {
+    const auto at = factor.step(s);
+    for (std::int64_t q = 0; q < at.end - at.first; ++q) {
+      const std::int64_t from = q * width, rows = std::min(width, at.b - from);
+      kernels.product(at.inverse + q * at.pitch, at.pitch, x + at.k * width, from + rows, rows,
+                      y + (at.k + from) * width, false);
+    }
+    if (at.end < panels)
+      kernels.product(at.below, at.b * width, y + at.k * width, at.b, factor.n - at.end * width,
+                      x + at.end * width * width, true);
+  }
+  for (std::int64_t s = factor.steps(); s-- > 0;) {
+    const auto at = factor.step(s);
+    for (std::int64_t q = 0; q < at.end - at.first; ++q) {
+      const std::int64_t from = at.k + q * width, depth = at.k + at.b - from;
+      kernels.product(factor.columns.row(at.first + q, from), 0, y + from * width, depth,
+                      std::min(width, depth), x + from * width, false);
+    }
+    for (std::int64_t p = 0; p < at.first; ++p) {
+      // One panel: the pitch says where the next one to be read lies.
+      const T* const left = factor.columns.row(p, at.k);
+      kernels.product(left, factor.columns.row(p + 1, at.k) - left, x + at.k * width, at.b, width,
+                      y + p * width * width, true);
+    }
+  }
+}
+
+}  // namespace fastfisher::cpu
