@@ -19,6 +19,7 @@ from fastfisher.optim._layers import layers_of
 from fastfisher.optim._sites import Site
 from fastfisher.optim._tensors import Host, in_words, tensor_of
 from fastfisher.structures import make
+from fastfisher.structures._factor import factors, form, has_factors
 from fastfisher.structures._kronecker import Block, split_dampings
 from fastfisher.structures._sandwich import SandwichItem, sandwich
 from fastfisher.structures.kfac import Kfac
@@ -74,7 +75,10 @@ class State:
         Of the last estimate, for the places of their entries.
     a, g : Mean
     inverses : list of pairs
-        (A + rho)^-1, (G + rho)^-1 of each group; that of a diagonal A is a vector.
+        (A + rho)^-1, (G + rho)^-1 of each group; that of a diagonal A is a vector. Or what the
+        native library multiplies by them with, see `form`.
+    form : str
+        Of Cholesky factors in place of inverses, which processors of that form read; else empty.
     bases : list of pairs
         Eigenvectors (or None) of A and G.
     moments : Mean
@@ -84,8 +88,14 @@ class State:
     a: Mean = field(default_factory=Mean)
     g: Mean = field(default_factory=Mean)
     inverses: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    form: str = ""
     bases: list[tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=list)
     moments: Mean = field(default_factory=Mean)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are inverses, in a form that is read here."""
+        return bool(self.inverses) and self.form in ("", form())
 
 
 def estimate(
@@ -144,32 +154,70 @@ def combined(
     return result
 
 
-def invert(states: dict[Site, State], damping: float, split: str, step: int) -> list[Fault]:
-    """Inverses of all factors in one call; a factor that fails leaves its site as it is."""
-    matrices: list[Host] = []
-    added: list[float] = []
-    factors: dict[Site, list[tuple[Host, Host, tuple[float, float]]]] = {}
+def invert(
+    states: dict[Site, State], damping: float, split: str, step: int, *, factored: bool = False
+) -> list[Fault]:
+    """Inverses of all factors in one call; a factor that fails leaves its site as it is.
+
+    With `factored` Cholesky factors in their place wherever these exist: a third of the work, and
+    a tenth more of it for each product.
+    """
+    groups: dict[Site, list[Group]] = {}
     means = {
         site: list(zip(one.a.arrays, one.g.arrays, strict=True)) for site, one in states.items()
     }
     every = [pair for pairs in means.values() for pair in pairs]
     dampings = iter(split_dampings(every, damping, split))
-    for site in states:
-        factors[site] = []
-        for a, g in means[site]:
-            pair = next(dampings)
-            factors[site].append((a, g, pair))
+    for site, pairs in means.items():
+        groups[site] = [(a, g, next(dampings)) for a, g in pairs]
+    if factored:
+        done = _factor(states, groups)
+        groups = {site: own for site, own in groups.items() if site not in done}
+    return _invert(states, groups, step)
+
+
+Group = tuple[Host, Host, tuple[float, float]]
+"""Means of A and G, and the dampings of both."""
+
+
+def _factor(states: dict[Site, State], groups: dict[Site, list[Group]]) -> set[Site]:
+    """Cholesky factors for all sites that can have them; which these are."""
+    fit = {
+        site: own
+        for site, own in groups.items()
+        if all(a.ndim == 2 and has_factors(g) for a, g, _ in own)
+    }
+    parts = [part for own in fit.values() for part in own]
+    found = iter(
+        factors(
+            [m for a, g, _ in parts for m in (a, g)], [on for _, _, both in parts for on in both]
+        )
+    )
+    done = set()
+    for site, own in fit.items():
+        pairs = [(next(found), next(found)) for _ in own]
+        sound = [(_shared(a), _shared(g)) for a, g in pairs if a is not None and g is not None]
+        if len(sound) == len(own):
+            states[site].inverses, states[site].form = sound, form()
+            done.add(site)
+    return done
+
+
+def _invert(states: dict[Site, State], groups: dict[Site, list[Group]], step: int) -> list[Fault]:
+    matrices: list[Host] = []
+    added: list[float] = []
+    for own in groups.values():
+        for a, g, pair in own:
             if a.ndim == 2:
                 matrices.append(a)
                 added.append(pair[0])
             matrices.append(g)
             added.append(pair[1])
-    found: Any = psd.inverse(matrices, damping=added) if matrices else []
-    results = iter(found)
+    results = iter(_inverses(matrices, added))
     faults = []
-    for site, groups in factors.items():
+    for site, own in groups.items():
         state, inverses, wrong = states[site], [], []
-        for a, _, (on_a, _) in groups:
+        for a, _, (on_a, _) in own:
             if a.ndim == 2:
                 one = next(results)
                 left, why = one.value, one.reason if one.status != "ok" else ""
@@ -180,11 +228,22 @@ def invert(states: dict[Site, State], damping: float, split: str, step: int) -> 
             wrong += [("G", other.reason)] if other.status != "ok" else []
             inverses.append((tensor(left) if a.ndim == 1 else _shared(left), _shared(other.value)))
         if wrong:
-            fallback = "last inverse" if state.inverses else "gradient"
+            fallback = "last inverse" if state.ready else "gradient"
             faults += [Fault(step, site.name, which, why, fallback) for which, why in wrong]
         else:
-            state.inverses = inverses
+            state.inverses, state.form = inverses, ""
     return faults
+
+
+def _inverses(matrices: list[Host], dampings: list[float]) -> list[Any]:
+    """Results of `psd.inverse`, those of one dtype by one call."""
+    found: list[Any] = [None] * len(matrices)
+    for kind in {m.dtype for m in matrices}:
+        alike = [k for k, m in enumerate(matrices) if m.dtype == kind]
+        done: Any = psd.inverse([matrices[k] for k in alike], damping=[dampings[k] for k in alike])
+        for k, one in zip(alike, done, strict=True):
+            found[k] = one
+    return found
 
 
 def _shared(x: Host) -> torch.Tensor:
@@ -244,16 +303,20 @@ def saved(state: State) -> dict[str, Any]:
         "g": saved_mean(state.g),
         "moments": saved_mean(state.moments),
         "inverses": [[x.clone() for x in pair] for pair in state.inverses],
+        "form": state.form,
         "bases": [[None if x is None else x.clone() for x in pair] for pair in state.bases],
     }
 
 
 def restored(given: dict[str, Any], device: torch.device) -> State:
-    """State of what `saved` made, on a device."""
+    """State of what `saved` made, on a device; without factors of another form."""
+    form_of = given.get("form", "")
+    known = form_of in ("", form() if device.type == "cpu" else "")
     return State(
         restored_mean(given["a"], device),
         restored_mean(given["g"], device),
-        [(_copied(a, device), _copied(g, device)) for a, g in given["inverses"]],
+        [(_copied(a, device), _copied(g, device)) for a, g in given["inverses"]] if known else [],
+        form_of if known else "",
         [
             (None if a is None else _copied(a, device), _copied(g, device))
             for a, g in given["bases"]

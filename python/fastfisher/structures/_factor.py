@@ -6,6 +6,7 @@ A third of the work of inverses, where these are not asked for themselves.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,17 @@ from fastfisher import _native
 from fastfisher._arrays import device_name, dtype_name, empty
 from fastfisher._native import PsdItem
 
-__all__ = ["factors", "has_factors"]
+__all__ = ["factors", "form", "has_factors"]
 
 Host = np.ndarray[Any, Any]
 
 _LINE = 64
+
+
+@lru_cache(maxsize=1)
+def form() -> str:
+    """Name of the form that factors have here: those of another one mean nothing."""
+    return f"1 {_native.build_info()['simd']}"
 
 
 def has_factors(matrix: Host) -> bool:
@@ -27,17 +34,21 @@ def has_factors(matrix: Host) -> bool:
 
 
 def factors(matrices: list[Host], dampings: list[float]) -> list[Host | None]:
-    """Factors of ``matrix + damping I``, of one dtype; None for one that is not positive definite.
+    """Factors of ``matrix + damping I``; None for one that is not positive definite.
 
-    They mean something to this processor only.
+    Those of one dtype are one call. They mean something to processors of this `form` only.
     """
-    if not matrices:
-        return []
-    outs = [_aligned(len(m), m) for m in matrices]
-    items = [PsdItem(k, 0, k, 0, -1, 0, damping, False) for k, damping in enumerate(dampings)]
-    reports = _native.psd("factor", matrices, outs, items, sizes=[len(m) for m in matrices])
-    good = _native.PSD_KINDS.index("ok")
-    return [out if one.kind == good else None for out, one in zip(outs, reports, strict=True)]
+    found: list[Host | None] = [None] * len(matrices)
+    for kind in {m.dtype for m in matrices}:
+        alike = [k for k, m in enumerate(matrices) if m.dtype == kind]
+        mine = [matrices[k] for k in alike]
+        outs = [_aligned(len(m), m) for m in mine]
+        items = [PsdItem(k, 0, k, 0, -1, 0, dampings[at], False) for k, at in enumerate(alike)]
+        reports = _native.psd("factor", mine, outs, items, sizes=[len(m) for m in mine])
+        for at, out, one in zip(alike, outs, reports, strict=True):
+            if one.kind == _native.PSD_KINDS.index("ok"):
+                found[at] = out
+    return found
 
 
 def _aligned(n: int, like: Host) -> Host:

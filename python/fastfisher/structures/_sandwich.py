@@ -17,8 +17,8 @@ __all__ = ["SandwichItem", "sandwich"]
 def sandwich(items: list[SandwichItem]) -> None:
     """``[out out_b] = left [w b] right`` of every item; arrays are in numpy's words."""
     kinds: dict[Any, list[SandwichItem]] = {}
-    for item in items:
-        kinds.setdefault(item.out.dtype, []).append(item)
+    for item in items:  # of one dtype, with matrices or with factors
+        kinds.setdefault((item.out.dtype, item.left.ndim), []).append(item)
     for alike in kinds.values():
         try:
             _native.sandwich(alike)
