@@ -18,7 +18,7 @@ again. Only products of two deviations are missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class Likeness:
         self.parts = [self._part(weights, g) for weights, g in dual.layers]
 
     @staticmethod
-    def _part(weights: Host, g: Host) -> tuple[Host, Host, Host, Host, Host, Host]:
+    def _part(weights: Host, g: Host) -> _Part:
         basis = np.linalg.qr(g.mean(0).T)[0].astype(g.dtype)  # (o, q)
         wide = weights.astype(np.float64)
         lead = np.ones(len(wide))
@@ -106,26 +106,50 @@ class Likeness:
             lead /= float(np.linalg.norm(lead)) or 1.0  # inputs may be zero
         size = np.sqrt(max(float(lead @ wide @ lead), 0.0))
         lead = (lead * size).astype(g.dtype)
-        common = g @ basis
+        flat, turned = _flat(g)
+        common = flat @ basis
+        shape = (g.shape[1], g.shape[0], -1) if turned else (*g.shape[:2], -1)
+        common = common.reshape(shape)
+        common = common.swapaxes(0, 1) if turned else common
         own = g @ g.swapaxes(1, 2) - common @ common.swapaxes(1, 2)
         own *= (np.diagonal(weights) - lead**2)[:, None, None]
-        return weights, g, basis, common, lead, own
+        return _Part(weights, flat, turned, basis, common, lead, own)
 
     def product(self, u: Host) -> Host:
         """``scale`` times the likeness times `u`."""
         rows = self.dual._packed(u)
-        n, k, _ = rows.shape
+        n, k, c = rows.shape
         total = np.zeros(rows.shape)
-        for weights, g, basis, common, lead, own in self.parts:
-            flat = g.reshape(-1, g.shape[2])
-            inner = (weights @ (rows @ common).reshape(n, -1)).reshape(n, k, -1)
-            total += inner @ common.swapaxes(1, 2)
-            weighed = np.ascontiguousarray((lead[:, None, None] * rows).swapaxes(1, 2))
-            rest = flat.T @ weighed.reshape(-1, k)
-            rest -= basis @ (basis.T @ rest)
-            total += lead[:, None, None] * (flat @ rest).reshape(n, -1, k).swapaxes(1, 2)
-            total += rows @ own
+        for part in self.parts:
+            inner = (part.weights @ (rows @ part.common).reshape(n, -1)).reshape(n, k, -1)
+            total += inner @ part.common.swapaxes(1, 2)
+            weighed = part.lead[:, None, None] * rows
+            axes = (2, 0, 1) if part.turned else (0, 2, 1)  # of samples and outputs, vectors last
+            rest = part.flat.T @ np.ascontiguousarray(weighed.transpose(axes)).reshape(-1, k)
+            rest -= part.basis @ (part.basis.T @ rest)
+            back = (part.flat @ rest).reshape((c, n, k) if part.turned else (n, c, k))
+            total += part.lead[:, None, None] * back.transpose(np.argsort(axes))
+            total += rows @ part.own
         return self.dual._unpacked(total)
+
+
+class _Part(NamedTuple):
+    """Of one layer: A (n, n); g as rows, `turned` with the outputs outside; what replaces them."""
+
+    weights: Host
+    flat: Host
+    turned: bool
+    basis: Host
+    common: Host
+    lead: Host
+    own: Host
+
+
+def _flat(g: Host) -> tuple[Host, bool]:
+    """`g` (n, c, o) as rows (-1, o), and whether n is inside c, where that needs no copy."""
+    turned = g.swapaxes(0, 1)
+    inside = not g.flags.c_contiguous and turned.flags.c_contiguous
+    return (turned if inside else g).reshape(-1, g.shape[2]), inside
 
 
 def _weights(layer: Dense) -> Host:

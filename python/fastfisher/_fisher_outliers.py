@@ -248,11 +248,8 @@ def _rounding(j: Jacobian, v: Host, u: Host) -> Host:
         a, g = layer.a, layer.g
         size = (g.shape[2], a.shape[1])
         some = [np.sort(rng.choice(n, min(n, _SAMPLED), replace=False)) for n in size]
-        exact = np.einsum(
-            "noi,nj->oij",
-            np.einsum("nco,nck->nok", g[:, :, some[0]].astype(np.float64), cut),
-            a[:, some[1]].astype(np.float64),
-        )
+        weighed = g[:, :, some[0]].astype(np.float64).swapaxes(1, 2) @ cut  # (n, o, k)
+        exact = np.tensordot(weighed, a[:, some[1]].astype(np.float64), (0, 0))  # (o, k, i)
         own = v[first : first + size[0] * size[1]].reshape(*size, k)[np.ix_(*some)]
         share = size[0] * size[1] / (len(some[0]) * len(some[1]))
         found.append((own - exact.swapaxes(1, 2)).reshape(-1, k) * math.sqrt(share))

@@ -69,12 +69,40 @@ void rows_agree(const ContractKernels<T>& kernels, std::int64_t xs, std::int64_t
   }
 }
 
+// Packed rows of z as they lie, with NaN behind them, which is read and forgotten.
+template <class T>
+void weighing_agrees(const ContractKernels<T>& kernels, std::int64_t xs, std::int64_t ys,
+                     std::int64_t count, std::mt19937& engine) {
+  const std::vector<T> x = draw<T>(xs * count, engine);
+  std::vector<T> z = draw<T>(count * ys, engine);
+  z.resize(z.size() + static_cast<std::size_t>(kWeighAhead - 1),
+           std::numeric_limits<T>::quiet_NaN());
+  std::vector<const T*> rows;
+  for (std::int64_t i = 0; i < xs; ++i) rows.push_back(x.data() + i * count);
+  std::vector<T> sums(static_cast<std::size_t>(xs * ys), T(0.5));
+  kernels.weigh(rows.data(), xs, z.data(), ys, count, sums.data());
+  for (std::int64_t i = 0; i < xs; ++i) {
+    for (std::int64_t j = 0; j < ys; ++j) {
+      double expected = 0.5;
+      for (std::int64_t o = 0; o < count; ++o)
+        expected += static_cast<double>(rows[static_cast<std::size_t>(i)][o]) *
+                    static_cast<double>(z[static_cast<std::size_t>(o * ys + j)]);
+      FF_CHECK(near(sums[static_cast<std::size_t>(i * ys + j)], expected, count));
+    }
+  }
+}
+
 template <class T>
 void kernels_agree(const ContractKernels<T>& kernels) {
   std::mt19937 engine(7);
   for (const std::int64_t count : {1, 3, 15, 16, 17, 31, 33, 64, 129}) {
     for (const std::int64_t xs : {1, 2, 3, 4, 7}) {
       for (const std::int64_t ys : {1, 2, 5}) rows_agree(kernels, xs, ys, count, engine);
+    }
+  }
+  for (const std::int64_t ys : {1, 4, 8, 10, 16, 17, 31, 32}) {
+    for (const std::int64_t xs : {1, 3, 4, 8, 13}) {
+      for (const std::int64_t count : {1, 2, 48}) weighing_agrees(kernels, xs, ys, count, engine);
     }
   }
   for (const std::int64_t width : {1, 4, 6, 8, 16}) {

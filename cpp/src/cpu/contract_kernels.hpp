@@ -8,11 +8,18 @@
 
 namespace fastfisher::cpu {
 
+inline constexpr std::int64_t kWeighAhead = 32;
+
 template <class T>
 struct ContractKernels {
   /// sums[i, j] += sum_k x[i][k] y[j][k] for xs rows of x and ys rows of y.
   void (*dots)(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys,
                std::int64_t count, T* sums) = nullptr;
+
+  /// sums[i, j] += sum_o x[i][o] z[o, j] for xs rows of x and packed rows of z, `ys` <= 32 long.
+  /// Less than kWeighAhead entries behind the last one of z are read, and forgotten.
+  void (*weigh)(const T* const* x, std::int64_t xs, const T* z, std::int64_t ys, std::int64_t count,
+                T* sums) = nullptr;
 
   /// y[j][k] (+)= sum_i weights[j, i] x[i][k].
   void (*combine)(const T* const* x, std::int64_t xs, const T* weights, T* const* y,

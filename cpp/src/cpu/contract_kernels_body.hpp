@@ -67,6 +67,56 @@ void dots(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys
   for (; i < xs; ++i) dots_rows<T, 1>(x + i, y, ys, count, sums + i * ys);
 }
 
+// Vectors of columns: those of the rows behind fill up the last one, in lanes that nobody reads.
+template <class T, int Xs, int Vs>
+void weigh_block(const T* const* x, const T* z, std::int64_t ys, std::int64_t used,
+                 std::int64_t count, T* sums) {
+  using V = typename VectorOf<T>::type;
+  V sum[Xs][Vs] = {};
+#pragma GCC unroll 2
+  for (std::int64_t o = 0; o < count; ++o) {
+    V row[Vs];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vs; ++v) row[v] = *reinterpret_cast<const V*>(z + o * ys + v * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < Xs; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vs; ++v) sum[i][v] += x[i][o] * row[v];
+    }
+  }
+  for (int i = 0; i < Xs; ++i) {
+    const T* const lanes = reinterpret_cast<const T*>(sum[i]);
+    for (std::int64_t j = 0; j < used; ++j) sums[i * ys + j] += lanes[j];
+  }
+}
+
+template <class T, int Xs>
+void weigh_rows(const T* const* x, const T* z, std::int64_t ys, std::int64_t count, T* sums) {
+  for (std::int64_t j = 0; j < ys;) {
+    const std::int64_t rest = ys - j;
+    if (rest > kLanes<T>) {
+      const std::int64_t used = rest < 2 * kLanes<T> ? rest : 2 * kLanes<T>;
+      weigh_block<T, Xs, 2>(x, z + j, ys, used, count, sums + j);
+      j += used;
+    } else {
+      weigh_block<T, Xs, 1>(x, z + j, ys, rest, count, sums + j);
+      j += rest;
+    }
+  }
+}
+
+template <class T>
+void weigh(const T* const* x, std::int64_t xs, const T* z, std::int64_t ys, std::int64_t count,
+           T* sums) {
+  static_assert(2 * kLanes<T> <= kWeighAhead);
+  // As many sums as there are registers for.
+  constexpr int kTall = FF_VECTOR_BYTES == 64 ? 8 : 4;
+  std::int64_t i = 0;
+  for (; i + kTall <= xs; i += kTall) weigh_rows<T, kTall>(x + i, z, ys, count, sums + i * ys);
+  for (; i + 2 <= xs; i += 2) weigh_rows<T, 2>(x + i, z, ys, count, sums + i * ys);
+  for (; i < xs; ++i) weigh_rows<T, 1>(x + i, z, ys, count, sums + i * ys);
+}
+
 template <class T>
 typename VectorOf<T>::type load(const T* from, std::int64_t lanes) {
   using V = typename VectorOf<T>::type;

@@ -112,7 +112,7 @@ class Jvp {
                     });
   }
 
-  // Panel `index` of a block: rows (k, o), the bias as a last feature.
+  // Panel `index` of a block: rows (k, o) or (o, k), the bias as a last feature.
   void pack_vector(const Work& work, std::int64_t block, std::int64_t index, T* to) const {
     const std::int64_t units = units_of(work, block), first = block * work.plan.units;
     const Panels panels(work.piece.depth(), work.plan.vector.width, units * work.plan.columns);
@@ -120,10 +120,13 @@ class Jvp {
     const std::int64_t count = std::min(panels.width, units * work.plan.columns - row);
     if (count <= 0) return;
     const T* rows[64];
+    const bool inside = columns_inside(work.piece, work.plan.columns);
+    const std::int64_t inner = inside ? work.plan.columns : units;
     const auto point = [&](std::int64_t feature) {
       for (std::int64_t r = 0; r < count; ++r) {
-        rows[r] = &v_(work.piece.parameter(first + (row + r) % units, feature),
-                      column_ + (row + r) / units);
+        const std::int64_t low = (row + r) % inner, high = (row + r) / inner;
+        rows[r] = &v_(work.piece.parameter(first + (inside ? high : low), feature),
+                      column_ + (inside ? low : high));
       }
     };
     if (work.piece.features > 0) {
@@ -168,7 +171,8 @@ class Jvp {
       const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
       const T* packed_vector = scratch_ + b * work.plan.vector.size();
-      const ZLayout layout = z_layout(work.piece, units, inputs, vector);
+      const bool by_columns = columns_inside(work.piece, work.plan.columns);
+      const ZLayout layout = z_layout(work.piece, units, inputs, vector, by_columns);
       if (inside) {
         multiply(kernels_, vector, packed_vector, 0, rows, inputs, d.inputs, 0, samples * count,
                  d.z, layout.pitch);
@@ -194,7 +198,9 @@ class Jvp {
       const std::int64_t first = (block + b) * work.plan.units;
       for (std::int64_t j = 0; j < samples; ++j) {
         const T* z = d.z + j * count * (inside ? 1 : layout.pitch);
-        if (work.piece.layer->separable()) {
+        if (by_columns) {
+          weigh(work, n + j, first, units, s, count, z, layout, d);
+        } else if (work.piece.layer->separable()) {
           contract_separable(work, n + j, first, units, s, count, z, layout, d);
         } else {
           contract(work, n + j, first, units, s, count, z, layout, d);
@@ -256,7 +262,26 @@ class Jvp {
     }
   }
 
-  // out[n] += g[n] z for one block of units and positions of one sample.
+  // out[n] += g[n] z for one block of units and positions of one sample, columns of z inside.
+  void weigh(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
+             std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout, const Desk& d) {
+    const std::int64_t columns = work.plan.columns;
+    std::array<const T*, kJvpOutputs> x;
+    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
+      const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
+      std::fill_n(d.sums, outputs * columns, T{0});
+      for (std::int64_t at = 0; at < count; ++at) {
+        for (std::int64_t q = 0; q < outputs; ++q) {
+          x[static_cast<std::size_t>(q)] =
+              work.cotangents.row(n, c + q, s + at, first, units, d.rows + q * work.plan.rows);
+        }
+        contract_.weigh(x.data(), outputs, z + at * layout.pitch, columns, units, d.sums);
+      }
+      add(n, c, outputs, columns, d.sums);
+    }
+  }
+
+  // out[n] += g[n] z for one block of units and positions of one sample, positions or units inside.
   void contract(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
                 std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout,
                 const Desk& d) {

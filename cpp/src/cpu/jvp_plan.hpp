@@ -3,6 +3,7 @@
 // Sizes of J v; see jvp.cpp for the algorithm.
 #pragma once
 
+#include "contract_kernels.hpp"
 #include "products.hpp"
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 namespace fastfisher::cpu {
 
 // Cotangent rows that meet one z at a time.
-constexpr std::int64_t kJvpOutputs = 4;
+constexpr std::int64_t kJvpOutputs = 8;
 // Entries that one sum takes without a break.
 constexpr std::int64_t kJvpLongRow = 4096;
 // The same where several columns pass by: rows of cotangents stay in the first cache level.
@@ -43,6 +44,13 @@ struct JvpPlan {
   std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
 };
 
+/// Whether rows of V and of z are (o, k), columns inside: then vectors go over columns. Else (k,
+/// o).
+inline bool columns_inside(const Piece& piece, std::int64_t columns) {
+  return columns > 1 && !piece.explicit_form() && !piece.positions_inside() &&
+         !piece.layer->separable();
+}
+
 /// How z of a block of units lies: rows of positions (inside: of units), columns of V `plane`
 /// apart. Where panels of V hold whole columns, each column's z is one long row: `planar`.
 struct ZLayout {
@@ -51,7 +59,8 @@ struct ZLayout {
 };
 
 inline ZLayout z_layout(const Piece& piece, std::int64_t units, const Panels& inputs,
-                        const Panels& vector) {
+                        const Panels& vector, bool columns_inside) {
+  if (columns_inside) return {false, vector.rows, 0};
   if (piece.positions_inside()) return {false, inputs.rows, units * inputs.rows};
   if (units % vector.width == 0) return {true, units, inputs.rows * units};
   return {false, vector.rows, units};
@@ -100,7 +109,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     plan.vector = Panels(piece.depth(), inside ? mr : nr, plan.units * columns);
     plan.in_place = !inside && plan.vector.rows <= kJvpInPlace;
     plan.inputs = Panels(piece.depth(), width, plan.samples * plan.positions);
-    plan.z = plan.inputs.rows * plan.vector.rows;
+    plan.z = plan.inputs.rows * plan.vector.rows + kWeighAhead;
     plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);
   }
   plan.chunk =
