@@ -75,7 +75,7 @@ void weighing_agrees(const ContractKernels<T>& kernels, std::int64_t xs, std::in
                      std::int64_t count, std::mt19937& engine) {
   const std::vector<T> x = draw<T>(xs * count, engine);
   std::vector<T> z = draw<T>(count * ys, engine);
-  z.resize(z.size() + static_cast<std::size_t>(kWeighAhead - 1),
+  z.resize(z.size() + static_cast<std::size_t>(fastfisher::cpu::kWeighAhead - 1),
            std::numeric_limits<T>::quiet_NaN());
   std::vector<const T*> rows;
   for (std::int64_t i = 0; i < xs; ++i) rows.push_back(x.data() + i * count);

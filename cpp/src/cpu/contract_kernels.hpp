@@ -16,7 +16,7 @@ struct ContractKernels {
   void (*dots)(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys,
                std::int64_t count, T* sums) = nullptr;
 
-  /// sums[i, j] += sum_o x[i][o] z[o, j] for xs rows of x and packed rows of z, `ys` <= 32 long.
+  /// sums[i, j] += sum_o x[i][o] z[o, j] for xs rows of x and packed rows of z, `ys` long.
   /// Less than kWeighAhead entries behind the last one of z are read, and forgotten.
   void (*weigh)(const T* const* x, std::int64_t xs, const T* z, std::int64_t ys, std::int64_t count,
                 T* sums) = nullptr;

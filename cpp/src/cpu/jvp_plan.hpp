@@ -44,10 +44,13 @@ struct JvpPlan {
   std::int64_t z = 0, lines = 0, rows = 0, sums = 0, thread_items = 0;
 };
 
+// Columns from which vectors go over columns: fewer would leave most of a vector empty.
+constexpr std::int64_t kJvpColumnsInside = 8;
+
 /// Whether rows of V and of z are (o, k), columns inside: then vectors go over columns. Else (k,
 /// o).
 inline bool columns_inside(const Piece& piece, std::int64_t columns) {
-  return columns > 1 && !piece.explicit_form() && !piece.positions_inside() &&
+  return columns >= kJvpColumnsInside && !piece.explicit_form() && !piece.positions_inside() &&
          !piece.layer->separable();
 }
 
