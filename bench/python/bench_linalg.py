@@ -42,6 +42,7 @@ def run(quick: bool) -> Iterator[dict[str, object]]:
         yield _dense(f"top 20 of {name} {n}", matrix(n), rounds)
     yield _batch(8 if quick else 64, rounds)
     yield _steps(n, rounds)
+    yield _largest(1024 if quick else 4096, rounds)
 
 
 def _eigsh() -> Callable[..., Any] | None:
@@ -134,6 +135,15 @@ def _batch(count: int, rounds: int) -> dict[str, object]:
         "eigsh", f"both ends of {count} x 512 ({found.certified.sum()} certified)", times,
         "scipy in a loop", error, 30 * float(np.finfo(np.float32).eps),
     )  # fmt: skip
+
+
+def _largest(n: int, rounds: int) -> dict[str, object]:
+    x = np.random.default_rng(3).standard_normal((n, n)).astype(np.float32)
+    error = abs(_native.largest(x) - float(np.abs(x).max()))
+    times = _medians(
+        lambda: _native.largest(x), lambda: np.maximum(x.max(), -x.min()), x.sum, rounds
+    )
+    return _record("largest", f"{n} x {n}", times, "numpy's max and min", error, 1e-30)
 
 
 def _steps(n: int, rounds: int) -> dict[str, object]:

@@ -245,8 +245,8 @@ def test_op_is_whole(op: str) -> None:
         missing.append("binding")
     if not re.search(rf"\b{op}\b", (PACKAGE / "_native.py").read_text()):
         missing.append("line in _native.py")
-    # A workspace query computes nothing: it is tested and timed with its op.
-    if not op.endswith("_workspace"):
+    # A query of a size computes nothing: it is tested and timed with its op.
+    if not op.endswith(("_workspace", "_size")):
         if op not in reference_functions():
             missing.append("function in reference/")
         if not mentions(op, ["tests/python", "tests/cpp"], {".py", ".cpp"}):

@@ -186,3 +186,31 @@ def test_a_layer_without_any_inverse_goes_on_with_its_gradient(others: Any) -> N
     assert any("goes on with its gradient" in str(one.message) for one in found)
     after = flat(model)
     assert np.array_equal(before[:20] - after[:20], gradient.reshape(-1).numpy())
+
+
+@pytest.mark.parametrize("inverse_every", [1, 10])
+def test_state_of_a_processor_with_other_kernels(inverse_every: int) -> None:
+    """Cholesky factors have the form of the kernels; another form is left out and made anew."""
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 5), torch.randint(3, (32,))
+    runs = []
+    for foreign in (False, True):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+        kfac = ff.optim.KFAC(model, lr=0.1, damping=1e-2, inverse_every=inverse_every)
+        for step in range(3):
+            if step == 2:
+                saved = kfac.state_dict()
+                for site in saved["kfac"]["sites"].values():
+                    assert bool(site["form"]) == (inverse_every == 1)
+                    if foreign and site["form"]:
+                        site["form"] = "of another processor"
+                kfac.load_state_dict(saved)
+                ready = [state.ready for state in kfac.curvature.states.values()]
+                assert all(ready) or (foreign and inverse_every == 1 and not any(ready))
+            kfac.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            kfac.step()
+        assert all(state.ready for state in kfac.curvature.states.values())
+        runs.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-5)

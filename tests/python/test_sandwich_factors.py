@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -54,7 +58,7 @@ def check(item: SandwichItem, g, a, dampings) -> None:
 @pytest.mark.parametrize(
     "shape",
     # around panels (8, 16, 32), blocks (96, 192) and the sizes where these change (128, 1280)
-    [(1, 1), (1, 40), (40, 1), (7, 16), (33, 31), (95, 97), (128, 129), (130, 288), (1290, 65)],
+    [(1, 1), (1, 40), (40, 1), (7, 16), (33, 31), (96, 192), (128, 129), (288, 95), (1281, 65)],
     ids=str,
 )
 def test_sandwich_with_factors_equals_reference(shape, bias, dtype, rng):
@@ -140,7 +144,8 @@ def test_factors_are_refused_where_they_do_not_fit(rng):
     w, none = rng.standard_normal((4, 3)), np.empty(0)
     good = item_of(f_g, w, none, f_a)
     for name, wrong, message in [
-        ("left", f_a[:-1], "expected shape|got shape"),
+        ("left", f_a[:-1], "got shape"),
+        ("left", np.full_like(f_g, np.nan), r"left\[0\]: expected a factor of 4 rows"),
         ("right", f_g[::-1], "expected"),
         ("right", np.eye(3), "expected"),
         ("left", f_g.astype("float32"), "expected dtype"),
@@ -148,10 +153,41 @@ def test_factors_are_refused_where_they_do_not_fit(rng):
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
             _native.sandwich([good._replace(**{name: wrong})])
-    with pytest.raises(ValueError, match=r"left\[1\]"):
-        _native.sandwich([good, item_of(np.eye(4), w, none, np.eye(3))])
+    # Of as many numbers as one of 4 rows, but of 3.
+    f_small = factors([positive(rng, 3, "float64")], [0.0])[0]
+    if len(f_small) == len(f_g):
+        with pytest.raises(ValueError, match=r"left\[0\]: expected a factor of 4 rows"):
+            _native.sandwich([good._replace(left=f_small)])
+    assert np.isnan(good.out).all(), "nothing is written by what is refused"
+    mixed = [good, item_of(np.eye(4), w, none, np.eye(3))]
+    _native.sandwich(mixed)
+    assert (mixed[1].out == w).all()
     with pytest.raises(ValueError, match="0 to 32000"):
         _native.psd_factor_size(32001, "float64", cuda=False)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_rows(bias):
+    for columns in (3, 8, 40):
+        f_g, f_a = factors([np.zeros((0, 0)), np.eye(columns + bias)], [0.0, 0.0])
+        item = item_of(f_g, np.zeros((0, columns)), np.zeros(0), f_a)
+        _native.sandwich([item])
+        assert item.out.shape == (0, columns)
+
+
+@pytest.mark.parametrize("simd", ["avx2", "base"])
+def test_on_processors_with_narrower_vectors(simd):
+    """The other kernels have other panels and blocks: these tests again, with them."""
+    if os.environ.get("FASTFISHER_SIMD"):
+        pytest.skip("this is such a run")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "FASTFISHER_SIMD": simd},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 def dense(rng, *, dtype: str = "float32", scale: float = 1.0) -> ff.Jacobian:

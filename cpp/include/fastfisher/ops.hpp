@@ -215,9 +215,9 @@ struct SandwichItem {
 /// [out out_b] = left [w b] right for every matrix of a list, what Kronecker factors do to a weight
 /// and its bias: 2 o r (o + r) flops for r columns. All of one dtype, float32 or float64, with any
 /// strides. Sums are in that dtype, in stretches. Results may not overlap anything that is read.
-/// Where both sides are factors of matrices (PsdTask::factor), the inverses of these are meant:
-/// left^-1 [w b] right^-1 for as many flops, by substitution, without the n^3 of the inverses.
-/// Needs at least sandwich_workspace(...) bytes in ctx.workspace.
+/// Where both sides of an item are factors of matrices (PsdTask::factor), the inverses of these are
+/// meant: left^-1 [w b] right^-1 for as many flops, by substitution, without the n^3 of the
+/// inverses. Needs at least sandwich_workspace(...) bytes in ctx.workspace.
 ///
 /// CUDA: no factors.
 void sandwich(const Context& ctx, std::span<const SandwichItem> items);

@@ -111,18 +111,20 @@ void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
       expect_rank("sandwich", name + at, array, rank, shape);
       expect_like("sandwich", name + at, array, ctx, dtype);
     };
-    // The workspace is for one form, so are all items.
-    const bool factors = items.front().left.rank == 1;
-    expect("left", item.left, factors ? 1 : 2, factors ? "of a factor, as of left[0]" : "(o, o)");
+    const bool factors = item.left.rank == 1;
+    expect("left", item.left, factors ? 1 : 2, "(o, o), or a factor's");
     expect("w", item.w, 2, "(o, i)");
     expect("b", item.b, 1, "(o,) or (0,)");
     expect("right", item.right, factors ? 1 : 2,
-           factors ? "of a factor, as of left[0]" : "(i, i) or (i + 1, i + 1)");
+           factors ? "a factor's, as the left" : "(i, i) or (i + 1, i + 1)");
     expect("out", item.out, 2, "(o, i)");
     expect("out_b", item.out_b, 1, "(o,) or (0,)");
     const std::int64_t o = item.w.extent(0), i = item.w.extent(1);
-    const std::int64_t one =
-        factors ? (o > 0 && item.b.extent(0) > 0 ? 1 : 0) : (item.right.extent(0) == i ? 0 : 1);
+    // Without rows the entries of b do not tell.
+    std::int64_t one = item.right.extent(0) == i ? 0 : 1;
+    if (factors && o > 0) one = item.b.extent(0) > 0 ? 1 : 0;
+    if (factors && o == 0)
+      one = item.right.extent(0) == fastfisher::psd_factor_size(ctx, i, dtype) ? 0 : 1;
     const auto extent = [&](const char* name, const ArrayRef& array, int axis, std::int64_t size,
                             const char* as) {
       expect_extent("sandwich", name + at, array, axis, size, as);

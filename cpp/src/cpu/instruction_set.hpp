@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which of the compiled instruction sets this processor runs.
+// Which of the compiled instruction sets this processor runs, at most the one that the variable
+// FASTFISHER_SIMD names (avx2, base): so those of other processors are tested here.
 #pragma once
+
+#include <cstdlib>
+#include <string_view>
 
 namespace fastfisher::cpu {
 
+inline std::string_view simd_limit() {
+  const char* const name = std::getenv("FASTFISHER_SIMD");
+  return name == nullptr ? "" : name;
+}
+
 inline bool has_avx2() {
 #if defined(FF_HAVE_AVX2)
-  static const bool found =
-      __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  static const bool found = simd_limit() != "base" && __builtin_cpu_supports("avx2") != 0 &&
+                            __builtin_cpu_supports("fma") != 0;
   return found;
 #else
   return false;
@@ -20,7 +29,7 @@ inline bool has_avx2() {
 inline bool has_avx512() {
 #if defined(FF_HAVE_AVX512)
   static const bool found =
-      has_avx2() && __builtin_cpu_supports("avx512f") != 0 &&
+      simd_limit() != "avx2" && has_avx2() && __builtin_cpu_supports("avx512f") != 0 &&
       __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
       __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_is("amdfam19h") == 0;
   return found;

@@ -75,7 +75,7 @@ class Jvp {
     d.z = d.inputs + plan.inputs.size();
     d.lines = d.z + plan.z;
     d.rows = d.lines + plan.lines;
-    d.sums = d.rows + kJvpOutputs * plan.rows;
+    d.sums = d.rows + kJvpManyOutputs * plan.rows;
     return d;
   }
 
@@ -266,9 +266,9 @@ class Jvp {
   void weigh(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
              std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout, const Desk& d) {
     const std::int64_t columns = work.plan.columns;
-    std::array<const T*, kJvpOutputs> x;
-    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
-      const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
+    std::array<const T*, kJvpManyOutputs> x;
+    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpManyOutputs) {
+      const std::int64_t outputs = std::min(kJvpManyOutputs, work.piece.outputs - c);
       std::fill_n(d.sums, outputs * columns, T{0});
       for (std::int64_t at = 0; at < count; ++at) {
         for (std::int64_t q = 0; q < outputs; ++q) {

@@ -12,7 +12,9 @@
 namespace fastfisher::cpu {
 
 // Cotangent rows that meet one z at a time.
-constexpr std::int64_t kJvpOutputs = 8;
+constexpr std::int64_t kJvpOutputs = 4;
+// The same where vectors go over columns: as many as there are registers for.
+constexpr std::int64_t kJvpManyOutputs = 8;
 // Entries that one sum takes without a break.
 constexpr std::int64_t kJvpLongRow = 4096;
 // The same where several columns pass by: rows of cotangents stay in the first cache level.
@@ -119,10 +121,10 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
       std::clamp<std::int64_t>(kJvpChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
   plan.shared_items = product_round(plan.chunk * plan.vector.size(), ProductScratch::kAlignment);
   plan.rows = std::max(plan.units, plan.positions);
-  plan.sums = columns * std::max(kJvpOutputs, plan.units);
-  plan.thread_items =
-      product_round(plan.inputs.size() + plan.z + plan.lines + kJvpOutputs * plan.rows + plan.sums,
-                    ProductScratch::kAlignment);
+  plan.sums = columns * std::max(kJvpManyOutputs, plan.units);
+  plan.thread_items = product_round(plan.inputs.size() + plan.z + plan.lines +
+                                        kJvpManyOutputs * plan.rows + plan.sums,
+                                    ProductScratch::kAlignment);
   return plan;
 }
 

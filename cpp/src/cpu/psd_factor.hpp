@@ -20,12 +20,14 @@
 
 namespace fastfisher::cpu {
 
-/// Where the parts of a factor lie: scales, panels of columns, turned panels block by block.
+/// Where the parts of a factor lie: a line that says what it is, scales, panels of columns, turned
+/// panels block by block.
 template <class T>
 struct FactorPanels {
   static constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
 
   std::int64_t n, width, block;
+  T* line;
   T* scale;  ///< the factor is that of D A D, D = diag(scale)
   SweepPanels<T> columns;
   T* turned;
@@ -34,8 +36,9 @@ struct FactorPanels {
       : n(n_),
         width(sweep_kernels<T>().width),
         block(InverseSweep<T>::block_of(n_, width)),
-        scale(data),
-        columns(data + padded(n_, kLine), n_, width),
+        line(data),
+        scale(data + kLine),
+        columns(scale + padded(n_, kLine), n_, width),
         turned(columns.data + SweepPanels<T>::size(n_, width)) {}
 
   static std::int64_t padded(std::int64_t x, std::int64_t width) {
@@ -48,8 +51,20 @@ struct FactorPanels {
     const std::int64_t width = sweep_kernels<T>().width,
                        block = InverseSweep<T>::block_of(n, width);
     const std::int64_t last = (n - 1) / block, rest = padded(n - last * block, width);
-    return padded(n, kLine) + SweepPanels<T>::size(n, width) +
+    return kLine + padded(n, kLine) + SweepPanels<T>::size(n, width) +
            offset(last, padded(n, width), block) + rest * rest;
+  }
+
+  /// The line is written last, so that only a whole factor of this form is one.
+  void sign() const {
+    std::fill(line, line + kLine, T(0));
+    line[0] = static_cast<T>(n);
+    line[1] = static_cast<T>(width);
+    line[2] = static_cast<T>(block);
+  }
+  [[nodiscard]] bool is_signed() const {
+    return line[0] == static_cast<T>(n) && line[1] == static_cast<T>(width) &&
+           line[2] == static_cast<T>(block);
   }
 
   struct Step {

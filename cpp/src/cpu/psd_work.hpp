@@ -229,6 +229,7 @@ class PsdWork {
     }
     report.condition = high / low * (high / low);
     if (!std::isfinite(report.condition)) report.kind = Kind::overflow;
+    panels.sign();
   }
 
   // Infinity norm times 2^power from the sums of a pass over the rows; infinity for NaN too.

@@ -230,9 +230,17 @@ void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
   const ParallelRegion awake;
   visit_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    T* const memory = reinterpret_cast<T*>(scratch.data());
+    const auto empty = [](const SandwichItem& item) {
+      return rows_of(item) == 0 || columns_of(item) == 0;
+    };
+    // Before anything is written.
+    for (std::size_t k = 0; k < items.size(); ++k) {
+      if (items[k].left.rank == 1 && !empty(items[k]))
+        SandwichFactors<T>(ctx, threads, items[k], memory).check(k);
+    }
     for (const SandwichItem& item : items) {
-      if (rows_of(item) == 0 || columns_of(item) == 0) continue;
-      T* const memory = reinterpret_cast<T*>(scratch.data());
+      if (empty(item)) continue;
       if (item.left.rank == 1) {
         SandwichFactors<T>(ctx, threads, item, memory).run();
       } else {

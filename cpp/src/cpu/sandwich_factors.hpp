@@ -7,13 +7,16 @@
 // o^2 r + r^2 o multiply-adds for o rows and r columns, as many as with inverses.
 #pragma once
 
+#include "fastfisher/error.hpp"
 #include "fastfisher/ops.hpp"
 #include "parallel.hpp"
 #include "psd_factor.hpp"
 #include "sweep_kernels.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace fastfisher::cpu {
 
@@ -40,6 +43,20 @@ class SandwichFactors {
         right_(const_cast<T*>(static_cast<const T*>(item.right.data)), columns_),
         z_(memory),
         desks_(memory + left_.columns.rows * right_.columns.rows) {}
+
+  /// Throws unless both sides are factors of as many rows, made on a processor of this kind.
+  void check(std::size_t index) const {
+    const auto expect = [&](const char* name, const FactorPanels<T>& side) {
+      if (side.is_signed()) return;
+      std::string argument(name);
+      argument.append("[").append(std::to_string(index)).append("]");
+      throw Error(ErrorCode::shape, "sandwich", argument,
+                  "expected a factor of " + std::to_string(side.n) +
+                      " rows that psd made on a processor of this kind");
+    };
+    expect("left", left_);
+    expect("right", right_);
+  }
 
   void run() {
     parallel_for(ctx_, threads_, right_.columns.rows / width_,

@@ -15,9 +15,18 @@ namespace {
 
 static_assert(kCols<float> <= kSweepWidth);
 
-constexpr std::int64_t kAhead = 32;
+template <class T>
+constexpr std::int64_t kHigh = kCols<T> == 32   ? 8
+                               : kCols<T> == 16 ? 6
+                                                : 4;
 
-// Asks for kAhead bytes of `ahead` a step of the depth.
+/// Bytes of the panel after this one that each tile asks for in a step of the depth.
+template <class T>
+constexpr std::int64_t kAhead = [] {
+  constexpr std::int64_t tiles = (kCols<T> + kHigh<T> - 1) / kHigh<T>;
+  return (kCols<T> * static_cast<std::int64_t>(sizeof(T)) + tiles - 1) / tiles;
+}();
+
 template <class T, std::int64_t Rows>
 void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumulate,
            const char* ahead) {
@@ -30,7 +39,7 @@ void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumul
 #pragma GCC unroll 2
   for (std::int64_t at = 0; at < depth * width; at += width) {
     __builtin_prefetch(ahead);
-    ahead += kAhead;
+    ahead += kAhead<T>;
     const V right_0 = *reinterpret_cast<const V*>(right + at);
     const V right_1 = *reinterpret_cast<const V*>(right + at + lanes);
 #pragma GCC unroll 8
@@ -51,13 +60,12 @@ void micro(const T* left, const T* right, std::int64_t depth, T* c, bool accumul
 template <class T>
 void product(const T* left, std::int64_t pitch, const T* right, std::int64_t depth,
              std::int64_t rows, T* c, bool accumulate) {
-  constexpr std::int64_t width = kCols<T>, high = width == 32 ? 8 : width == 16 ? 6 : 4;
+  constexpr std::int64_t width = kCols<T>, high = kHigh<T>;
   static_assert(width % high == 0 || width % high == 4);
   for (std::int64_t i = 0; i < rows; i += width, left += pitch) {
     std::int64_t r = 0;
-    // Of the panel after this one each tile asks for its share.
     const char* ahead = reinterpret_cast<const char*>(left + pitch);
-    for (; r + high <= width && i + r < rows; r += high, ahead += kAhead * depth)
+    for (; r + high <= width && i + r < rows; r += high, ahead += kAhead<T> * depth)
       micro<T, high>(left + r, right, depth, c + (i + r) * width, accumulate, ahead);
     if (r < width && i + r < rows)
       micro<T, 4>(left + r, right, depth, c + (i + r) * width, accumulate, ahead);

@@ -71,8 +71,6 @@ class State:
 
     Attributes
     ----------
-    blocks : list of Block
-        Of the last estimate, for the places of their entries.
     a, g : Mean
     inverses : list of pairs
         (A + rho)^-1, (G + rho)^-1 of each group; that of a diagonal A is a vector. Or what the

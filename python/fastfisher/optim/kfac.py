@@ -40,8 +40,8 @@ from fastfisher.optim._sites import Site, find_sites
 __all__ = ["KFAC"]
 
 _FACTORED = 3
-"""Most steps between inversions for which Cholesky factors are kept instead of inverses: they are a
-third of the work to make, and a tenth more than that to multiply by, in each step."""
+"""Most steps between inversions for which Cholesky factors are kept instead of inverses. They take
+a third of the time to make; a product with them takes a tenth longer, in each step."""
 
 
 class KFAC(Preconditioned):
@@ -133,11 +133,12 @@ class KFAC(Preconditioned):
     -----
     ``A = mean of a a^T``, ``G = N sum of g g^T`` with the gradients g of the mean loss; the block
     of a layer is ``G (x) A`` (Martens and Grosse 2015; convolutions Grosse and Martens 2016; shared
-    weights Eschenhagen et al. 2023). Inverses are made by `fastfisher.psd`, all in one call; a
-    factor that fails leaves its layer at its last good inverse. Weights used also outside of the
-    modules that own them (a functional call) have the factors of these modules only, and so have
-    losses with gradients of gradients only what reaches the outputs of layers. Per step n^3 / 2
-    multiply-adds for an inverse, n^2 a sample for a factor, o i (o + i) for a layer's gradient.
+    weights Eschenhagen et al. 2023). Inverses are made all in one call, on the CPU with
+    ``inverse_every <= 3`` as Cholesky factors; what fails leaves its layer at its last good one.
+    Weights used also outside of the modules that own them (a functional call) have the factors of
+    these modules only, and so have losses with gradients of gradients only what reaches the outputs
+    of layers. Per step n^3 / 2 multiply-adds for an inverse, n^3 / 6 for a Cholesky factor, n^2 a
+    sample for a factor, o i (o + i) for a layer's gradient.
 
     On a GPU everything stays there: a step waits for it to read whether gradients, inputs, factors
     and updates are finite, the traces for the "pi" split, and what the inverses say of themselves.
@@ -271,7 +272,11 @@ class KFAC(Preconditioned):
         return {**super().state_dict(), "kfac": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state; training goes on bit for bit."""
+        """Take over a state; training goes on bit for bit.
+
+        Not on a processor with other kernels: Cholesky factors of another form are left out, and
+        made of the running means in the next step.
+        """
         own = state_dict.get("kfac")
         if own is None or own["type"] != type(self).__name__:
             got = "none of its state" if own is None else f"one of {own['type']}"

@@ -7,6 +7,7 @@ from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.linalg import (
     eigh_ends,
+    largest,
     moments,
     panel_combine,
     panel_dots,
@@ -29,6 +30,7 @@ __all__ = [
     "eigh_ends",
     "gram",
     "jvp",
+    "largest",
     "matmul",
     "moments",
     "panel_combine",

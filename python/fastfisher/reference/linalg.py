@@ -31,6 +31,11 @@ def eigh_ends(a: Array, scale: Array, which: str, k: int) -> tuple[Array, Array]
     )
 
 
+def largest(x: Array) -> float:
+    """``max |x|``, NaN or infinity where there is one, 0 for no entry."""
+    return float(np.abs(x.astype(np.float64)).max(initial=0.0))
+
+
 def moments(a: Array, scale: float, *, one: bool = False) -> Array:
     """``scale a^T a`` for `a` (n, i), with `one` of ``[a 1]``."""
     wide = a.astype(np.float64)

@@ -19,7 +19,7 @@ from fastfisher._device_array import as_array
 from fastfisher._pool import Pool
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.structures._base import DIGITS, SAFE, refined
-from fastfisher.structures._factor import factors, has_factors
+from fastfisher.structures._factor import factors, form, has_factors
 from fastfisher.structures._kronecker import KEPT, Block, along, split_dampings
 from fastfisher.structures._sandwich import SandwichItem, sandwich
 
@@ -137,8 +137,9 @@ def _damped_values(structure: Kfac, block: Block, pair: Dampings) -> Host:
 
 def _solvers(structure: Kfac, damping: float, split: str) -> list[Solver]:
     """Say how to solve with each block; what all need is one call each."""
-    key = (damping, split)
-    if key not in structure.solvers:
+    key = (damping, split, form())
+    solvers = structure.solvers.get(key)
+    if solvers is None:
         split_up = [block for block in structure.blocks if not block.exact]
         found_dampings = iter(split_dampings([(b.a, b.g) for b in split_up], damping, split))
         # Of an exact block only A gets one.
@@ -151,9 +152,9 @@ def _solvers(structure: Kfac, damping: float, split: str) -> list[Solver]:
             )
         for k, one in zip(left, inverses, strict=True):
             found[k] = one
-        structure.solvers.clear()
-        structure.solvers[key] = [one for one in found if one is not None]
-    return structure.solvers[key]
+        solvers = [one for one in found if one is not None]
+        structure.solvers = {key: solvers}
+    return solvers
 
 
 def _both_factors(structure: Kfac, dampings: list[tuple[float, float]]) -> list[Solver | None]:

@@ -46,7 +46,7 @@ class Kfac(Structure):
     dtype: np.dtype[Any]
     weight_sharing: str = "expand"
     _eigen: list[tuple[Host, Host | None, Host, Host]] = field(default_factory=list)
-    solvers: dict[tuple[float, str], list[Solver]] = field(default_factory=dict)
+    solvers: dict[tuple[float, str, str], list[Solver]] = field(default_factory=dict)
 
     @property
     def like(self) -> Host:

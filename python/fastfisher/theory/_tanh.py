@@ -19,6 +19,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -137,8 +138,8 @@ def _series(a1: Floats, a2: Floats, c: Floats, widest: float) -> tuple[Floats, F
 class _Blocks:
     """Blocks of an iterator that are kept for the next to ask."""
 
-    def __init__(self, source: Iterator[tuple[int, Floats]]) -> None:
-        self._source, self._lock = source, threading.Lock()
+    def __init__(self, make: Callable[[], Iterator[tuple[int, Floats]]]) -> None:
+        self._make, self._source, self._lock = make, make(), threading.Lock()
         self._blocks: list[tuple[int, Floats]] = []
 
     def __iter__(self) -> Iterator[tuple[int, Floats]]:
@@ -146,9 +147,16 @@ class _Blocks:
         while True:
             with self._lock:
                 if index == len(self._blocks):
-                    self._blocks.append(next(self._source))
+                    self._blocks.append(self._next())
             yield self._blocks[index]
             index += 1
+
+    def _next(self) -> tuple[int, Floats]:
+        try:
+            return next(self._source)
+        except BaseException:  # an interrupted generator is over: another one goes on from here
+            self._source = islice(self._make(), len(self._blocks), None)
+            raise
 
 
 def _nodes_and_blocks(widest: float) -> tuple[Floats, Iterable[tuple[int, Floats]]]:
@@ -160,8 +168,7 @@ def _nodes_and_blocks(widest: float) -> tuple[Floats, Iterable[tuple[int, Floats
 
 @lru_cache(maxsize=8)
 def _functions(widest: float) -> tuple[Floats, Iterable[tuple[int, Floats]]]:
-    z, blocks = _nodes_and_blocks(widest)
-    return z, _Blocks(iter(blocks))
+    return _nodes_and_blocks(widest)[0], _Blocks(lambda: iter(_nodes_and_blocks(widest)[1]))
 
 
 def _blocks(z: Floats, step: float) -> Iterator[tuple[int, Floats]]:
