@@ -5,6 +5,7 @@
 #pragma once
 
 #include "fastfisher/ops.hpp"
+#include "rounding.hpp"
 
 #include <cstdint>
 #include <optional>
@@ -12,13 +13,6 @@
 #include <vector>
 
 namespace fastfisher::cpu {
-
-constexpr std::int64_t ceil_div(std::int64_t x, std::int64_t y) {
-  return (x + y - 1) / y;
-}
-constexpr std::int64_t round_up(std::int64_t x, std::int64_t y) {
-  return ceil_div(x, y) * y;
-}
 
 struct GramShape;
 

@@ -14,8 +14,8 @@
 // summed block by block in order, so threads never change a bit. With few columns the product takes
 // no longer than reading g, so a group's cotangents are asked for while its z is computed.
 #include "backend.hpp"
-#include "contract_kernels.hpp"
 #include "jvp_plan.hpp"
+#include "jvp_sums.hpp"
 #include "parallel.hpp"
 #include "product_op.hpp"
 #include "products.hpp"
@@ -34,6 +34,7 @@ class Jvp {
         pieces_(pieces),
         v_(view_of<const T, 2>(v)),
         out_(view_of<T, 3>(out)),
+        sums_(out_),
         threads_(threads),
         scratch_(reinterpret_cast<T*>(scratch)) {}
 
@@ -43,8 +44,8 @@ class Jvp {
         for (std::int64_t k = 0; k < out_.extent(2); ++k) out_(n, c, k) = 0;
       }
     }
-    for (column_ = 0; column_ < out_.extent(2); column_ += kProductColumns) {
-      const std::int64_t columns = std::min(kProductColumns, out_.extent(2) - column_);
+    for (std::int64_t column = 0; column < out_.extent(2); column += kProductColumns) {
+      const std::int64_t columns = std::min(kProductColumns, out_.extent(2) - column);
       for (const Piece& piece : pieces_) {
         const JvpPlan plan =
             jvp_plan(piece, columns, kernels_.mr, kernels_.nr, sizeof(T), threads_);
@@ -52,22 +53,14 @@ class Jvp {
         const Inputs<S, T> inputs(piece);
         const Cotangents<S, T> cotangents(piece);
         for (std::int64_t block = 0; block < plan.blocks; block += plan.chunk)
-          chunk({piece, plan, inputs, cotangents}, block);
+          chunk({piece, plan, inputs, cotangents, column}, block);
       }
     }
   }
 
  private:
-  struct Work {
-    const Piece& piece;
-    const JvpPlan& plan;
-    const Inputs<S, T>& inputs;
-    const Cotangents<S, T>& cotangents;
-  };
-  // Where one thread keeps what it works on.
-  struct Desk {
-    T *inputs, *z, *lines, *rows, *sums;
-  };
+  using Work = JvpWork<S, T>;
+  using Desk = JvpDesk<T>;
 
   Desk desk(const JvpPlan& plan, int worker) const {
     Desk d;
@@ -77,11 +70,6 @@ class Jvp {
     d.rows = d.lines + plan.lines;
     d.sums = d.rows + kJvpManyOutputs * plan.rows;
     return d;
-  }
-
-  static std::int64_t units_of(const Work& work, std::int64_t block) {
-    const std::int64_t all = work.piece.explicit_form() ? work.piece.features : work.piece.units;
-    return std::min(work.plan.units, all - block * work.plan.units);
   }
 
   void chunk(const Work& work, std::int64_t block) {
@@ -98,13 +86,13 @@ class Jvp {
       }
     });
     // A thread's groups follow each other, for it asks for the next one's inputs.
-    parallel_shares(ctx_, threads_, product_blocks(work.piece.samples, plan.samples),
+    parallel_shares(ctx_, threads_, ceil_div(work.piece.samples, plan.samples),
                     [&](std::int64_t task, int worker) {
                       const Desk d = desk(plan, worker);
                       const std::int64_t n = task * plan.samples;
                       const std::int64_t samples = std::min(plan.samples, work.piece.samples - n);
                       if (work.piece.explicit_form())
-                        return stretches(work, block, blocks, n, samples, d);
+                        return sums_.add_stretches(work, block, blocks, n, samples, scratch_, d);
                       for (std::int64_t s = 0; s < work.piece.positions; s += plan.positions) {
                         positions(work, block, blocks, n, samples, s,
                                   std::min(plan.positions, work.piece.positions - s), d);
@@ -114,7 +102,7 @@ class Jvp {
 
   // Panel `index` of a block: rows (k, o) or (o, k), the bias as a last feature.
   void pack_vector(const Work& work, std::int64_t block, std::int64_t index, T* to) const {
-    const std::int64_t units = units_of(work, block), first = block * work.plan.units;
+    const std::int64_t units = work.units(block), first = block * work.plan.units;
     const Panels panels(work.piece.depth(), work.plan.vector.width, units * work.plan.columns);
     const std::int64_t row = index * panels.width;
     const std::int64_t count = std::min(panels.width, units * work.plan.columns - row);
@@ -126,7 +114,7 @@ class Jvp {
       for (std::int64_t r = 0; r < count; ++r) {
         const std::int64_t low = (row + r) % inner, high = (row + r) / inner;
         rows[r] = &v_(work.piece.parameter(first + (inside ? high : low), feature),
-                      column_ + (inside ? low : high));
+                      work.column + (inside ? low : high));
       }
     };
     if (work.piece.features > 0) {
@@ -168,11 +156,10 @@ class Jvp {
       cotangents = work.cotangents.ahead(work.piece, n, s, samples * count);
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t units = units_of(work, block + b), rows = units * work.plan.columns;
+      const std::int64_t units = work.units(block + b), rows = units * work.plan.columns;
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
       const T* packed_vector = scratch_ + b * work.plan.vector.size();
-      const bool by_columns = columns_inside(work.piece, work.plan.columns);
-      const ZLayout layout = z_layout(work.piece, units, inputs, vector, by_columns);
+      const ZLayout layout = z_layout(work.piece, units, inputs, vector, work.plan.columns);
       if (inside) {
         multiply(kernels_, vector, packed_vector, 0, rows, inputs, d.inputs, 0, samples * count,
                  d.z, layout.pitch);
@@ -198,13 +185,7 @@ class Jvp {
       const std::int64_t first = (block + b) * work.plan.units;
       for (std::int64_t j = 0; j < samples; ++j) {
         const T* z = d.z + j * count * (inside ? 1 : layout.pitch);
-        if (by_columns) {
-          weigh(work, n + j, first, units, s, count, z, layout, d);
-        } else if (work.piece.layer->separable()) {
-          contract_separable(work, n + j, first, units, s, count, z, layout, d);
-        } else {
-          contract(work, n + j, first, units, s, count, z, layout, d);
-        }
+        sums_.add(work, n + j, first, units, s, count, z, layout, d);
       }
     }
   }
@@ -214,8 +195,8 @@ class Jvp {
                 const Panels& vector, const T* data, std::int64_t j, T* z, std::int64_t pitch,
                 const Ahead& ahead, std::int64_t asked, std::int64_t share) const {
     std::array<const T*, kJvpRows> at = rows;
-    const std::int64_t tiles = product_blocks(count, kernels_.mr);
-    const std::int64_t chunks = product_blocks(vector.depth, kProductDepth);
+    const std::int64_t tiles = ceil_div(count, kernels_.mr);
+    const std::int64_t chunks = ceil_div(vector.depth, kProductDepth);
     for (std::int64_t from = 0; from < vector.depth;
          from += kProductDepth, asked += share / chunks) {
       const std::int64_t features = std::min(vector.chunk_depth(from), work.piece.features - from);
@@ -262,140 +243,20 @@ class Jvp {
     }
   }
 
-  // out[n] += g[n] z for one block of units and positions of one sample, columns of z inside.
-  void weigh(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-             std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout, const Desk& d) {
-    const std::int64_t columns = work.plan.columns;
-    std::array<const T*, kJvpManyOutputs> x;
-    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpManyOutputs) {
-      const std::int64_t outputs = std::min(kJvpManyOutputs, work.piece.outputs - c);
-      std::fill_n(d.sums, outputs * columns, T{0});
-      for (std::int64_t at = 0; at < count; ++at) {
-        for (std::int64_t q = 0; q < outputs; ++q) {
-          x[static_cast<std::size_t>(q)] =
-              work.cotangents.row(n, c + q, s + at, first, units, d.rows + q * work.plan.rows);
-        }
-        contract_.weigh(x.data(), outputs, z + at * layout.pitch, columns, units, d.sums);
-      }
-      add(n, c, outputs, columns, d.sums);
-    }
-  }
-
-  // out[n] += g[n] z for one block of units and positions of one sample, positions or units inside.
-  void contract(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-                std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout,
-                const Desk& d) {
-    const bool inside = work.piece.positions_inside();
-    const std::int64_t pitch = layout.pitch;
-    const std::int64_t outers = inside ? units : count, inner = inside ? count : units;
-    const std::int64_t outer_from = inside ? first : s, inner_from = inside ? s : first;
-    // Rows that follow each other in memory on both sides are one long row; where several columns
-    // meet it, short enough for the first cache level.
-    const std::int64_t columns = work.plan.columns;
-    const std::int64_t long_row = columns > 1 ? kJvpCachedRow : kJvpLongRow;
-    const std::int64_t together = pitch == inner && work.cotangents.packed(inner)
-                                      ? std::max<std::int64_t>(1, long_row / inner)
-                                      : 1;
-    std::array<const T*, kJvpOutputs> x;
-    std::array<const T*, kProductColumns> y;
-    for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
-      const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
-      std::fill_n(d.sums, outputs * columns, T{0});
-      for (std::int64_t outer = 0; outer < outers; outer += together) {
-        const std::int64_t entries = std::min(together, outers - outer) * inner;
-        for (std::int64_t k = 0; k < columns; ++k)
-          y[static_cast<std::size_t>(k)] = z + k * layout.plane + outer * pitch;
-        for (std::int64_t q = 0; q < outputs; ++q) {
-          x[static_cast<std::size_t>(q)] = work.cotangents.row(
-              n, c + q, outer_from + outer, inner_from, inner, d.rows + q * work.plan.rows);
-        }
-        contract_.dots(x.data(), outputs, y.data(), columns, entries, d.sums);
-      }
-      add(n, c, outputs, columns, d.sums);
-    }
-  }
-
-  // The same for g = m w: positions first, then units.
-  void contract_separable(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-                          std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout,
-                          const Desk& d) {
-    const bool inside = work.piece.positions_inside();
-    const std::int64_t columns = work.plan.columns;
-    T* sums = d.sums;  // [k, o]
-    std::fill_n(sums, columns * units, T{0});
-    for (std::int64_t outer = 0; outer < (inside ? units : count); ++outer) {
-      const T* m = work.cotangents.row(n, 0, (inside ? first : s) + outer, inside ? s : first,
-                                       inside ? count : units, d.rows);
-      for (std::int64_t k = 0; k < columns; ++k) {
-        if (inside) {
-          const T* line = z + k * layout.plane + outer * layout.pitch;
-          contract_.dots(&m, 1, &line, 1, count, sums + k * units + outer);
-        } else {
-          const T* line = z + k * layout.plane + outer * layout.pitch;
-          for (std::int64_t o = 0; o < units; ++o) sums[k * units + o] += m[o] * line[o];
-        }
-      }
-    }
-    std::array<const T*, kProductColumns> y;
-    for (std::int64_t k = 0; k < columns; ++k) y[static_cast<std::size_t>(k)] = sums + k * units;
-    std::array<T, kProductColumns> result;
-    for (std::int64_t c = 0; c < work.piece.outputs; ++c) {
-      const T* w = work.cotangents.separable(c, first, units, d.rows);
-      result.fill(0);
-      contract_.dots(&w, 1, y.data(), columns, units, result.data());
-      add(n, c, 1, columns, result.data());
-    }
-  }
-
   void copy_stretch(const Work& work, std::int64_t block, std::int64_t k, T* to) const {
     const std::int64_t first = block * work.plan.units;
-    for (std::int64_t p = 0; p < units_of(work, block); ++p)
-      to[k * work.plan.units + p] = v_(work.piece.weight + first + p, column_ + k);
-  }
-
-  // Explicit Jacobian: the blocks' stretches of parameters, each for all samples of the group.
-  void stretches(const Work& work, std::int64_t block, std::int64_t blocks, std::int64_t n,
-                 std::int64_t samples, const Desk& d) {
-    std::array<const T*, kJvpOutputs> x;
-    std::array<const T*, kProductColumns> y;
-    const std::int64_t columns = work.plan.columns;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t count = units_of(work, block + b), from = (block + b) * work.plan.units;
-      for (std::int64_t k = 0; k < columns; ++k)
-        y[static_cast<std::size_t>(k)] =
-            scratch_ + b * work.plan.vector.size() + k * work.plan.units;
-      for (std::int64_t at = n; at < n + samples; ++at) {
-        for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
-          const std::int64_t outputs = std::min(kJvpOutputs, work.piece.outputs - c);
-          for (std::int64_t q = 0; q < outputs; ++q) {
-            x[static_cast<std::size_t>(q)] =
-                work.cotangents.row(at, c + q, 0, from, count, d.rows + q * work.plan.rows);
-          }
-          std::fill_n(d.sums, outputs * columns, T{0});
-          contract_.dots(x.data(), outputs, y.data(), columns, count, d.sums);
-          add(at, c, outputs, columns, d.sums);
-        }
-      }
-    }
-  }
-
-  void add(std::int64_t n, std::int64_t c, std::int64_t outputs, std::int64_t columns,
-           const T* sums) {
-    for (std::int64_t q = 0; q < outputs; ++q) {
-      for (std::int64_t k = 0; k < columns; ++k)
-        out_(n, c + q, column_ + k) += sums[q * columns + k];
-    }
+    for (std::int64_t p = 0; p < work.units(block); ++p)
+      to[k * work.plan.units + p] = v_(work.piece.weight + first + p, work.column + k);
   }
 
   const Context& ctx_;
   const std::vector<Piece>& pieces_;
   const View<const T, 2> v_;
   const View<T, 3> out_;
+  const JvpSums<S, T> sums_;
   int threads_;
   T* scratch_;
   const TileKernels<T>& kernels_ = tile_kernels<T>();
-  const ContractKernels<T>& contract_ = contract_kernels<T>();
-  std::int64_t column_ = 0;
 };
 
 }  // namespace

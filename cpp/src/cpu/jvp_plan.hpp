@@ -64,8 +64,8 @@ struct ZLayout {
 };
 
 inline ZLayout z_layout(const Piece& piece, std::int64_t units, const Panels& inputs,
-                        const Panels& vector, bool columns_inside) {
-  if (columns_inside) return {false, vector.rows, 0};
+                        const Panels& vector, std::int64_t columns) {
+  if (columns_inside(piece, columns)) return {false, vector.rows, 0};
   if (piece.positions_inside()) return {false, inputs.rows, units * inputs.rows};
   if (units % vector.width == 0) return {true, units, inputs.rows * units};
   return {false, vector.rows, units};
@@ -80,7 +80,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
   const std::int64_t share = std::max<std::int64_t>(1, piece.samples / (4 * threads));
   if (piece.explicit_form()) {
     plan.units = std::min(piece.features, kJvpStretch);
-    plan.blocks = product_blocks(piece.features, plan.units);
+    plan.blocks = ceil_div(piece.features, plan.units);
     plan.samples = share;
     plan.vector.depth = plan.units;
     plan.vector.rows = columns;
@@ -91,7 +91,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     const std::int64_t block = many ? kJvpManyBlockRows : kJvpBlockRows;
     plan.units = std::min(
         piece.units, columns == 1 ? block : std::max<std::int64_t>(16, block / columns / 16 * 16));
-    plan.blocks = product_blocks(piece.units, plan.units);
+    plan.blocks = ceil_div(piece.units, plan.units);
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =
         std::clamp<std::int64_t>((inside ? 4 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
@@ -119,12 +119,12 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
   }
   plan.chunk =
       std::clamp<std::int64_t>(kJvpChunkBytes / (plan.vector.size() * item), 1, plan.blocks);
-  plan.shared_items = product_round(plan.chunk * plan.vector.size(), ProductScratch::kAlignment);
+  plan.shared_items = round_up(plan.chunk * plan.vector.size(), ProductScratch::kAlignment);
   plan.rows = std::max(plan.units, plan.positions);
   plan.sums = columns * std::max(kJvpManyOutputs, plan.units);
-  plan.thread_items = product_round(plan.inputs.size() + plan.z + plan.lines +
-                                        kJvpManyOutputs * plan.rows + plan.sums,
-                                    ProductScratch::kAlignment);
+  plan.thread_items =
+      round_up(plan.inputs.size() + plan.z + plan.lines + kJvpManyOutputs * plan.rows + plan.sums,
+               ProductScratch::kAlignment);
   return plan;
 }
 

@@ -24,16 +24,12 @@ constexpr std::int64_t kGroup = 4;    // panels that a task packs
 constexpr std::int64_t kLine = ProductScratch::kAlignment;
 constexpr double kSerialWork = 1e5;
 
-std::int64_t padded(std::int64_t count, std::int64_t step) {
-  return (count + step - 1) / step * step;
-}
-
 // Packed columns and the triangle of at most m columns.
 template <class T>
 std::int64_t numbers_of(std::int64_t m) {
   constexpr std::int64_t line = kLine / static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t width = sweep_kernels<T>().width, rows = padded(m, width);
-  return padded(rows * kDepth, line) + padded(SweepPanels<T>::size(m, width), line);
+  const std::int64_t width = sweep_kernels<T>().width, rows = round_up(m, width);
+  return round_up(rows * kDepth, line) + round_up(SweepPanels<T>::size(m, width), line);
 }
 
 template <class T>
@@ -75,7 +71,7 @@ class Moment {
  private:
   T* aligned(T* at) const {
     constexpr std::int64_t line = kLine / static_cast<std::int64_t>(sizeof(T));
-    return packed_ + padded(at - packed_, line);
+    return packed_ + round_up(at - packed_, line);
   }
   T* packed(std::int64_t panel, std::int64_t depth) const {
     return packed_ + panel * depth * width_;

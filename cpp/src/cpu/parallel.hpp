@@ -47,8 +47,19 @@ void parallel_for(const Context& ctx, int threads, std::int64_t count, Function&
       const_cast<void*>(static_cast<const void*>(&function)));
 }
 
-/// The same with contiguous shares: each thread takes tasks of its own share first, the same one
-/// for the same count of tasks, so that what it wrote in one phase is still in its cache in the
+/// The same for tasks that need not know the worker; on one thread without asking for interrupts
+/// in between: for steps inside a task of another loop.
+template <class Function>
+void parallel_steps(const Context& ctx, int threads, std::int64_t count, const Function& function) {
+  if (threads > 1) {
+    parallel_for(ctx, threads, count, [&](std::int64_t task, int) { function(task); });
+  } else {
+    for (std::int64_t task = 0; task < count; ++task) function(task);
+  }
+}
+
+/// `parallel_for` with contiguous shares: each thread takes tasks of its own share first, the same
+/// one for the same count of tasks, so that what it wrote in one phase is still in its cache in the
 /// next.
 template <class Function>
 void parallel_shares(const Context& ctx, int threads, std::int64_t count, Function&& function) {

@@ -69,7 +69,7 @@ ProductScratch::ProductScratch(const Context& ctx, const char* op, std::int64_t 
   }
   const auto start =
       static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(ctx.workspace.data()));
-  data_ = ctx.workspace.data() + (product_round(start, kAlignment) - start);
+  data_ = ctx.workspace.data() + (round_up(start, kAlignment) - start);
 }
 
 namespace {
@@ -284,7 +284,7 @@ Ahead Cotangents<S, T>::ahead(const Piece& piece, std::int64_t n, std::int64_t s
   }
   // Whole samples, one after the other.
   if (s == 0 && rows >= piece.positions && pitch == segment && sample_ == count * segment)
-    count *= std::min(product_blocks(rows, piece.positions), piece.samples - n);
+    count *= std::min(ceil_div(rows, piece.positions), piece.samples - n);
   const auto item = static_cast<std::int64_t>(sizeof(S));
   ahead.base = reinterpret_cast<const char*>(data_ + n * sample_ +
                                              s * (piece.positions_inside() ? 1 : outer_));

@@ -6,6 +6,7 @@
 
 #include "convert.hpp"
 #include "fastfisher/ops.hpp"
+#include "rounding.hpp"
 #include "tile_kernels.hpp"
 
 #include <algorithm>
@@ -15,13 +16,6 @@
 #include <vector>
 
 namespace fastfisher::cpu {
-
-constexpr std::int64_t product_blocks(std::int64_t x, std::int64_t y) {
-  return (x + y - 1) / y;
-}
-constexpr std::int64_t product_round(std::int64_t x, std::int64_t y) {
-  return product_blocks(x, y) * y;
-}
 
 /// Depth of one call of the micro kernel. Sums over a depth are cut here, whatever the threads.
 constexpr std::int64_t kProductDepth = 256;
@@ -117,7 +111,7 @@ struct Panels {
 
   Panels() = default;
   Panels(std::int64_t depth_, std::int64_t width_, std::int64_t rows_)
-      : depth(depth_), width(width_), rows(product_round(rows_, width_)) {}
+      : depth(depth_), width(width_), rows(round_up(rows_, width_)) {}
   [[nodiscard]] std::int64_t size() const { return depth * rows; }
   [[nodiscard]] std::int64_t chunk_depth(std::int64_t from) const {
     return std::min(kProductDepth, depth - from);
@@ -165,9 +159,8 @@ void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_d
   for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product(left_data + left.at(from, left_from), right_data + right.at(from, right_from),
-                    depth, depth * left.width, depth * right.width,
-                    product_blocks(left_rows, left.width), product_blocks(right_rows, right.width),
-                    kNoSkew, c, ldc, from != 0);
+                    depth, depth * left.width, depth * right.width, ceil_div(left_rows, left.width),
+                    ceil_div(right_rows, right.width), kNoSkew, c, ldc, from != 0);
   }
 }
 
@@ -184,8 +177,8 @@ struct TapView {
   /// x + step[2], ..., the others see padding.
   template <class Visit>
   void stretches(std::int64_t s, std::int64_t count, const Visit& visit) const {
-    const std::int64_t first = shift[2] < 0 ? product_blocks(-shift[2], step[2]) : 0;
-    const std::int64_t end = input[2] > shift[2] ? product_blocks(input[2] - shift[2], step[2]) : 0;
+    const std::int64_t first = shift[2] < 0 ? ceil_div(-shift[2], step[2]) : 0;
+    const std::int64_t end = input[2] > shift[2] ? ceil_div(input[2] - shift[2], step[2]) : 0;
     std::int64_t w = s % output[2], h = s / output[2] % output[1], d = s / (output[1] * output[2]);
     for (std::int64_t at = 0; at < count;) {
       const std::int64_t run = std::min(count - at, output[2] - w);
@@ -210,11 +203,11 @@ void multiply_ahead(const TileKernels<T>& kernels, const Panels& left, const T* 
                     std::int64_t left_rows, const Panels& right, const T* right_data,
                     std::int64_t right_from, T* c, std::int64_t ldc, const Ahead& ahead,
                     std::int64_t at, std::int64_t share, bool accumulate) {
-  const std::int64_t chunks = product_blocks(left.depth, kProductDepth);
+  const std::int64_t chunks = ceil_div(left.depth, kProductDepth);
   for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product_ahead(left_data + left.at(from, 0), right_data + right.at(from, right_from),
-                          depth, depth * left.width, product_blocks(left_rows, left.width), c, ldc,
+                          depth, depth * left.width, ceil_div(left_rows, left.width), c, ldc,
                           accumulate || from > 0, ahead, at, share / chunks);
     at += share / chunks;
   }

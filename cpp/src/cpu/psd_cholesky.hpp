@@ -47,12 +47,12 @@ class Cholesky {
     const std::int64_t bad = factor(width, at(k, k), n_);
     if (bad != 0) return bad;
     const std::int64_t tiles = (n_ - next + tile_ - 1) / tile_;
-    each(tiles, [&](std::int64_t tile) {
+    parallel_steps(ctx_, threads_, tiles, [&](std::int64_t tile) {
       const std::int64_t from = next + tile * tile_, rows = std::min(tile_, n_ - from);
       solve_lower(Side::right, Op::transposed, rows, width, T(1), at(k, k), n_, at(from, k), n_);
     });
     // The last tiles have the most columns: they go first.
-    each(tiles, [&](std::int64_t tile) {
+    parallel_steps(ctx_, threads_, tiles, [&](std::int64_t tile) {
       const std::int64_t from = next + (tiles - 1 - tile) * tile_;
       const std::int64_t rows = std::min(tile_, n_ - from);
       add_product(Op::plain, Op::transposed, rows, from - next, width, T(-1), at(from, k), n_,
@@ -60,15 +60,6 @@ class Cholesky {
       add_square(Op::plain, rows, width, T(-1), at(from, k), n_, at(from, from), n_);
     });
     return 0;
-  }
-
-  template <class Function>
-  void each(std::int64_t tiles, const Function& function) {
-    if (threads_ > 1) {
-      parallel_for(ctx_, threads_, tiles, [&](std::int64_t tile, int) { function(tile); });
-    } else {
-      for (std::int64_t tile = 0; tile < tiles; ++tile) function(tile);
-    }
   }
 
   const Context& ctx_;

@@ -38,21 +38,17 @@ struct FactorPanels {
         block(InverseSweep<T>::block_of(n_, width)),
         line(data),
         scale(data + kLine),
-        columns(scale + padded(n_, kLine), n_, width),
+        columns(scale + round_up(n_, kLine), n_, width),
         turned(columns.data + SweepPanels<T>::size(n_, width)) {}
-
-  static std::int64_t padded(std::int64_t x, std::int64_t width) {
-    return (x + width - 1) / width * width;
-  }
 
   /// Numbers of a factor.
   static std::int64_t size(std::int64_t n) {
     if (n == 0) return 0;
     const std::int64_t width = sweep_kernels<T>().width,
                        block = InverseSweep<T>::block_of(n, width);
-    const std::int64_t last = (n - 1) / block, rest = padded(n - last * block, width);
-    return kLine + padded(n, kLine) + SweepPanels<T>::size(n, width) +
-           offset(last, padded(n, width), block) + rest * rest;
+    const std::int64_t last = (n - 1) / block, rest = round_up(n - last * block, width);
+    return kLine + round_up(n, kLine) + SweepPanels<T>::size(n, width) +
+           offset(last, round_up(n, width), block) + rest * rest;
   }
 
   /// The line is written last, so that only a whole factor of this form is one.
@@ -81,7 +77,7 @@ struct FactorPanels {
     const std::int64_t first = k / width, end = (k + b + width - 1) / width;
     T* const below = turned + offset(s, columns.rows, block);
     const std::int64_t behind = (columns.rows / width - end) * b * width;
-    return {first, end, k, b, below, below + behind, padded(b, width) * width};
+    return {first, end, k, b, below, below + behind, round_up(b, width) * width};
   }
 
  private:
@@ -123,13 +119,13 @@ class FactorSweep {
       const std::int64_t bad = invert_block(at);
       if (bad != 0) return at.k + bad;
       const std::int64_t behind = columns_.rows / width_ - at.end;
-      each((behind + kGroup - 1) / kGroup, [&](std::int64_t task) {
+      parallel_steps(ctx_, threads_, (behind + kGroup - 1) / kGroup, [&](std::int64_t task) {
         for (std::int64_t p = task * kGroup; p < std::min(behind, (task + 1) * kGroup); ++p)
           scale(at, p);
       });
       // The last rows have the most columns: they go first.
       const std::int64_t chunk = kChunk / width_, chunks = (behind + chunk - 1) / chunk;
-      each(chunks, [&](std::int64_t task) {
+      parallel_steps(ctx_, threads_, chunks, [&](std::int64_t task) {
         const std::int64_t from = (chunks - 1 - task) * chunk;
         update(at, from, std::min(behind, from + chunk));
       });
@@ -189,15 +185,6 @@ class FactorSweep {
       kernels_.product(below(at, top), at.b * width_, below(at, p), at.b,
                        std::min((at.end + to) * width_, panels_.n) - row,
                        columns_.row(at.end + p, row), true);
-    }
-  }
-
-  template <class Function>
-  void each(std::int64_t tasks, const Function& function) {
-    if (threads_ > 1) {
-      parallel_for(ctx_, threads_, tasks, [&](std::int64_t task, int) { function(task); });
-    } else {
-      for (std::int64_t task = 0; task < tasks; ++task) function(task);
     }
   }
 

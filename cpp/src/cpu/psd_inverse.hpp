@@ -70,11 +70,8 @@ class InverseSweep {
   static constexpr std::int64_t kChunk = 192;  // rows of a task of the update
   static constexpr std::int64_t kGroup = 4;    // panels of a task of the products with L^-1
 
-  static std::int64_t padded(std::int64_t x, std::int64_t width) {
-    return (x + width - 1) / width * width;
-  }
   static std::int64_t own(std::int64_t n, std::int64_t block, std::int64_t width) {
-    return (padded(n, width) + block) * block + SweepPanels<T>::size(block, width);
+    return (round_up(n, width) + block) * block + SweepPanels<T>::size(block, width);
   }
 
   InverseSweep(const Context& ctx, int threads, std::int64_t n, const SweepPanels<T>& matrix,
@@ -98,7 +95,7 @@ class InverseSweep {
     if (bad != 0) return bad;
     const std::int64_t panels = matrix_.rows / width_, others = panels - (at.end - at.first);
     const auto other = [&](std::int64_t p) { return p < at.first ? p : p + at.end - at.first; };
-    each((others + kGroup - 1) / kGroup, [&](std::int64_t task) {
+    parallel_steps(ctx_, threads_, (others + kGroup - 1) / kGroup, [&](std::int64_t task) {
       for (std::int64_t p = task * kGroup; p < std::min(others, (task + 1) * kGroup); ++p)
         scale(at, other(p));
     });
@@ -106,7 +103,7 @@ class InverseSweep {
     const std::int64_t chunk = kChunk / width_;
     const std::int64_t above = whole_ ? (at.first + chunk - 1) / chunk : 0;
     const std::int64_t chunks = above + (panels - at.end + chunk - 1) / chunk;
-    each(chunks, [&](std::int64_t task) {
+    parallel_steps(ctx_, threads_, chunks, [&](std::int64_t task) {
       const std::int64_t c = chunks - 1 - task;
       if (c < above) {
         update(at, c * chunk, std::min((c + 1) * chunk, at.first));
@@ -115,7 +112,7 @@ class InverseSweep {
         update(at, from, std::min(from + chunk, panels));
       }
     });
-    each((others + kGroup - 1) / kGroup, [&](std::int64_t task) {
+    parallel_steps(ctx_, threads_, (others + kGroup - 1) / kGroup, [&](std::int64_t task) {
       for (std::int64_t p = task * kGroup; p < std::min(others, (task + 1) * kGroup); ++p)
         finish(at, other(p));
     });
@@ -212,15 +209,6 @@ class InverseSweep {
       for (std::int64_t i = from; i < at.b; i += width_)
         kernels_.product(at.factor.row(i / width_, i), 0, at.factor.row(q, i), at.b - i,
                          std::min(width_, at.b - i), out + (i - from) * width_, false);
-    }
-  }
-
-  template <class Function>
-  void each(std::int64_t tasks, const Function& function) {
-    if (threads_ > 1) {
-      parallel_for(ctx_, threads_, tasks, [&](std::int64_t task, int) { function(task); });
-    } else {
-      for (std::int64_t task = 0; task < tasks; ++task) function(task);
     }
   }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "psd_copy.hpp"
+#include "rounding.hpp"
 #include "sweep_kernels.hpp"
 
 #include <algorithm>
@@ -24,7 +25,7 @@ struct SweepPanels {
   std::int64_t rows, width;
 
   SweepPanels(T* data_, std::int64_t n, std::int64_t width_)
-      : data(data_), rows((n + width_ - 1) / width_ * width_), width(width_) {}
+      : data(data_), rows(round_up(n, width_)), width(width_) {}
   /// Row i of panel p, not above the diagonal.
   [[nodiscard]] T* row(std::int64_t p, std::int64_t i) const {
     return data + (p * rows - width * (p * (p + 1) / 2) + i) * width;
@@ -33,7 +34,7 @@ struct SweepPanels {
     return row(j / width, i)[j % width];
   }
   static std::int64_t size(std::int64_t n, std::int64_t width) {
-    const std::int64_t count = (n + width - 1) / width;
+    const std::int64_t count = ceil_div(n, width);
     return count * (count + 1) / 2 * width * width;
   }
 };

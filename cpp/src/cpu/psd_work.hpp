@@ -8,6 +8,7 @@
 #include "parallel.hpp"
 #include "psd_cholesky.hpp"
 #include "psd_copy.hpp"
+#include "psd_damping.hpp"
 #include "psd_factor.hpp"
 #include "psd_inverse.hpp"
 
@@ -22,7 +23,7 @@ namespace fastfisher::cpu {
 inline constexpr std::int64_t kPsdLine = 64;
 
 inline std::int64_t rounded(std::int64_t bytes) {
-  return (bytes + kPsdLine - 1) / kPsdLine * kPsdLine;
+  return round_up(bytes, kPsdLine);
 }
 
 // Scratch of one worker: scales and sums, then by task a matrix, or two and LAPACK's.
@@ -30,7 +31,7 @@ template <class T>
 std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
   const bool in_panels = task == PsdTask::inverse || task == PsdTask::factor;
-  const std::int64_t passes = in_panels ? (n + kPassRows - 1) / kPassRows : 1;
+  const std::int64_t passes = in_panels ? ceil_div(n, kPassRows) : 1;
   std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
   if (task == PsdTask::solve) bytes += rounded(size * n * n);
   if (task == PsdTask::inverse) {
@@ -55,6 +56,7 @@ class PsdWork {
         options_(options),
         a_(view_of<const S, 2>(item.a)),
         n_(item.a.extent(0)),
+        ladder_(a_),
         out_(static_cast<T*>(item.out.data)),
         scratch_(scratch) {
     scale_ = take(n_);
@@ -85,7 +87,6 @@ class PsdWork {
 
  private:
   using Kind = PsdReport::Kind;
-  static constexpr double kRaise = 10;  // factor between two attempts at a damping
   static constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
   T* take(std::int64_t count) {
@@ -96,31 +97,7 @@ class PsdWork {
 
   View<T, 1> values() const { return view_of<T, 1>(item_.values); }
 
-  // Largest magnitude on the diagonal: that of a semi-definite matrix is its largest entry.
-  double largest_diagonal() const {
-    double largest = 0;
-    for (std::int64_t i = 0; i < n_; ++i)
-      largest = std::max(largest, std::abs(static_cast<double>(widen(a_(i, i)))));
-    return largest;
-  }
-
-  // Least and greatest damping that is tried; for a zero matrix the identity is the measure.
-  double least() const {
-    const double largest = largest_diagonal();
-    return 8 * static_cast<double>(std::numeric_limits<T>::epsilon()) * (largest > 0 ? largest : 1);
-  }
-  double greatest() const {
-    const double eps = static_cast<double>(std::numeric_limits<T>::epsilon());
-    const double largest = largest_diagonal();
-    return std::max(std::sqrt(eps), 8 * eps * static_cast<double>(n_)) *
-           (largest > 0 ? largest : 1);
-  }
-
-  double raised(double damping, double most) const {
-    return std::min(most, damping == 0 ? least() : damping * kRaise);
-  }
-
-  [[nodiscard]] std::int64_t passes() const { return (n_ + kPassRows - 1) / kPassRows; }
+  [[nodiscard]] std::int64_t passes() const { return ceil_div(n_, kPassRows); }
 
   // The last rows are the longest ones and go first.
   template <class Function>
@@ -129,11 +106,7 @@ class PsdWork {
       const std::int64_t number = passes() - 1 - task;
       function(number, number * kPassRows, std::min(n_, (number + 1) * kPassRows));
     };
-    if (threads_ > 1) {
-      parallel_for(ctx_, threads_, passes(), [&](std::int64_t task, int) { pass(task); });
-    } else {
-      for (std::int64_t task = 0; task < passes(); ++task) pass(task);
-    }
+    parallel_steps(ctx_, threads_, passes(), pass);
   }
 
   bool bad_input(PsdReport& report) {
@@ -160,7 +133,7 @@ class PsdWork {
   // Loads and works, with more damping where that is automatic, until it is positive definite.
   template <class Load, class Work>
   bool factored(PsdReport& report, const Load& load, const Work& work) {
-    const double most = item_.automatic ? greatest() : 0;
+    const double most = item_.automatic ? ladder_.greatest() : 0;
     for (;;) {
       balance(a_, report.damping, scale_);
       if (!load()) return bad_input(report);
@@ -171,7 +144,7 @@ class PsdWork {
         report.index = bad;
         return false;
       }
-      report.damping = raised(report.damping, most);
+      report.damping = ladder_.raised(report.damping, most);
     }
     if (item_.automatic && report.damping > 0) report.kind = Kind::damped;
     return true;
@@ -203,7 +176,7 @@ class PsdWork {
   // -D (A + damping I) D and the norm of A + damping I over 2^power; false if an entry of A is not
   // finite.
   bool load_norm(double damping, const SweepPanels<T>& panels, int& power, double& norm) {
-    power = power_near<T>(largest_diagonal() + damping);
+    power = power_near<T>(ladder_.largest_diagonal() + damping);
     norm = norm_of_pass(-power, [&](std::int64_t from, std::int64_t to, T unit, T* sums) {
       load_panels<S, T>(sweep_kernels<T>(), a_, damping, scale_, unit, from, to, panels, sums);
     });
@@ -343,9 +316,9 @@ class PsdWork {
     if (item_.automatic) {
       // Eigenvalues are known to some eps of the largest one, which may be n times the diagonal.
       const double enough = eps * std::max(high, 0.0);
-      const double most = std::max(greatest(), 64 * enough);
+      const double most = std::max(ladder_.greatest(), 64 * enough);
       while (!(low + report.damping > enough) && report.damping < most)
-        report.damping = raised(report.damping, most);
+        report.damping = ladder_.raised(report.damping, most);
       if (report.damping > 0) report.kind = Kind::damped;
     }
     if (low + report.damping > 0) return true;
@@ -394,6 +367,7 @@ class PsdWork {
   const PsdOptions& options_;
   View<const S, 2> a_;
   std::int64_t n_;
+  DampingLadder<S, T> ladder_;
   T* out_;
   std::byte* scratch_;
   T* scale_ = nullptr;

@@ -26,10 +26,6 @@ constexpr std::int64_t kLine = ProductScratch::kAlignment;
 constexpr std::int64_t kWidest = 64;  // no panel is wider
 constexpr double kSerialWork = 1e5;
 
-constexpr std::int64_t padded(std::int64_t count, std::int64_t step) {
-  return (count + step - 1) / step * step;
-}
-
 /// Depth-major panels [stretch of depth][panel][depth in it][width], panels `width` rows or columns
 /// wide; the last stretch may be shorter.
 struct Stretches {
@@ -53,7 +49,7 @@ struct SandwichPlan {
   SandwichPlan(const TileKernels<T>& kernels, std::int64_t rows, std::int64_t columns) {
     const std::int64_t panels = (columns + kernels.nr - 1) / kernels.nr;
     right = {columns, panels, kernels.nr};
-    z = {padded(rows, kernels.mr), panels, kernels.nr};
+    z = {round_up(rows, kernels.mr), panels, kernels.nr};
     group = {std::max(rows, columns), kGroup / kernels.mr, kernels.mr};
     sums = kGroup * panels * kernels.nr;
   }
@@ -65,7 +61,7 @@ struct SandwichPlan {
   }
   template <class T>
   static std::int64_t aligned(std::int64_t numbers) {
-    return padded(numbers, kLine / static_cast<std::int64_t>(sizeof(T)));
+    return round_up(numbers, kLine / static_cast<std::int64_t>(sizeof(T)));
   }
 };
 

@@ -26,7 +26,7 @@ class SandwichFactors {
   /// Numbers of workspace, a multiple of 64 bytes.
   static std::int64_t numbers(std::int64_t rows, std::int64_t columns, int threads) {
     const std::int64_t width = sweep_kernels<T>().width;
-    const std::int64_t o = padded(rows, width), r = padded(columns, width);
+    const std::int64_t o = round_up(rows, width), r = round_up(columns, width);
     return o * r + threads * 2 * std::max(o, r) * width;
   }
 
@@ -66,9 +66,6 @@ class SandwichFactors {
   }
 
  private:
-  static std::int64_t padded(std::int64_t x, std::int64_t width) {
-    return (x + width - 1) / width * width;
-  }
   std::int64_t desk() const { return std::max(left_.columns.rows, right_.columns.rows) * width_; }
   T* desk_of(int worker) const { return desks_ + worker * 2 * desk(); }
   T* z(std::int64_t panel) const { return z_ + panel * left_.columns.rows * width_; }

@@ -56,7 +56,7 @@ class Vjp {
         const std::int64_t rows = piece.samples * piece.positions;
         if (piece.explicit_form()) {
           parallel_for(
-              ctx_, threads_, product_blocks(piece.features, kVjpStretch),
+              ctx_, threads_, ceil_div(piece.features, kVjpStretch),
               [&](std::int64_t task, int worker) { stretch(work, task, desk(plan, worker)); });
           continue;
         }
@@ -92,7 +92,7 @@ class Vjp {
   }
   T* gradients() const { return scratch_; }
   T* inputs(const VjpPlan& plan) const {
-    return scratch_ + product_round(plan.gradients.size(), ProductScratch::kAlignment);
+    return scratch_ + round_up(plan.gradients.size(), ProductScratch::kAlignment);
   }
 
   // Rows row .. of the piece for its units first .. .
@@ -108,13 +108,13 @@ class Vjp {
     const Panelled to{left,       right,     gradients(), pack ? inputs(plan) : nullptr,
                       plan.plane, piece.bias};
     parallel_for(
-        ctx_, threads_, product_blocks(rows, plan.task_rows), [&](std::int64_t task, int worker) {
+        ctx_, threads_, ceil_div(rows, plan.task_rows), [&](std::int64_t task, int worker) {
           Desk d = desk(plan, worker);
           const std::int64_t at = task * plan.task_rows;
           form_->form(work, to, first, units, row, at, std::min(rows, at + plan.task_rows), d);
         });
-    const std::int64_t across = product_blocks(piece.depth(), plan.tile_features);
-    const std::int64_t tiles = product_blocks(units, plan.tile_units) * across;
+    const std::int64_t across = ceil_div(piece.depth(), plan.tile_features);
+    const std::int64_t tiles = ceil_div(units, plan.tile_units) * across;
     parallel_for(ctx_, threads_, tiles, [&](std::int64_t task, int worker) {
       tile(work, left, right, first, units, task / across * plan.tile_units,
            task % across * plan.tile_features, row == 0, desk(plan, worker).lines);
@@ -126,16 +126,15 @@ class Vjp {
   void in_parts(const Work& work) {
     const VjpPlan& plan = work.plan;
     // What meets where does not depend on the ranges of units: they may depend on the threads.
-    const std::int64_t range =
-        product_round(product_blocks(work.piece.units, plan.ranges), kernels_.mr);
-    const std::int64_t ranges = product_blocks(work.piece.units, range);
+    const std::int64_t range = round_up(ceil_div(work.piece.units, plan.ranges), kernels_.mr);
+    const std::int64_t ranges = ceil_div(work.piece.units, range);
     // A thread's parts follow each other, for it asks for the next one's rows.
     parallel_shares(ctx_, threads_, plan.parts * ranges, [&](std::int64_t task, int worker) {
       const std::int64_t first = task % ranges * range;
       part(work, task / ranges, first, std::min(range, work.piece.units - first),
            desk(plan, worker));
     });
-    parallel_for(ctx_, threads_, product_blocks(work.piece.units, kVjpJoined),
+    parallel_for(ctx_, threads_, ceil_div(work.piece.units, kVjpJoined),
                  [&](std::int64_t task, int worker) {
                    const std::int64_t first = task * kVjpJoined;
                    join(work, first, std::min(kVjpJoined, work.piece.units - first),
@@ -148,7 +147,7 @@ class Vjp {
     const VjpPlan& plan = work.plan;
     const std::int64_t all = work.piece.samples * work.piece.positions;
     const std::int64_t from = index * plan.part_rows, end = std::min(all, from + plan.part_rows);
-    const std::int64_t plane = product_round(units, kernels_.mr), nr = kernels_.nr;
+    const std::int64_t plane = round_up(units, kernels_.mr), nr = kernels_.nr;
     const std::int64_t strip = plan.columns * plan.plane * nr;
     T* sums = scratch_ + index * plan.part_items;
     T* bias = sums + plan.inputs.rows / nr * strip;
@@ -239,8 +238,8 @@ class Vjp {
     const VjpPlan& plan = work.plan;
     const std::int64_t tall = std::min(plan.tile_units, units - o);
     const std::int64_t wide = std::min(plan.tile_features, work.piece.depth() - i);
-    const std::int64_t pitch = product_round(wide, right.width);
-    const std::int64_t plane = product_round(tall, left.width) * pitch;
+    const std::int64_t pitch = round_up(wide, right.width);
+    const std::int64_t plane = round_up(tall, left.width) * pitch;
     for (std::int64_t k = 0; k < plan.columns; ++k) {
       multiply(kernels_, left, gradients(), k * plan.plane + o, tall, right, inputs(plan), i, wide,
                w + k * plane, pitch);

@@ -70,8 +70,7 @@ class VjpForm {
     }
     const bool inside = work.piece.positions_inside();
     const std::int64_t limit = inside ? kVjpOutputs : kVjpOutputs / 2;
-    const std::int64_t most =
-        product_blocks(all, std::max<std::int64_t>(1, product_blocks(all, limit)));
+    const std::int64_t most = ceil_div(all, std::max<std::int64_t>(1, ceil_div(all, limit)));
     for (std::int64_t c = 0; c < all; c += most) {
       const std::int64_t outputs = std::min(most, all - c);
       for (std::int64_t q = 0; q < outputs; ++q) {

@@ -64,11 +64,11 @@ inline bool vjp_parts(VjpPlan& plan, const Piece& piece, std::int64_t mr, std::i
                       std::int64_t item, int threads) {
   const std::int64_t all = piece.samples * piece.positions;
   const LayerFactors& layer = *piece.layer;
-  std::int64_t features = product_round(piece.features, nr);
+  std::int64_t features = round_up(piece.features, nr);
   plan.channel_panels = 0;
   if (piece.positions_inside() && piece.features == piece.row_features) {
     const std::int64_t taps = layer.conv.taps(), channels = piece.features / taps;
-    const std::int64_t panels = product_blocks(channels, nr);
+    const std::int64_t panels = ceil_div(channels, nr);
     std::int64_t plane = 1;
     for (int r = 2; r < layer.a.rank; ++r) plane *= layer.a.extent(r);
     // Padding of the channels must not cost much, nor the input too much memory.
@@ -78,16 +78,15 @@ inline bool vjp_parts(VjpPlan& plan, const Piece& piece, std::int64_t mr, std::i
       features = taps * panels * nr;
     }
   }
-  const std::int64_t plane = product_round(piece.units, mr);
-  plan.part_items =
-      product_round(plan.columns * plane * (features + 1), ProductScratch::kAlignment);
-  const std::int64_t most = std::min(
-      {kVjpParts, kVjpMostBytes / (plan.part_items * item), product_blocks(all, kVjpPartRows)});
+  const std::int64_t plane = round_up(piece.units, mr);
+  plan.part_items = round_up(plan.columns * plane * (features + 1), ProductScratch::kAlignment);
+  const std::int64_t most =
+      std::min({kVjpParts, kVjpMostBytes / (plan.part_items * item), ceil_div(all, kVjpPartRows)});
   const std::int64_t panels = kProductDepth * (plan.columns * plane + features) * item;
   if (most < 4 || panels > kVjpPanelBytes) return false;
   plan.parts = 4;
   while (2 * plan.parts <= most) plan.parts *= 2;
-  plan.part_rows = product_blocks(all, plan.parts);
+  plan.part_rows = ceil_div(all, plan.parts);
   plan.units = piece.units;
   plan.plane = plane;
   // Cotangents of the next rows come in during a product, if a cache holds them; short ones pay for
@@ -97,7 +96,7 @@ inline bool vjp_parts(VjpPlan& plan, const Piece& piece, std::int64_t mr, std::i
   const bool few = plan.columns <= 2 && !piece.positions_inside();
   while (few && plan.slab > 64 && plan.slab * bytes > kProductAhead) plan.slab /= 2;
   if (plan.slab * bytes > kProductAhead) plan.slab = kProductDepth;
-  plan.ranges = std::min(product_blocks(threads, plan.parts), plane / mr);
+  plan.ranges = std::min(ceil_div(threads, plan.parts), plane / mr);
   plan.gradients = Panels(plan.slab, mr, plan.columns * plane);
   plan.inputs = Panels(plan.slab, nr, features);
   plan.shared_items = plan.parts * plan.part_items;
@@ -117,9 +116,9 @@ inline VjpPlan vjp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     plan.image = 0;
     plan.channel_panels = 0;
     const std::int64_t all = piece.samples * piece.positions;
-    plan.units = std::min(piece.units, product_blocks(kVjpRangeRows, columns));
+    plan.units = std::min(piece.units, ceil_div(kVjpRangeRows, columns));
     const std::int64_t row =
-        (product_round(piece.depth(), nr) + columns * product_round(plan.units, mr)) * item;
+        (round_up(piece.depth(), nr) + columns * round_up(plan.units, mr)) * item;
     plan.slab =
         std::min(std::max((piece.positions_inside() ? 2 : 1) * kVjpSlabBytes / row, kVjpSlabRows),
                  kVjpMostBytes / row);
@@ -128,28 +127,27 @@ inline VjpPlan vjp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     } else if (plan.slab >= piece.positions) {
       plan.slab -= plan.slab % piece.positions;
     }
-    plan.plane = product_round(plan.units, mr);
+    plan.plane = round_up(plan.units, mr);
     plan.gradients = Panels(plan.slab, mr, columns * plan.plane);
     plan.inputs = Panels(plan.slab, nr, piece.depth());
     plan.task_rows = std::clamp(plan.slab / (4 * threads), kVjpTaskRows, kVjpTaskRowsMost);
     // Whole planes of a convolution lie together in memory.
     if (piece.positions_inside() && piece.positions > 0)
-      plan.task_rows = std::min(product_round(plan.task_rows, piece.positions), kVjpTaskRowsMost);
+      plan.task_rows = std::min(round_up(plan.task_rows, piece.positions), kVjpTaskRowsMost);
     plan.tile_units = std::min(plan.plane, std::max(mr, kVjpTileRows / columns / mr * mr));
     plan.tile_features = std::min(plan.inputs.rows, kVjpTileFeatures);
     // Smaller tiles where there would be too few for the threads.
     const auto few = [&] {
-      return product_blocks(plan.units, plan.tile_units) *
-                 product_blocks(piece.depth(), plan.tile_features) <
+      return ceil_div(plan.units, plan.tile_units) * ceil_div(piece.depth(), plan.tile_features) <
              3 * threads;
     };
     while (threads > 1 && few() && plan.tile_features > 2 * nr)
-      plan.tile_features = product_round(product_blocks(plan.tile_features, 2), nr);
+      plan.tile_features = round_up(ceil_div(plan.tile_features, 2), nr);
     while (threads > 1 && few() && plan.tile_units > 2 * mr)
-      plan.tile_units = product_round(product_blocks(plan.tile_units, 2), mr);
+      plan.tile_units = round_up(ceil_div(plan.tile_units, 2), mr);
     plan.tile = columns * plan.tile_units * plan.tile_features;
-    plan.shared_items = product_round(plan.gradients.size(), ProductScratch::kAlignment) +
-                        product_round(plan.inputs.size(), ProductScratch::kAlignment);
+    plan.shared_items = round_up(plan.gradients.size(), ProductScratch::kAlignment) +
+                        round_up(plan.inputs.size(), ProductScratch::kAlignment);
   }
   if (!piece.explicit_form()) {
     if (piece.positions_inside()) {
@@ -168,7 +166,7 @@ inline VjpPlan vjp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     plan.thread_items = plan.gradients.size() + plan.inputs.size() + plan.image +
                         std::max(plan.thread_items, columns * kVjpJoined * piece.depth());
   }
-  plan.thread_items = product_round(plan.thread_items, ProductScratch::kAlignment);
+  plan.thread_items = round_up(plan.thread_items, ProductScratch::kAlignment);
   return plan;
 }
 
