@@ -9,6 +9,14 @@ import numpy as np
 
 from fastfisher._arrays import to_numpy
 
+LAYOUTS = {
+    "packed": lambda a: a,
+    "turned": np.asfortranarray,
+    "backwards": lambda a: a[::-1, ::-1],
+    "sliced": lambda a: np.repeat(np.repeat(a, 2, 0), 2, 1)[::2, 1::2],
+}
+"""What one matrix may look like in memory."""
+
 
 def as_float64(x) -> np.ndarray:
     host = to_numpy(x) if hasattr(x, "__dlpack__") else x

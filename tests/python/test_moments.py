@@ -6,14 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cases import assert_close
+from cases import LAYOUTS, assert_close
 from fastfisher import _native, reference
 
-LAYOUTS = {
-    "packed": lambda a: a,
-    "turned": np.asfortranarray,
-    "backwards": lambda a: a[::-1, ::-1],
-    "sliced": lambda a: np.repeat(np.repeat(a, 2, 0), 2, 1)[::2, 1::2],
+ALL = LAYOUTS | {
     # Of integers: roundings of equal terms would all go one way.
     "broadcast": lambda a: np.broadcast_to(np.round(a[:1]), a.shape),
 }
@@ -34,7 +30,7 @@ def moments_of(a: np.ndarray, scale: float, *, one: bool, threads: int = 0) -> n
     ids=str,
 )
 def test_moments_equals_reference(shape, one, dtype, rng):
-    for layout in LAYOUTS.values():
+    for layout in ALL.values():
         a = layout(rng.standard_normal(shape).astype(dtype))
         expected = reference.moments(a, 0.7, one=one)
         got = [moments_of(a, 0.7, one=one, threads=threads) for threads in (1, 2)]

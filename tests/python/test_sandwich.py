@@ -6,15 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cases import assert_close
+from cases import LAYOUTS, assert_close
 from fastfisher import _native, reference
 
-LAYOUTS = {
-    "packed": lambda a: a,
-    "turned": np.asfortranarray,
-    "backwards": lambda a: a[::-1, ::-1],
-    "sliced": lambda a: np.repeat(np.repeat(a, 2, 0), 2, 1)[::2, 1::2],
-}
 NONE = {kind: np.empty(0, kind) for kind in ("float32", "float64")}
 
 

@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 
 import fastfisher as ff
+from cases import LAYOUTS
 from fastfisher import _native, reference
 from fastfisher._native import PsdItem, SandwichItem
 from fastfisher.structures import _split
 from fastfisher.structures._factor import factors
-
-LAYOUTS = {
-    "packed": lambda a: a,
-    "turned": np.asfortranarray,
-    "backwards": lambda a: a[::-1, ::-1],
-    "sliced": lambda a: np.repeat(np.repeat(a, 2, 0), 2, 1)[::2, 1::2],
-}
 
 
 def positive(rng: np.random.Generator, n: int, dtype: str) -> np.ndarray:
