@@ -107,9 +107,8 @@ class Likeness:
         size = np.sqrt(max(float(lead @ wide @ lead), 0.0))
         lead = (lead * size).astype(g.dtype)
         flat, turned = _flat(g)
-        common = flat @ basis
-        shape = (g.shape[1], g.shape[0], -1) if turned else (*g.shape[:2], -1)
-        common = common.reshape(shape)
+        n, c, _ = g.shape
+        common = (flat @ basis).reshape((c, n, -1) if turned else (n, c, -1))
         common = common.swapaxes(0, 1) if turned else common
         own = g @ g.swapaxes(1, 2) - common @ common.swapaxes(1, 2)
         own *= (np.diagonal(weights) - lead**2)[:, None, None]

@@ -186,21 +186,16 @@ class PsdWork {
 
   void factor_panels(PsdReport& report) {
     const FactorPanels<T> panels(out_, n_);
+    panels.line[0] = 0;  // what was here before may be a factor
     T* const scratch = take(FactorSweep<T>::scratch(n_));
     int power = 0;
     double norm = 0;
     const auto load = [&] { return load_norm(report.damping, panels.columns, power, norm); };
     const auto sweep = [&] { return FactorSweep<T>(ctx_, threads_, panels, scratch).run(); };
     if (!factored(report, load, sweep)) return;
-    double low = kInfinity, high = 0;
-    for (std::int64_t i = 0; i < n_; ++i) {
-      panels.scale[i] = scale_[i];
-      // On the diagonal are those of inverses.
-      const double pivot = 1 / (static_cast<double>(panels.columns(i, i)) * scale_[i]);
-      low = std::min(low, pivot);
-      high = std::max(high, pivot);
-    }
-    report.condition = high / low * (high / low);
+    std::copy_n(scale_, n_, panels.scale);
+    // On the diagonal are those of inverses.
+    report.condition = by_pivots([&](std::int64_t i) { return 1 / panels.columns(i, i); });
     if (!std::isfinite(report.condition)) report.kind = Kind::overflow;
     panels.sign();
   }
@@ -225,15 +220,21 @@ class PsdWork {
     return largest;
   }
 
-  // Of the factor of a scaled matrix: C = D A D, hence L = D^-1 L_C.
-  bool finish_factor(PsdReport& report, T* c) {
+  // A condition number's estimate from the diagonal of the factor of a scaled matrix: C = D A D,
+  // hence L = D^-1 L_C.
+  template <class Pivot>
+  double by_pivots(const Pivot& pivot_of) const {
     double low = kInfinity, high = 0;
     for (std::int64_t i = 0; i < n_; ++i) {
-      const double pivot = static_cast<double>(c[i * n_ + i]) / static_cast<double>(scale_[i]);
+      const double pivot = static_cast<double>(pivot_of(i)) / static_cast<double>(scale_[i]);
       low = std::min(low, pivot);
       high = std::max(high, pivot);
     }
-    report.condition = high / low * (high / low);
+    return high / low * (high / low);
+  }
+
+  bool finish_factor(PsdReport& report, T* c) {
+    report.condition = by_pivots([&](std::int64_t i) { return c[i * n_ + i]; });
     if (options_.task == PsdTask::solve) return solve(report, c);
     for (std::int64_t i = 0; i < n_; ++i) {
       const T back = 1 / scale_[i];
