@@ -70,8 +70,9 @@ def test_sandwich_with_factors_equals_reference(shape, bias, dtype, rng):
         assert (joined(items[0]) == joined(items[1])).all(), "the bits depend on the threads"
 
 
-def test_factors_do_not_depend_on_threads_or_neighbours(rng):
-    matrices = [positive(rng, n, "float32") for n in (700, 30, 700, 1, 0, 129)]
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_factors_do_not_depend_on_threads_neighbours_or_memory(dtype, rng):
+    matrices = [positive(rng, n, dtype) for n in (700, 30, 700, 1, 0, 129)]
     alone = [factors([m], [0.1])[0] for m in matrices]
     for threads in (1, 2, 3):
         outs = [np.full_like(one, np.nan) for one in alone]
@@ -80,10 +81,13 @@ def test_factors_do_not_depend_on_threads_or_neighbours(rng):
             "factor", matrices, outs, items, sizes=list(map(len, matrices)), threads=threads
         )
         assert all(report.kind == 0 for report in reports)
-        w = rng.standard_normal((700, 700)).astype("float32")
+        w = rng.standard_normal((700, 700)).astype(dtype)
         for out, one, m in zip(outs, alone, matrices, strict=True):
+            # Whole: nothing is left of what the memory held.
+            np.testing.assert_array_equal(out, one)
+            assert np.isfinite(out).all()
             part = np.ascontiguousarray(w[: len(m), : len(m)])
-            found = [item_of(f, part, np.empty(0, "float32"), f) for f in (out, one)]
+            found = [item_of(f, part, np.empty(0, dtype), f) for f in (out, one)]
             _native.sandwich(found[:1])
             _native.sandwich(found[1:])
             assert (found[0].out == found[1].out).all()

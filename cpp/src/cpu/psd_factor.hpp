@@ -51,9 +51,21 @@ struct FactorPanels {
            offset(last, round_up(n, width), block) + rest * rest;
   }
 
+  /// What no entry of the matrix is loaded into, so that nothing of what was here before stays: the
+  /// line, which may say that this is a factor, the end of the scales, and in the panels the rows
+  /// behind the last one and the tiles on the diagonal.
+  void clear() const {
+    std::fill(line, scale, T(0));
+    std::fill(scale + n, columns.data, T(0));
+    for (std::int64_t i = 0; i < n; i += width) {
+      T* const tile = columns.row(i / width, i);
+      std::fill(tile, tile + width * width, T(0));
+      T* const end = columns.row(i / width, columns.rows);
+      std::fill(columns.row(i / width, n), end, T(0));
+    }
+  }
   /// The line is written last, so that only a whole factor of this form is one.
   void sign() const {
-    std::fill(line, line + kLine, T(0));
     line[0] = static_cast<T>(n);
     line[1] = static_cast<T>(width);
     line[2] = static_cast<T>(block);
@@ -157,6 +169,8 @@ class FactorSweep {
       for (std::int64_t p = 0; p <= q; ++p)
         kernels_.transpose(factor.row(p, q * width_),
                            at.inverse + q * at.pitch + p * width_ * width_);
+      std::fill(at.inverse + q * at.pitch + (q + 1) * width_ * width_,
+                at.inverse + (q + 1) * at.pitch, T(0));
     }
     return 0;
   }

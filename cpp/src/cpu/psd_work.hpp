@@ -186,11 +186,13 @@ class PsdWork {
 
   void factor_panels(PsdReport& report) {
     const FactorPanels<T> panels(out_, n_);
-    panels.line[0] = 0;  // what was here before may be a factor
     T* const scratch = take(FactorSweep<T>::scratch(n_));
     int power = 0;
     double norm = 0;
-    const auto load = [&] { return load_norm(report.damping, panels.columns, power, norm); };
+    const auto load = [&] {
+      panels.clear();
+      return load_norm(report.damping, panels.columns, power, norm);
+    };
     const auto sweep = [&] { return FactorSweep<T>(ctx_, threads_, panels, scratch).run(); };
     if (!factored(report, load, sweep)) return;
     std::copy_n(scale_, n_, panels.scale);
