@@ -37,6 +37,11 @@ std::vector<T> normal(std::int64_t count, unsigned seed) {
   return values;
 }
 
+/// Rate of a call between two measured ones: that of a product in the mean of their times.
+inline double between(double before, double after) {
+  return 2 / (1 / before + 1 / after);
+}
+
 /// Flops a second of a square product of this size, the yardstick of every floor.
 template <class T>
 class MatmulRate {

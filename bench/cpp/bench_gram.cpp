@@ -105,7 +105,7 @@ void run(const Case& item, int threads, int runs) {
   for (int k = 0; k < runs; ++k) {
     const double before = rate.measure();
     const double took = seconds_of(call);
-    const double flops_per_second = std::max(before, rate.measure());
+    const double flops_per_second = between(before, rate.measure());
     seconds.push_back(took);
     rates.push_back(flops_per_second);
     ratios.push_back(took * flops_per_second / (2 * p.multiply_adds));

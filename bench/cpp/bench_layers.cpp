@@ -84,7 +84,7 @@ void run(const Case& item, int threads, int runs) {
   for (int k = 0; k < runs; ++k) {
     const double before = rate.measure();
     seconds.push_back(seconds_of(call));
-    ratios.push_back(seconds.back() * std::max(before, rate.measure()) / (2 * multiply_adds(item)));
+    ratios.push_back(seconds.back() * between(before, rate.measure()) / (2 * multiply_adds(item)));
   }
   std::printf("{\"op\": \"gram\", \"case\": \"%s\", \"seconds\": %.6g, \"floor_ratio\": %.3f, "
               "\"gflops\": %.1f, \"error\": %.2e, \"ok\": %s}\n",

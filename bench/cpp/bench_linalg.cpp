@@ -71,7 +71,7 @@ void report(const char* op, const Case& item, double flops, double error, int th
   for (int k = 0; k < runs; ++k) {
     const double before = rate.measure();
     seconds.push_back(seconds_of(call));
-    ratios.push_back(seconds.back() * std::max(before, rate.measure()) / flops);
+    ratios.push_back(seconds.back() * between(before, rate.measure()) / flops);
   }
   std::printf("{\"op\": \"%s\", \"case\": \"%s\", \"seconds\": %.6g, \"floor_ratio\": %.3f, "
               "\"gflops\": %.1f, \"error\": %.2e, \"ok\": %s}\n",

@@ -6,10 +6,10 @@ inverses, and one preconditioned gradient. As a call on the model (`ff.fisher`, 
 a forward and a backward pass of its own, and so have the rivals, who do the same estimate in the
 same run; of `ff.optim.KFAC` it is the forward pass with the estimate, and `precondition`. In
 training it is what a step of `ff.optim.KFAC` costs beyond forward, backward and the step of SGD
-with the same momentum: the mean over 10 steps in a row, over 100 where one of 100 refreshes. The
-floor is the multiply-adds of factors, halved by symmetry, the extra backward pass of the estimate,
-inverses (n^3 / 2) and products with the gradient at the matrix-product rate between the calls; a
-call on the model has its forward pass in it too.
+with the same momentum: the mean over 10 steps, over 100 where one of 100 refreshes, five in a row
+at a time and as many of SGD before them. The floor is the multiply-adds of factors, halved by
+symmetry, the extra backward pass of the estimate, inverses (n^3 / 2) and products with the gradient
+at the matrix-product rate between the calls; a call on the model has its forward pass in it too.
 
 Results are compared with float64 K-FAC in numpy first, all with the same labels. Whoever treats
 something otherwise is compared with that, and named so. Calls are interleaved, ratios are medians
@@ -39,6 +39,7 @@ from .bench_fisher import WIDTHS, kfac_work, network
 from .kfac_reference import DAMPING, Inside, batch_of, error_of, reference
 
 TOLERANCE = 1e-3
+PIECE = 5  # steps in a row, between measurements of the rate
 NOTES = {"ASDL": "ASDL (bias by G alone)"}
 
 
@@ -115,7 +116,7 @@ def calls(
         for name, call in times.items():
             seconds[name].append(call())
             if name == kfac_rivals.OURS:
-                floors.append(2 * macs / max(before, rate.measure()))
+                floors.append(2 * macs / harness.between(before, rate.measure()))
     if jax is not None:
         jax.close()
     for own, what in mine.items():
@@ -142,9 +143,9 @@ def training(
     rate = harness.MatmulRate("float32")
     error = steperror_of(torch, x, y, kind)
 
-    def looped(model: Any, optimizer: Any, steps: int) -> Callable[[], None]:
+    def looped(model: Any, optimizer: Any) -> Callable[[], None]:
         def work() -> None:
-            for _ in range(steps):
+            for _ in range(PIECE):
                 passes(torch, model, optimizer, x, y)
                 optimizer.step()
 
@@ -159,19 +160,25 @@ def training(
             model, lr=1e-4, damping=DAMPING, kind=kind, likelihood="categorical",
             factor_every=every, inverse_every=every,
         )  # fmt: skip
-        steps = max(every, 10)
-        loop, base = looped(model, kfac, steps), looped(plain, sgd, 10)
-        loop()
+        loop, base = looped(model, kfac), looped(plain, sgd)
+        pieces = max(every, 10) // PIECE
+        for _ in range(pieces):
+            loop()
         base()
         added, floors, ratios = [], [], []
+        once = work["factors"] + work["inverses"] + work["backward"]
+        macs = once / every + work["gradient"]
         for _ in range(rounds):
-            before = rate.measure()
-            standard = harness.settled_seconds_of(base) / 10
             ratios.append(harness.settled_seconds_of(lambda: passes(torch, alone, bare, x, y)))
-            added.append(harness.settled_seconds_of(loop) / steps - standard)
-            after = max(before, rate.measure())
-            once = work["factors"] + work["inverses"] + work["backward"]
-            floors.append(2 * (once / every + work["gradient"]) / after)
+            beyond, floor, before = [], [], rate.measure()
+            for _ in range(pieces):
+                standard = harness.settled_seconds_of(base)
+                beyond.append((harness.settled_seconds_of(loop) - standard) / PIECE)
+                after = rate.measure()
+                floor.append(2 * macs / harness.between(before, after))
+                before = after
+            added.append(statistics.fmean(beyond))
+            floors.append(statistics.fmean(floor))
         yield row(
             f"KFAC step beyond SGD's, {kind}, every {every}, N={n}", statistics.median(added),
             statistics.median(floors), _median_ratio(added, floors), error=error,

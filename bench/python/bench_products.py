@@ -132,7 +132,7 @@ def one_case(
         before = rate.measure()
         seconds.append(harness.settled_seconds_of(call))
         reading = size / read.measure()
-        floors.append(flops / max(before, rate.measure()))
+        floors.append(flops / harness.between(before, rate.measure()))
         roofs.append(seconds[-1] / max(floors[-1], reading))
         shapes.append(seconds[-1] / flops * shape.measure())
         rivals.append(harness.settled_seconds_of(rival) / seconds[-1])

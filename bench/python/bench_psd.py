@@ -123,7 +123,7 @@ def compare(
     for _ in range(rounds):
         before = rate.measure()
         seconds.append(harness.settled_seconds_of(call))
-        floors.append((flops or 0.0) / max(before, rate.measure()))
+        floors.append((flops or 0.0) / harness.between(before, rate.measure()))
         for name, way in ways.items():
             others[name].append(harness.settled_seconds_of(way) / seconds[-1])
     ratio = statistics.median(s / f if f else 0.0 for s, f in zip(seconds, floors, strict=True))

@@ -180,7 +180,7 @@ def _interleave(
         for peer, call in calls.items():
             times[peer].append(harness.settled_seconds_of(call))
             after = rate.measure()
-            rates[peer].append(max(before, after))
+            rates[peer].append(harness.between(before, after))
             before = after
     found: dict[str, dict[str, float | None]] = {}
     for peer, seconds in times.items():

@@ -337,3 +337,23 @@ def test_parameters_that_are_no_names_are_errors() -> None:
     for params in (3, [1]):
         with pytest.raises(TypeError, match="params"):
             ff.ntk(nn.Linear(2, 2), torch.randn(3, 2), params=params)
+
+
+def test_gradients_that_autograd_shares_are_factors_of_their_own():
+    """Both summands have one gradient, which is one number, expanded."""
+
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return (self.left(x) + self.right(x)).sum(1, keepdim=True)
+
+    model, x = Sum().double(), torch.randn(5, 4, dtype=torch.float64)
+    J = ff.jacobian(model, x)
+    one, two = (layer.g for layer in J.layers)
+    assert one.is_contiguous()
+    assert one.untyped_storage().data_ptr() != two.untyped_storage().data_ptr()
+    row = torch.cat([x[:, None].expand(5, 3, 4).flatten(1), torch.ones(5, 3)], 1)
+    torch.testing.assert_close(J.dense().reshape(5, -1), torch.cat([row, row], 1))

@@ -38,8 +38,8 @@ void matmul_typed(const Context& ctx, const View<const T, 2>& a, const View<cons
   const double work = static_cast<double>(n) * static_cast<double>(m) * static_cast<double>(k);
   const int threads = work < kSerialWork ? 1 : thread_count(ctx);
   const bool blas = has_blas() && k > 0 && row_major(a) && row_major(b) && row_major(out);
-  // A few stretches a thread: long enough for the BLAS, enough of them to balance.
-  const std::int64_t rows = std::max<std::int64_t>(1, (n + 4 * threads - 1) / (4 * threads));
+  // One stretch a thread: the BLAS packs all of b for each.
+  const std::int64_t rows = std::max<std::int64_t>(1, (n + threads - 1) / threads);
   parallel_for(ctx, threads, (n + rows - 1) / rows, [&](std::int64_t task, int) {
     const std::int64_t from = task * rows, to = std::min(n, from + rows);
     if (!blas) return rows_plain<T>(a, b, out, from, to);

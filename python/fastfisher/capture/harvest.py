@@ -190,6 +190,8 @@ class Harvest:
                     grad = torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))
                 result[edge] = grad.detach().expand(c, *grad.shape)
             return result
+        if c == 1 and self.room is None:
+            return self._single(graph, uses)
         for use in uses:
             edge = (graph.nodes[use.node], 0)
             shape, dtype, device = (c, *ag.shape(edge)), ag.dtype(edge), ag.device(edge)
@@ -209,6 +211,26 @@ class Harvest:
                         out[k] = 0
                     else:
                         out[k] = grad.detach()
+        return result
+
+    def _single(self, graph: Graph, uses: Sequence[Use]) -> dict[Edge, torch.Tensor]:
+        """Gradients (1, *result) of the only output, as autograd made them where they are whole."""
+        edges = [(graph.nodes[use.node], 0) for use in uses]
+        with torch.autocast(graph.y.device.type, enabled=False):
+            found = ag.gradients([graph.y], edges, [torch.ones_like(graph.y)])
+        result: dict[Edge, torch.Tensor] = {}
+        taken: set[int] = set()
+        for edge, grad in zip(edges, found, strict=True):
+            if grad is None:
+                grad = torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))
+            grad = grad.detach().to(ag.dtype(edge)).resolve_neg()
+            # Several results may have one gradient, or parts of it: no factor changes with another.
+            storage = grad.untyped_storage()
+            whole = grad.is_contiguous() and storage.nbytes() == grad.nbytes
+            if not whole or storage.data_ptr() in taken:
+                grad = grad.clone(memory_format=torch.contiguous_format)
+            taken.add(grad.untyped_storage().data_ptr())
+            result[edge] = grad[None]
         return result
 
 

@@ -97,9 +97,9 @@ class State:
 
 
 def estimate(
-    sites: list[Site], passes: list[Pass], sharing: str, *, joined: bool
+    sites: list[Site], passes: list[Pass], sharing: str, scale: float, *, joined: bool
 ) -> tuple[dict[Site, list[Block]], dict[Site, list[Layer]]]:
-    """Factors of each site that was used, G as a plain sum, and the layers they are made of.
+    """Factors of each site that was used, G as `scale` times a sum, and the layers they are of.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def estimate(
                 alike.setdefault(key, []).append((site, own[turn]))
         for pairs in alike.values():
             jacobian = Jacobian(tuple(layer for _, layer in pairs))
-            structure = make("kfac", jacobian, 1.0, weight_sharing=sharing)
+            structure = make("kfac", jacobian, scale, weight_sharing=sharing)
             assert isinstance(structure, Kfac)
             blocks = iter(structure.blocks)
             for site, _ in pairs:

@@ -78,14 +78,20 @@ class Curvature:
             for record in one.records:
                 record.closed = True
         try:
-            blocks, _, samples = self._summed(passes)
+            check_passes(passes)
+            blocks, samples = self._sums(passes, 1.0)[0], _count(passes)
+            if self._folded is not None:
+                blocks = combined(self._folded[0], blocks, self.sharing)
+                samples += self._folded[1]
             self._folded = blocks, samples
         except (ArithmeticError, ValueError) as error:
             # A message in the middle of a forward pass would puzzle: it comes with the step.
             self._error = error
 
-    def estimated(self) -> Estimate:
+    def estimated(self, gain: float) -> Estimate:
         """Factors of all passes with a backward pass, and forget these passes.
+
+        `gain` goes with the squares of gradients.
 
         Raises
         ------
@@ -97,21 +103,17 @@ class Curvature:
         try:
             if self._error is not None:
                 raise self._error
-            return self._summed(passes)
+            return self._summed(passes, gain)
         finally:
             self.drop(self.collector.active)
 
-    def take(self, estimate_: Estimate, gain: float) -> None:
-        """Add an estimate to the running means; `gain` goes with the squares of gradients."""
+    def take(self, estimate_: Estimate) -> None:
+        """Add an estimate to the running means."""
         blocks, _, samples = estimate_
         if not blocks:
             return
-        scale = self.scale(samples) * gain
         factors = {
-            site: (
-                [_as(one.a, site) for one in own],
-                [_as(_scaled(one.g, scale), site) for one in own],
-            )
+            site: ([_as(one.a, site) for one in own], [_as(one.g, site) for one in own])
             for site, own in blocks.items()
         }
         named = [
@@ -155,21 +157,29 @@ class Curvature:
         self.collector.versions.clear()
         self._folded = self._error = None
 
-    def _summed(self, passes: list[Pass]) -> Estimate:
+    def _summed(self, passes: list[Pass], gain: float) -> Estimate:
         check_passes(passes)
-        blocks, layers = estimate(self.sites, passes, self.sharing, joined=self.joined)
-        samples = sum(one.count for one in passes)
-        if self._folded is not None:
-            blocks = combined(self._folded[0], blocks, self.sharing)
-            samples += self._folded[1]
+        samples = _count(passes)
+        if self._folded is None:
+            blocks, layers = self._sums(passes, self.scale(samples) * gain)
+            return blocks, layers, samples
+        blocks, layers = self._sums(passes, 1.0)
+        samples += self._folded[1]
+        blocks = combined(self._folded[0], blocks, self.sharing)
+        scale = self.scale(samples) * gain
+        with np.errstate(over="ignore"):
+            for g in [one.g for own in blocks.values() for one in own]:
+                g *= g.dtype.type(scale)  # in place: it is of this estimate alone
         return blocks, layers, samples
 
+    def _sums(
+        self, passes: list[Pass], scale: float
+    ) -> tuple[dict[Site, list[Block]], dict[Site, list[Layer]]]:
+        return estimate(self.sites, passes, self.sharing, scale, joined=self.joined)
 
-def _scaled(x: Host, scale: float) -> Host:
-    """`x`, multiplied in place: it is of this estimate alone."""
-    with np.errstate(over="ignore"):
-        x *= x.dtype.type(scale)
-    return x
+
+def _count(passes: list[Pass]) -> int:
+    return sum(one.count for one in passes)
 
 
 def _as(x: Host, site: Site) -> Host:

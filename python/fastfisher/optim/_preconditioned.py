@@ -107,7 +107,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         try:
             self._check_gradients()
             with self.pool.use():
-                self._take(self.curvature.estimated(), gain)
+                self._take(self.curvature.estimated(gain), gain)
                 self._refresh()
                 return self._directions(decay)
         except NonFiniteError:
@@ -118,7 +118,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             return None
 
     def _take(self: KFAC, estimate: Any, gain: float) -> None:
-        self.curvature.take(estimate, gain)
+        self.curvature.take(estimate)
 
     def _check_gradients(self: KFAC) -> None:
         names = {p: name for name, p in self.model.named_parameters()}

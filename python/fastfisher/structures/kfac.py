@@ -23,10 +23,13 @@ import numpy as np
 from fastfisher import psd
 from fastfisher._device_array import as_array
 from fastfisher._jacobian import Jacobian
+from fastfisher._layer import Layer
 from fastfisher._pool import Pool
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
+from fastfisher.factors import Dense
 from fastfisher.structures._base import Structure
 from fastfisher.structures._kronecker import KEPT, Block, Deferred, along, blocks_of
+from fastfisher.structures._rooted import in_range, widened
 from fastfisher.structures._split import Solver, split_solve
 from fastfisher.structures._weights import weights
 
@@ -185,13 +188,40 @@ def kfac(
     if weight_sharing not in ("expand", "reduce"):
         raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
 
-    def make() -> list[Block]:
+    def made() -> list[Block]:
         with _factors.use_if_none():
-            return _finite(blocks_of(weights(jacobian), scale, weight_sharing))
+            return blocks_of(weights(jacobian), scale, weight_sharing)
 
+    size = jacobian.shape[1]
+    if not deferred and all(map(_shows_range, jacobian.layers)):
+        blocks = made()
+        if _in_range(blocks, jacobian, scale):
+            return Kfac(blocks, size, blocks[0].g.dtype, weight_sharing)
+    if not in_range(jacobian):
+        jacobian = widened(jacobian)  # squares would leave the range of float32
     kind = np.dtype(jacobian.layers[0].g.dtype)
-    blocks = Deferred(make) if deferred else make()
-    return Kfac(blocks, jacobian.shape[1], kind, weight_sharing)
+    later = Deferred(lambda: _finite(made()))
+    return Kfac(later if deferred else list(later), size, kind, weight_sharing)
+
+
+def _shows_range(layer: Layer) -> bool:
+    """Whether the sums of squares on the diagonals of A and G are those of whole arrays."""
+    return type(layer) is Dense and all(
+        isinstance(x, np.ndarray) and x.size for x in (layer.a, layer.g)
+    )
+
+
+def _in_range(blocks: list[Block], jacobian: Jacobian, scale: float) -> bool:
+    """Tell by the diagonals what `in_range` finds in a pass over all arrays; False if unsure."""
+    low, high = 1e-30, 1e30
+    for block, layer in zip(blocks, jacobian.layers, strict=True):
+        n, rows = len(layer.a), layer.g.size / layer.out_features
+        top_a = float(np.diagonal(block.a)[: layer.in_features].max())
+        top_g = float(np.diagonal(block.g).max()) / scale if scale else 0.0
+        # A mean of squares and a sum of squares: the largest one lies between these.
+        if not (low < top_a and n * top_a < high and low * rows < top_g < high):
+            return False
+    return True
 
 
 def _finite(blocks: list[Block]) -> list[Block]:
