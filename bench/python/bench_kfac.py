@@ -6,10 +6,10 @@ inverses, and one preconditioned gradient. As a call on the model (`ff.fisher`, 
 a forward and a backward pass of its own, and so have the rivals, who do the same estimate in the
 same run; of `ff.optim.KFAC` it is the forward pass with the estimate, and `precondition`. In
 training it is what a step of `ff.optim.KFAC` costs beyond forward, backward and the step of SGD
-with the same momentum: the mean over 10 steps, over 100 where one of 100 refreshes, five in a row
-at a time and as many of SGD before them. The floor is the multiply-adds of factors, halved by
-symmetry, the extra backward pass of the estimate, inverses (n^3 / 2) and products with the gradient
-at the matrix-product rate between the calls; a call on the model has its forward pass in it too.
+with the same momentum: the mean over 10 steps in a row, over ten times 10 where one of 100
+refreshes, each after 10 of SGD. The floor is the multiply-adds of factors, halved by symmetry, the
+extra backward pass of the estimate, inverses (n^3 / 2) and products with the gradient at the
+matrix-product rate between the calls; a call on the model has its forward pass in it too.
 
 Results are compared with float64 K-FAC in numpy first, all with the same labels. Whoever treats
 something otherwise is compared with that, and named so. Calls are interleaved, ratios are medians
@@ -39,7 +39,7 @@ from .bench_fisher import WIDTHS, kfac_work, network
 from .kfac_reference import DAMPING, Inside, batch_of, error_of, reference
 
 TOLERANCE = 1e-3
-PIECE = 5  # steps in a row, between measurements of the rate
+PIECE = 10  # steps in a row, between measurements of the rate
 NOTES = {"ASDL": "ASDL (bias by G alone)"}
 
 

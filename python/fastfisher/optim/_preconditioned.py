@@ -216,10 +216,12 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> None:
         if group["momentum"]:
             state = self.state[p]
-            if "momentum" in state:
-                state["momentum"].mul_(group["momentum"]).add_(d, alpha=clip)
-            else:
+            if "momentum" not in state:
                 state["momentum"] = (d * clip).to(p.dtype)
+            elif clip == 1 and d.dtype == p.dtype:  # one pass over memory in place of two
+                torch.add(d, state["momentum"], alpha=group["momentum"], out=state["momentum"])
+            else:
+                state["momentum"].mul_(group["momentum"]).add_(d, alpha=clip)
             d, clip = state["momentum"], 1.0
         if group["decoupled"] and group["weight_decay"]:
             p.mul_(1 - group["lr"] * group["weight_decay"])

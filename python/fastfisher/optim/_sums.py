@@ -28,10 +28,10 @@ def dots(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
     """
     if not pairs:
         return []
-    products = [
-        (a * b).sum() if torch.float64 in (a.dtype, b.dtype) else (a.float() * b.float()).sum()
-        for a, b in pairs
-    ]
+    products = []
+    for a, b in pairs:
+        kind = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+        products.append(torch.dot(a.reshape(-1).to(kind), b.reshape(-1).to(kind)))
     read: list[float] = torch.stack([x.double() for x in products]).tolist()
     return [
         value if _TINY < abs(value) < math.inf else float((a.double() * b.double()).sum())
