@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastfisher as ff
+from fastfisher.structures import make
 from fisher_cases import STRUCTURES
 
 DAMPINGS = [1e-12, 1e-9, 1e-6, 1e-3, 1.0, 1e2]
@@ -131,6 +133,30 @@ def test_non_finite_is_named(structure: Any) -> None:
     J = ff.Jacobian.from_factors([ff.Dense(a, np.ones((4, 2, 5)))])
     with pytest.raises(ff.errors.NonFiniteError, match=r"layer '0', a: .* nan at index \(2, 1\)"):
         ff.fisher(J, structure=structure)
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_infinity_in_kfac_is_refused_for_every_scale(scale: float) -> None:
+    a, g = np.ones((4, 3)), np.ones((4, 2, 5))
+    g[1, 0, 2] = np.inf
+    with pytest.raises(ff.errors.NonFiniteError, match=r"layer '0', g: .* inf at index"):
+        make("kfac", ff.Jacobian.from_factors([ff.Dense(a, g)]), scale)
+
+
+def test_kfac_makes_factors_once_where_a_layer_is_zero(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Sums of zero do not tell the range: the scan does, and what was made is kept."""
+    module = sys.modules["fastfisher.structures.kfac"]
+    calls, real = [], module.blocks_of
+    monkeypatch.setattr(module, "blocks_of", lambda *given: calls.append(0) or real(*given))
+    a, g = rng.standard_normal((6, 3)), rng.standard_normal((6, 2, 5))
+    layers = [ff.Dense(a, g), ff.Dense(a, np.zeros_like(g))]
+    blocks = make("kfac", ff.Jacobian.from_factors(layers), 0.5).blocks
+    assert len(calls) == 1
+    rows = g.reshape(-1, 5)
+    np.testing.assert_allclose(blocks[0].g, 0.5 * rows.T @ rows, rtol=1e-13)
+    assert not blocks[1].g.any()
 
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -189,19 +189,23 @@ def kfac(
         raise ValueError(f"weight_sharing: expected 'expand' or 'reduce', got {weight_sharing!r}")
 
     def made() -> list[Block]:
-        with _factors.use_if_none():
+        # What is beyond the range becomes infinite, and is refused.
+        with _factors.use_if_none(), np.errstate(over="ignore"):
             return blocks_of(weights(jacobian), scale, weight_sharing)
 
-    size = jacobian.shape[1]
+    first: list[Block] | None = None
     if not deferred and all(map(_shows_range, jacobian.layers)):
-        blocks = made()
-        if _in_range(blocks, jacobian, scale):
-            return Kfac(blocks, size, blocks[0].g.dtype, weight_sharing)
-    if not in_range(jacobian):
-        jacobian = widened(jacobian)  # squares would leave the range of float32
-    kind = np.dtype(jacobian.layers[0].g.dtype)
+        first = made()
+    if first is None or not _in_range(first, jacobian, scale):
+        if not in_range(jacobian):
+            # Squares would leave the range of float32.
+            jacobian, first = widened(jacobian), None
+        if first is not None:
+            _finite(first)
     later = Deferred(lambda: _finite(made()))
-    return Kfac(later if deferred else list(later), size, kind, weight_sharing)
+    blocks: Sequence[Block] = later if deferred else first or list(later)
+    kind = np.dtype(jacobian.layers[0].g.dtype)
+    return Kfac(blocks, jacobian.shape[1], kind, weight_sharing)
 
 
 def _shows_range(layer: Layer) -> bool:
@@ -214,10 +218,12 @@ def _shows_range(layer: Layer) -> bool:
 def _in_range(blocks: list[Block], jacobian: Jacobian, scale: float) -> bool:
     """Tell by the diagonals what `in_range` finds in a pass over all arrays; False if unsure."""
     low, high = 1e-30, 1e30
+    if scale <= 0:
+        return False
     for block, layer in zip(blocks, jacobian.layers, strict=True):
         n, rows = len(layer.a), layer.g.size / layer.out_features
         top_a = float(np.diagonal(block.a)[: layer.in_features].max())
-        top_g = float(np.diagonal(block.g).max()) / scale if scale else 0.0
+        top_g = float(np.diagonal(block.g).max()) / scale
         # A mean of squares and a sum of squares: the largest one lies between these.
         if not (low < top_a and n * top_a < high and low * rows < top_g < high):
             return False
