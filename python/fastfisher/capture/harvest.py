@@ -182,14 +182,8 @@ class Harvest:
         c = graph.y.shape[1]
         result: dict[Edge, torch.Tensor] = {}
         if mixture is not None:
-            edges = [(graph.nodes[use.node], 0) for use in uses]
-            with torch.autocast(graph.y.device.type, enabled=False):
-                found = ag.gradients([graph.y], edges, [mixture.expand_as(graph.y)])
-            for edge, grad in zip(edges, found, strict=True):
-                if grad is None:
-                    grad = torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))
-                result[edge] = grad.detach().expand(c, *grad.shape)
-            return result
+            found = _gradients_of(graph, uses, mixture.expand_as(graph.y))
+            return {edge: grad.expand(c, *grad.shape) for edge, grad in found.items()}
         if c == 1 and self.room is None:
             return self._single(graph, uses)
         for use in uses:
@@ -215,15 +209,10 @@ class Harvest:
 
     def _single(self, graph: Graph, uses: Sequence[Use]) -> dict[Edge, torch.Tensor]:
         """Gradients (1, *result) of the only output, as autograd made them where they are whole."""
-        edges = [(graph.nodes[use.node], 0) for use in uses]
-        with torch.autocast(graph.y.device.type, enabled=False):
-            found = ag.gradients([graph.y], edges, [torch.ones_like(graph.y)])
         result: dict[Edge, torch.Tensor] = {}
         taken: set[int] = set()
-        for edge, grad in zip(edges, found, strict=True):
-            if grad is None:
-                grad = torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))
-            grad = grad.detach().to(ag.dtype(edge)).resolve_neg()
+        for edge, grad in _gradients_of(graph, uses, torch.ones_like(graph.y)).items():
+            grad = grad.to(ag.dtype(edge)).resolve_neg()
             # Several results may have one gradient, or parts of it: no factor changes with another.
             storage = grad.untyped_storage()
             whole = grad.is_contiguous() and storage.nbytes() == grad.nbytes
@@ -232,6 +221,19 @@ class Harvest:
             taken.add(grad.untyped_storage().data_ptr())
             result[edge] = grad[None]
         return result
+
+
+def _gradients_of(graph: Graph, uses: Sequence[Use], u: torch.Tensor) -> dict[Edge, torch.Tensor]:
+    """Gradients of outputs weighted by u, for the result of each use."""
+    edges = [(graph.nodes[use.node], 0) for use in uses]
+    with torch.autocast(graph.y.device.type, enabled=False):
+        found = ag.gradients([graph.y], edges, [u])
+    return {
+        edge: torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))
+        if grad is None
+        else grad.detach()
+        for edge, grad in zip(edges, found, strict=True)
+    }
 
 
 def _mixture(y: torch.Tensor) -> torch.Tensor:

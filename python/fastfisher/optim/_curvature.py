@@ -78,11 +78,7 @@ class Curvature:
             for record in one.records:
                 record.closed = True
         try:
-            check_passes(passes)
-            blocks, samples = self._sums(passes, 1.0)[0], _count(passes)
-            if self._folded is not None:
-                blocks = combined(self._folded[0], blocks, self.sharing)
-                samples += self._folded[1]
+            blocks, _, samples = self._added(passes, 1.0)
             self._folded = blocks, samples
         except (ArithmeticError, ValueError) as error:
             # A message in the middle of a forward pass would puzzle: it comes with the step.
@@ -158,24 +154,24 @@ class Curvature:
         self._folded = self._error = None
 
     def _summed(self, passes: list[Pass], gain: float) -> Estimate:
-        check_passes(passes)
-        samples = _count(passes)
         if self._folded is None:
-            blocks, layers = self._sums(passes, self.scale(samples) * gain)
-            return blocks, layers, samples
-        blocks, layers = self._sums(passes, 1.0)
-        samples += self._folded[1]
-        blocks = combined(self._folded[0], blocks, self.sharing)
+            return self._added(passes, self.scale(_count(passes)) * gain)
+        blocks, layers, samples = self._added(passes, 1.0)
         scale = self.scale(samples) * gain
         with np.errstate(over="ignore"):
             for g in [one.g for own in blocks.values() for one in own]:
                 g *= g.dtype.type(scale)  # in place: it is of this estimate alone
         return blocks, layers, samples
 
-    def _sums(
-        self, passes: list[Pass], scale: float
-    ) -> tuple[dict[Site, list[Block]], dict[Site, list[Layer]]]:
-        return estimate(self.sites, passes, self.sharing, scale, joined=self.joined)
+    def _added(self, passes: list[Pass], scale: float) -> Estimate:
+        """Factors of passes and of those folded before, G as `scale` times a sum."""
+        check_passes(passes)
+        blocks, layers = estimate(self.sites, passes, self.sharing, scale, joined=self.joined)
+        samples = _count(passes)
+        if self._folded is not None:
+            blocks = combined(self._folded[0], blocks, self.sharing)
+            samples += self._folded[1]
+        return blocks, layers, samples
 
 
 def _count(passes: list[Pass]) -> int:

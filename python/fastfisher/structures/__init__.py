@@ -73,6 +73,7 @@ def make(
             f"structure: outputs normalised over the batch couple samples; expected one of "
             f"{list(_BY_ROWS)}, got {structure!r}"
         )
+    # K-FAC looks for itself: its sums mostly tell.
     if name != "kfac" and not in_range(jacobian) and name not in _BY_ROWS:
         jacobian = widened(jacobian)  # squares would leave the range of float32
     return STRUCTURES[name](jacobian, scale, **options)
