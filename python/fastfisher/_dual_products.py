@@ -12,7 +12,13 @@ The likeness replaces what is hard in this, the middle step at full width. In wi
 factors of an entry are a common part and small deviations (section 1 of the theory): with Q_l the
 span of the mean cotangents and s_l the leading eigenvector of A_l, the products of the parts in Q_l
 are exact, those of the others see ``s_l s_l^T`` for A_l, and the blocks of single samples are exact
-again. Only products of two deviations are missing.
+again. Only products of two deviations are missing: with X_l = A_l - s_l s_l^T but for its diagonal
+and the part d_l of g_l outside Q_l, block by block,
+
+    (K - likeness)[n, m] = scale sum_l X_l[n, m] d_l[n] d_l[m]^T,
+
+at most ``scale sum_l |X_l| max_n |d_l[n] d_l[n]^T|`` as a matrix: ``|X_l| I +- X_l`` is positive
+semidefinite, and so is its Schur product with ``d_l d_l^T`` (Horn and Johnson 1991, 5.2.1).
 """
 
 from __future__ import annotations
@@ -110,9 +116,19 @@ class Likeness:
         n, c, _ = g.shape
         common = (flat @ basis).reshape((c, n, -1) if turned else (n, c, -1))
         common = common.swapaxes(0, 1) if turned else common
-        own = g @ g.swapaxes(1, 2) - common @ common.swapaxes(1, 2)
+        own = g @ g.swapaxes(1, 2)
+        rounded = 8 * np.finfo(g.dtype).eps * np.trace(own, axis1=1, axis2=2)
+        own -= common @ common.swapaxes(1, 2)
+        alone = np.linalg.norm(own.astype(np.float64), axis=(1, 2)) + rounded
+        rest = weights - np.outer(lead, lead)
+        np.fill_diagonal(rest, 0)
+        missing = float(np.linalg.norm(rest)) * float(alone.max())
         own *= (np.diagonal(weights) - lead**2)[:, None, None]
-        return _Part(weights, flat, turned, basis, common, lead, own)
+        return _Part(weights, flat, turned, basis, common, lead, own, missing)
+
+    def missing(self) -> float:
+        """Bound of the norm of what the likeness lacks; see the module."""
+        return self.dual.scale * sum(part.missing for part in self.parts)
 
     def product(self, u: Host) -> Host:
         """``scale`` times the likeness times `u`."""
@@ -133,7 +149,10 @@ class Likeness:
 
 
 class _Part(NamedTuple):
-    """Of one layer: A (n, n); g as rows, `turned` with the outputs outside; what replaces them."""
+    """Of one layer: A (n, n); g as rows, `turned` with the outputs outside; what replaces them.
+
+    `missing` bounds the norm of what the replacement lacks.
+    """
 
     weights: Host
     flat: Host
@@ -142,6 +161,7 @@ class _Part(NamedTuple):
     common: Host
     lead: Host
     own: Host
+    missing: float
 
 
 def _flat(g: Host) -> tuple[Host, bool]:

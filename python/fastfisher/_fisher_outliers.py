@@ -8,13 +8,14 @@ and the last one is made through the vectors of parameters that are returned.
 
 What is returned is proved. With U an orthonormal start of k vectors and P the projector on what is
 orthogonal to it, no more than k eigenvalues of K are above ``|P K P|``, and for standard normal w_i
-that are independent of U
+that are independent of U, and M for K or for the likeness,
 
-    |P K P|^q = |(P K P)^q| <= a sqrt(2 / pi) max_i |(P K P)^q w_i|
+    |P M P|^q = |(P M P)^q| <= a sqrt(2 / pi) max_i |(P M P)^q w_i|
 
-but for a chance of a^-r with r of them (Halko, Martinsson and Tropp 2011, lemma 4.1): 1e-6 here. So
-whatever the likeness missed shows up in those, be it that a single sample holds all the curvature;
-then, or where nothing stands out, the answer is None. The chance is that of all powers q together.
+but for a chance of a^-r with r of them (Halko, Martinsson and Tropp 2011, lemma 4.1): 1e-6 here, of
+all powers q and both M together. What the likeness lacks has a norm of at most `Likeness.missing`,
+which is added; where that is too much, be it that a single sample holds all the curvature, the
+products are made with K. If these are too large as well, or nothing stands out, the answer is None.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher import linalg
-from fastfisher._dual_products import Dual, likeness_cost, product_cost
+from fastfisher._dual_products import Dual, Likeness, likeness_cost, product_cost
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher._tall import turn
@@ -99,15 +100,21 @@ def outliers(j: Jacobian, scale: float, k: int, tol: float, seed: int) -> linalg
     rng = np.random.default_rng(seed)
     dual = Dual(j.layers, scale)  # type: ignore[arg-type]
     with np.errstate(all="ignore"):
-        start, least = _start(dual, k, rng)
+        likeness = dual.likeness()
+        missing = likeness.missing()
+        start, least = _start(likeness, k, rng)
     if start is None:
         return None
     m = start.shape[1]
     eps = float(np.finfo(dual.dtype).eps)
-    proof = _others(dual, start, 0.9 * least, rng)
+    limit, matvecs = 0.9 * least, 0
+    proof = _others(likeness, start, limit - missing, rng) if missing < limit else None
     if proof is None:
-        return None
-    above, damped, matvecs = proof
+        missing, proof = 0.0, _others(dual, start, limit, rng)
+        if proof is None:
+            return None
+        matvecs += proof[2]
+    above, damped = proof[0] + missing, proof[1]
     u, product, values = _ritz(start, dual.product(start))
     matvecs += m
     above += 32 * eps * values[0]  # the products are rounded
@@ -132,17 +139,17 @@ def outliers(j: Jacobian, scale: float, k: int, tol: float, seed: int) -> linalg
     return _checked(j, scale, u, start, above, k, tol, matvecs + m)
 
 
-def _start(dual: Dual, k: int, rng: np.random.Generator) -> tuple[Host | None, float]:
+def _start(likeness: Likeness, k: int, rng: np.random.Generator) -> tuple[Host | None, float]:
     """Orthonormal leading vectors of the likeness, k or some more, and the last one's value.
 
     None if no gap follows them.
     """
+    dual = likeness.dual
     c = dual.outputs
     width = max(k, c) + _BESIDE
     x = rng.standard_normal((dual.rows, width))
     # The sums over samples, one for each output.
     x[:, :c] = np.tile(np.eye(c), (dual.samples, 1))
-    likeness = dual.likeness()
     values = np.zeros(width)
     for _ in range(_PASSES):
         q = np.linalg.qr(x)[0]
@@ -162,25 +169,25 @@ def _start(dual: Dual, k: int, rng: np.random.Generator) -> tuple[Host | None, f
 
 
 def _others(
-    dual: Dual, start: Host, limit: float, rng: np.random.Generator
+    matrix: Dual | Likeness, start: Host, limit: float, rng: np.random.Generator
 ) -> tuple[float, float, int] | None:
-    """Bound of ``|P K P|`` if it is below `limit`, its usual action on a vector, and products.
+    """Bound of ``|P M P|`` if it is below `limit`, its usual action on a vector, and products.
 
     Powers go on while each brings the bound nearer to the limit.
     """
-    x = rng.standard_normal((dual.rows, _PROBES))
+    x = rng.standard_normal((len(start), _PROBES))
     x -= start @ (start.T @ x)
     sizes = np.log(np.linalg.norm(x, axis=0))
     last = math.inf
     for power in range(1, _POWERS + 1):
         x /= np.maximum(np.linalg.norm(x, axis=0), 1e-300)
-        x = dual.product(x)
+        x = matrix.product(x)
         x -= start @ (start.T @ x)
         grown = np.linalg.norm(x, axis=0)
         if not grown.any():  # nothing is left at all
             return 0.0, 0.0, power * _PROBES
         sizes += np.log(np.maximum(grown, 1e-300))
-        factor = math.log(_CHANCE / _POWERS) / -_PROBES + math.log(2 / math.pi) / 2
+        factor = math.log(_CHANCE / (2 * _POWERS)) / -_PROBES + math.log(2 / math.pi) / 2
         above = math.exp((factor + float(sizes.max())) / power)
         if above < limit:
             return above, float(grown.max()), power * _PROBES

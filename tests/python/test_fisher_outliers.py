@@ -11,7 +11,7 @@ import pytest
 
 import fastfisher as ff
 from fastfisher import _fisher_eigsh, _fisher_outliers
-from fastfisher._dual_products import Dual
+from fastfisher._dual_products import Dual, Likeness
 
 N, C = 150, 8
 Host = np.ndarray[Any, Any]
@@ -30,10 +30,15 @@ def wide(j: Any) -> Any:
     )
 
 
+def truth_matrix(j: Any, scale: float) -> Host:
+    """``scale J J^T`` in float64."""
+    rows = j.shape[0]
+    return np.asarray(wide(j).gram().reshape(rows, rows) * scale)
+
+
 def truth(j: Any, scale: float) -> Host:
     """All eigenvalues, descending, in float64."""
-    rows = j.shape[0]
-    return np.linalg.eigvalsh(wide(j).gram().reshape(rows, rows) * scale)[::-1]
+    return np.linalg.eigvalsh(truth_matrix(j, scale))[::-1]
 
 
 def residuals(j: Any, scale: float, found: Any) -> Host:
@@ -77,6 +82,36 @@ def test_outliers_equal_the_spectrum(k: int, which: str, looks: list[Any]) -> No
     assert found.converged.all()
     assert found.certified
     assert found.matvecs < 60
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 2.0])
+def test_what_the_likeness_lacks_is_bounded(spread: float, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    n, c = 40, 3
+    layers = []
+    for i, o in ((7, 30), (90, 3), (20, 20)):
+        sizes = np.exp(spread * rng.standard_normal((n, 1)))
+        g = sizes[:, None] * (1 + rng.standard_normal((n, c, o)))
+        layers.append(ff.Dense((1 + rng.standard_normal((n, i))).astype(dtype), g.astype(dtype)))
+    dual = Dual(layers, 0.1)
+    likeness, every = dual.likeness(), np.eye(n * c)
+    exact = truth_matrix(ff.Jacobian.from_factors(layers), 0.1)
+    lacks = np.linalg.norm(exact - likeness.product(every), 2)
+    assert lacks <= likeness.missing()
+    if spread < 1:  # norms of Frobenius for n samples and blocks of c rows
+        assert likeness.missing() <= 2 * np.sqrt(n) * c * lacks + 1e-6 * np.linalg.norm(exact)
+
+
+def test_the_proof_falls_back_to_the_matrix(
+    looks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    j = mlp_jacobian()
+    few = ff.fisher(j).eigsh(C)
+    monkeypatch.setattr(Likeness, "missing", lambda self: np.inf)
+    more = check(ff.fisher(j), C)
+    assert None not in looks
+    assert few.matvecs < more.matvecs
 
 
 def test_residual_norms_bound_the_real_ones(looks: list[Any]) -> None:
