@@ -25,25 +25,28 @@ void kernels_agree(const TileKernels<T>& kernels) {
     for (const std::int64_t stride : {1, 3}) {
       for (const std::int64_t width : {kernels.mr, kernels.nr}) {
         for (std::int64_t count = 1; count <= width; ++count) {
-          std::vector<T> data(static_cast<std::size_t>(count * (k * stride + 1)));
-          for (T& value : data) value = normal(engine);
-          std::vector<const T*> rows;
-          for (std::int64_t r = 0; r < count; ++r)
-            rows.push_back(data.data() + r * (k * stride + 1));
-          std::vector<T> packed(static_cast<std::size_t>(k * width), -1);
-          if constexpr (sizeof(T) == 4) {
-            kernels.pack_f32(rows.data(), count, width, stride, k, 2.0, packed.data());
-          } else {
-            kernels.pack_f64(rows.data(), count, width, stride, k, 2.0, packed.data());
-          }
-          bool same = true;
-          for (std::int64_t d = 0; d < k; ++d) {
-            for (std::int64_t r = 0; r < width; ++r) {
-              const T expected = r < count ? 2 * rows[static_cast<std::size_t>(r)][d * stride] : 0;
-              same = same && packed[static_cast<std::size_t>(d * width + r)] == expected;
+          // Rows one after the other, and rows that are neighbours in memory.
+          for (const std::int64_t apart : {k * stride + 1, std::int64_t{1}}) {
+            const std::int64_t step = apart == 1 ? stride * width : stride;
+            std::vector<T> data(static_cast<std::size_t>(count * apart + k * step + 1));
+            for (T& value : data) value = normal(engine);
+            std::vector<const T*> rows;
+            for (std::int64_t r = 0; r < count; ++r) rows.push_back(data.data() + r * apart);
+            std::vector<T> packed(static_cast<std::size_t>(k * width), -1);
+            if constexpr (sizeof(T) == 4) {
+              kernels.pack_f32(rows.data(), count, width, step, k, 2.0, packed.data());
+            } else {
+              kernels.pack_f64(rows.data(), count, width, step, k, 2.0, packed.data());
             }
+            bool same = true;
+            for (std::int64_t d = 0; d < k; ++d) {
+              for (std::int64_t r = 0; r < width; ++r) {
+                const T expected = r < count ? 2 * rows[static_cast<std::size_t>(r)][d * step] : 0;
+                same = same && packed[static_cast<std::size_t>(d * width + r)] == expected;
+              }
+            }
+            FF_CHECK(same);
           }
-          FF_CHECK(same);
         }
       }
     }
@@ -54,8 +57,8 @@ void kernels_agree(const TileKernels<T>& kernels) {
     for (T& value : right) value = normal(engine);
     std::vector<T> c(static_cast<std::size_t>(rows * cols), T{1});
     constexpr std::int64_t everything = std::int64_t{1} << 40;
-    kernels.product(left.data(), right.data(), k, k * kernels.mr, k * kernels.nr, 2, 2, everything,
-                    c.data(), cols, true);
+    kernels.product(left.data(), right.data(), k, k * kernels.mr, k * kernels.nr, 2, cols,
+                    everything, c.data(), cols, true);
     double worst = 0;
     for (std::int64_t i = 0; i < rows; ++i) {
       for (std::int64_t j = 0; j < cols; ++j) {
@@ -73,6 +76,23 @@ void kernels_agree(const TileKernels<T>& kernels) {
     }
     FF_CHECK(worst <= 4 * std::numeric_limits<T>::epsilon());
 
+    // Few columns: the same bits, and nothing is written behind the vector that holds the last.
+    for (std::int64_t few = 1; few < cols; ++few) {
+      std::vector<T> part(static_cast<std::size_t>(rows * cols), T{1});
+      kernels.product(left.data(), right.data(), k, k * kernels.mr, k * kernels.nr, 2, few,
+                      everything, part.data(), cols, true);
+      bool same = true;
+      for (std::int64_t i = 0; i < rows; ++i) {
+        const auto line = static_cast<std::ptrdiff_t>(i * cols);
+        const std::int64_t written =
+            std::min(cols, (few + kernels.lanes - 1) / kernels.lanes * kernels.lanes);
+        same = same && std::equal(part.begin() + line, part.begin() + line + few, c.begin() + line);
+        same = same && std::all_of(part.begin() + line + written, part.begin() + line + cols,
+                                   [](T x) { return x == T{1}; });
+      }
+      FF_CHECK(same);
+    }
+
     // Left rows that lie in the panels of the right, from any even row on: the same bits.
     const std::int64_t panels = 2, last = cols - 1;
     for (std::int64_t first = 0; first <= last; first += 2) {
@@ -88,9 +108,9 @@ void kernels_agree(const TileKernels<T>& kernels) {
         }
       }
       std::vector<T> expected(static_cast<std::size_t>(rows * cols), T{1}), got = expected;
-      kernels.product(copied.data(), right.data(), k, k * kernels.mr, k * kernels.nr, tall, 2,
+      kernels.product(copied.data(), right.data(), k, k * kernels.mr, k * kernels.nr, tall, cols,
                       everything, expected.data(), cols, true);
-      kernels.product_within(right.data(), first, panels, right.data(), k, tall, 2, everything,
+      kernels.product_within(right.data(), first, panels, right.data(), k, tall, cols, everything,
                              got.data(), cols, true);
       const auto used =
           static_cast<std::ptrdiff_t>(std::min(tall * kernels.mr, cols - first) * cols);
@@ -124,6 +144,8 @@ int main() {
   if (has_avx512()) {
     kernels_agree(tile_kernels_avx512<float>());
     kernels_agree(tile_kernels_avx512<double>());
+    kernels_agree(tile_kernels_avx512_narrow<float>());
+    kernels_agree(tile_kernels_avx512_narrow<double>());
   }
 #endif
   return fastfisher::test::report();

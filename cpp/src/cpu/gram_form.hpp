@@ -36,7 +36,6 @@ class Former {
          const std::vector<T>& balance_g)
       : layer_(layer),
         kernels_(kernels),
-        narrow_(tile_kernels<T>(1)),
         input_(input_of(factors)),
         cotangents_(cotangents_of(factors)),
         positions_(positions_of(cotangents_)),
@@ -59,10 +58,8 @@ class Former {
       const std::int64_t t1 = std::min(positions_, t0 + kGramDepth), depth = t1 - t0;
       for (std::int64_t i0 = 0; i0 < layer_.padded; i0 += most_cols) {
         const std::int64_t cols = std::min(most_cols, layer_.padded - i0);
-        for_panels(cols, [&](const TileKernels<T>& kernels, std::int64_t i) {
-          input_panel(kernels, n, piece.group, i0 + i, t0, t1, scratch.right + i * depth,
-                      scratch.rows);
-        });
+        for (std::int64_t i = 0; i < cols; i += kernels_.nr)
+          input_panel(n, piece.group, i0 + i, t0, t1, scratch.right + i * depth, scratch.rows);
         for (std::int64_t r0 = 0; r0 < rows; r0 += most_rows) {
           const std::int64_t count = std::min(most_rows, rows - r0);
           for (std::int64_t r = 0; r < count; r += kernels_.mr) {
@@ -70,12 +67,9 @@ class Former {
             cotangent_panel(n, c0, piece, r0 + r, rows, t0, t1, panel);
             if (ones != nullptr && i0 == 0) add_ones(n, panel, depth, ones + r0 + r);
           }
-          for_kernels(cols, [&](const TileKernels<T>& kernels, std::int64_t i, std::int64_t upto) {
-            kernels.product(scratch.left, scratch.right + i * depth, depth, depth * kernels.mr,
-                            depth * kernels.nr, ceil_div(count, kernels.mr),
-                            (upto - i) / kernels.nr, kNoSkew, weights + r0 * layer_.padded + i0 + i,
-                            layer_.padded, t0 > 0);
-          });
+          kernels_.product(scratch.left, scratch.right, depth, depth * kernels_.mr,
+                           depth * kernels_.nr, ceil_div(count, kernels_.mr), cols, kNoSkew,
+                           weights + r0 * layer_.padded + i0, layer_.padded, t0 > 0);
         }
       }
     }
@@ -86,36 +80,20 @@ class Former {
                const FormScratch<S, T>& scratch) const {
     for (std::int64_t t0 = 0; t0 < positions_; t0 += kGramDepth) {
       const std::int64_t t1 = std::min(positions_, t0 + kGramDepth);
-      for_panels(layer_.padded, [&](const TileKernels<T>& kernels, std::int64_t i) {
-        input_panel(kernels, n, group, i, t0, t1, scratch.right, scratch.rows);
+      for (std::int64_t i = 0; i < layer_.padded; i += kernels_.nr) {
+        input_panel(n, group, i, t0, t1, scratch.right, scratch.rows);
+        const std::int64_t count = std::min(kernels_.nr, layer_.padded - i);
         for (std::int64_t t = t0; t < t1; ++t) {
-          const T* from = scratch.right + (t - t0) * kernels.nr;
-          std::copy(from, from + kernels.nr, rows + t * layer_.padded + i);
+          const T* from = scratch.right + (t - t0) * kernels_.nr;
+          std::copy(from, from + count, rows + t * layer_.padded + i);
         }
-      });
+      }
     }
   }
 
   static constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
 
  private:
-  // Columns [i, upto) of `cols` and the kernels for them: the widest for whole panels of theirs,
-  // narrower ones for the rest, so that rows are padded for narrow panels only. Every kernel gives
-  // an entry the same bits.
-  template <class F>
-  void for_kernels(std::int64_t cols, const F& each) const {
-    const std::int64_t whole = cols / kernels_.nr * kernels_.nr;
-    if (whole > 0) each(kernels_, 0, whole);
-    if (whole < cols) each(narrow_, whole, cols);
-  }
-
-  template <class F>
-  void for_panels(std::int64_t cols, const F& each) const {
-    for_kernels(cols, [&](const TileKernels<T>& kernels, std::int64_t i, std::int64_t upto) {
-      for (; i < upto; i += kernels.nr) each(kernels, i);
-    });
-  }
-
   void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
             std::int64_t k, double scale, T* to) const {
     pack_of<S>(kernels_)(rows, count, width, stride, k, scale, to);
@@ -171,9 +149,9 @@ class Former {
   }
 
   // Panel of columns i .. i + nr of the inputs over positions [t0, t1); zeros beyond the last.
-  void input_panel(const TileKernels<T>& kernels, std::int64_t n, std::int64_t group,
-                   std::int64_t i, std::int64_t t0, std::int64_t t1, T* to, S* scratch) const {
-    const std::int64_t width = kernels.nr;
+  void input_panel(std::int64_t n, std::int64_t group, std::int64_t i, std::int64_t t0,
+                   std::int64_t t1, T* to, S* scratch) const {
+    const std::int64_t width = kernels_.nr;
     const std::int64_t count = std::clamp<std::int64_t>(layer_.in - i, 0, width);
     if (layer_.form == LayerForm::conv) {
       patch_panel(n, group, i, count, width, t0, t1, to, scratch);
@@ -248,7 +226,7 @@ class Former {
   }
 
   LayerShape layer_;
-  const TileKernels<T>&kernels_, &narrow_;
+  const TileKernels<T>& kernels_;
   InputAccess input_;
   CotangentAccess cotangents_;
   std::int64_t positions_;

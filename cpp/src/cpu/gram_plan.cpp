@@ -20,8 +20,8 @@ constexpr std::int64_t kGoodBlock = 640;
 constexpr std::int64_t kTilesAThread = 16;
 // What a thread forms at once: rows of gradients and columns of inputs, whole panels of every
 // kernel.
-constexpr std::int64_t kFormRows = 480, kFormCols = 1024;
-constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 128;
+constexpr std::int64_t kFormRows = 480, kFormCols = 960;
+constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 144;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
 constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 6144, kUnfoldedDepthBytes = 4096;
 constexpr std::int64_t kFewPanels = std::int64_t{1} << 20;
@@ -97,7 +97,7 @@ struct Sizer {
             std::min(kGramDepth, std::max<std::int64_t>(1, layer.positions()));
         const std::int64_t all = round_up(shape.formed_outputs(layer) * layer.group_out(), plan.mr);
         left = std::max(left, std::min(rows, all) * depth);
-        right = std::max(right, std::min(cols, layer.padded) * depth);
+        right = std::max(right, std::min(cols, round_up(layer.padded, plan.nr)) * depth);
       }
       plan.form_left = round_up(left * item, kAlign) / item;
       plan.form_bytes = threads * (plan.form_left * item + round_up(right * item, kAlign) +

@@ -84,12 +84,11 @@ class GramTile {
     const T* y = right_panels_ + right.right_at;
     if (left.gradients) {
       kernels_.product(x + left_panel_ * left_pitch, y + right_panel_ * right_pitch, left.depth,
-                       left_pitch, right_pitch, ceil_div(rows_, kernels_.mr),
-                       ceil_div(cols_, kernels_.nr), skew(row_, col_), product_, plan_.tile_cols,
-                       accumulate);
+                       left_pitch, right_pitch, ceil_div(rows_, kernels_.mr), cols_,
+                       skew(row_, col_), product_, plan_.tile_cols, accumulate);
     } else {
       kernels_.product(x + left_.panel * left_pitch, y + right_.panel * right_pitch, left.depth,
-                       left_pitch, right_pitch, left_.panels, right_.panels,
+                       left_pitch, right_pitch, left_.panels, right_.panels * kernels_.nr,
                        skew(first_n_, first_m_), samples, ld_samples_, accumulate);
     }
   }
@@ -105,13 +104,12 @@ class GramTile {
         kernels_.nr;
     if (left.gradients) {
       kernels_.product_within(x, left_panel_ * kernels_.mr, panels, y + right_panel_ * pitch,
-                              left.depth, ceil_div(rows_, kernels_.mr),
-                              ceil_div(cols_, kernels_.nr), skew(row_, col_), product_,
-                              plan_.tile_cols, accumulate);
+                              left.depth, ceil_div(rows_, kernels_.mr), cols_, skew(row_, col_),
+                              product_, plan_.tile_cols, accumulate);
     } else {
       kernels_.product_within(x, left_.panel * kernels_.mr, panels, y + right_.panel * pitch,
-                              left.depth, left_.panels, right_.panels, skew(first_n_, first_m_),
-                              samples, ld_samples_, accumulate);
+                              left.depth, left_.panels, right_.panels * kernels_.nr,
+                              skew(first_n_, first_m_), samples, ld_samples_, accumulate);
     }
   }
 
@@ -231,8 +229,8 @@ class GramTile {
             kernels_.product(left_panels_ + a.left_at + left_.panel * a.depth * kernels_.mr,
                              right_panels_ + w.right_at +
                                  (right_panel_ + q) * w.depth * kernels_.nr,
-                             a.depth, a.depth * kernels_.mr, 0, left_.panels, 1, skew(0, 0, false),
-                             x + o * kernels_.nr, units * kernels_.nr, k > 0);
+                             a.depth, a.depth * kernels_.mr, 0, left_.panels, kernels_.nr,
+                             skew(0, 0, false), x + o * kernels_.nr, units * kernels_.nr, k > 0);
           }
         }
         if (layer.bias) {
@@ -283,7 +281,7 @@ class GramTile {
     const std::int64_t mr = kernels_.mr, nr = kernels_.nr;
     for (std::int64_t panel = from / mr; panel * mr < to; ++panel) {
       kernels_.product(left_panels_ + left.left_at + (left_panel_ + panel) * left.depth * mr, x,
-                       left.depth, 0, 0, 1, 1, skew(0, 0, false), part, nr, false);
+                       left.depth, 0, 0, 1, nr, skew(0, 0, false), part, nr, false);
       for (std::int64_t r = std::max(from, panel * mr); r < std::min(to, (panel + 1) * mr); ++r) {
         T* sum = product_ + r * plan_.tile_cols + q * nr;
         const T* more = part + (r - panel * mr) * nr;

@@ -175,10 +175,10 @@ class Jvp {
           T* const z = d.z + (layout.planar ? row / units * layout.plane + row % units : row);
           if (packed) {
             multiply_ahead(kernels_, inputs, d.inputs, samples * count, vector, packed_vector, row,
-                           z, layout.pitch, ahead, at, share, false);
+                           rows - row, z, layout.pitch, ahead, at, share, false);
           } else {
-            in_place(work, rows_in_place, samples * count, vector, packed_vector, row, z,
-                     layout.pitch, ahead, at, share);
+            in_place(work, rows_in_place, samples * count, vector, packed_vector, row, rows - row,
+                     z, layout.pitch, ahead, at, share);
           }
         }
       }
@@ -192,8 +192,9 @@ class Jvp {
 
   // z of one panel of V, from inputs as they are.
   void in_place(const Work& work, const std::array<const T*, kJvpRows>& rows, std::int64_t count,
-                const Panels& vector, const T* data, std::int64_t j, T* z, std::int64_t pitch,
-                const Ahead& ahead, std::int64_t asked, std::int64_t share) const {
+                const Panels& vector, const T* data, std::int64_t j, std::int64_t cols, T* z,
+                std::int64_t pitch, const Ahead& ahead, std::int64_t asked,
+                std::int64_t share) const {
     std::array<const T*, kJvpRows> at = rows;
     const std::int64_t tiles = ceil_div(count, kernels_.mr);
     const std::int64_t chunks = ceil_div(vector.depth, kProductDepth);
@@ -201,8 +202,8 @@ class Jvp {
          from += kProductDepth, asked += share / chunks) {
       const std::int64_t features = std::min(vector.chunk_depth(from), work.piece.features - from);
       kernels_.product_rows(at.data(), data + vector.at(from, j), features,
-                            features < vector.chunk_depth(from), tiles, z, pitch, from > 0, ahead,
-                            asked, share / chunks);
+                            features < vector.chunk_depth(from), tiles, cols, z, pitch, from > 0,
+                            ahead, asked, share / chunks);
       for (std::int64_t r = 0; r < tiles * kernels_.mr; ++r)
         at[static_cast<std::size_t>(r)] += kProductDepth;
     }

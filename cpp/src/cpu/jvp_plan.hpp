@@ -89,8 +89,9 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     const bool inside = piece.positions_inside();
     const bool many = !inside && piece.positions >= kJvpManyPositions;
     const std::int64_t block = many ? kJvpManyBlockRows : kJvpBlockRows;
-    plan.units = std::min(
-        piece.units, columns == 1 ? block : std::max<std::int64_t>(16, block / columns / 16 * 16));
+    // Whole panels, where there is room for one.
+    const std::int64_t each = block / columns, whole = each < nr ? 16 : nr;
+    plan.units = std::min(piece.units, std::max(whole, each / whole * whole));
     plan.blocks = ceil_div(piece.units, plan.units);
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =

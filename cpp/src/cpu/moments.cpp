@@ -10,7 +10,6 @@
 #include "products.hpp"
 #include "psd_panels.hpp"
 #include "sweep_kernels.hpp"
-#include "tile_kernels.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -84,7 +83,7 @@ class Moment {
     for (std::int64_t k = 0; k < count; ++k)
       columns[k] = a_.data + from * a_.stride(0) + (first + k) * a_.stride(1);
     T* const to = packed(panel, depth);
-    pack_of<T>(tile_kernels<T>())(columns, count, width_, a_.stride(0), depth, 1, to);
+    kernels_.pack(columns, count, width_, a_.stride(0), depth, 1, to);
     if (m_ == i || i < first || i >= first + width_) return;
     for (std::int64_t l = 0; l < depth; ++l) to[l * width_ + i - first] = 1;
   }

@@ -150,7 +150,7 @@ constexpr std::int64_t kProductAhead = std::int64_t{400} << 10;
 /// For products of which no tile is skipped.
 constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
 
-/// c[left.rows, right.rows] = left right^T over the whole depth.
+/// c[left_rows, right_rows] = left right^T over the whole depth; see TileKernels::product.
 template <class T>
 void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_data,
               std::int64_t left_from, std::int64_t left_rows, const Panels& right,
@@ -160,7 +160,7 @@ void multiply(const TileKernels<T>& kernels, const Panels& left, const T* left_d
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product(left_data + left.at(from, left_from), right_data + right.at(from, right_from),
                     depth, depth * left.width, depth * right.width, ceil_div(left_rows, left.width),
-                    ceil_div(right_rows, right.width), kNoSkew, c, ldc, from != 0);
+                    right_rows, kNoSkew, c, ldc, from != 0);
   }
 }
 
@@ -201,14 +201,14 @@ struct TapView {
 template <class T>
 void multiply_ahead(const TileKernels<T>& kernels, const Panels& left, const T* left_data,
                     std::int64_t left_rows, const Panels& right, const T* right_data,
-                    std::int64_t right_from, T* c, std::int64_t ldc, const Ahead& ahead,
-                    std::int64_t at, std::int64_t share, bool accumulate) {
+                    std::int64_t right_from, std::int64_t right_rows, T* c, std::int64_t ldc,
+                    const Ahead& ahead, std::int64_t at, std::int64_t share, bool accumulate) {
   const std::int64_t chunks = ceil_div(left.depth, kProductDepth);
   for (std::int64_t from = 0; from < left.depth; from += kProductDepth) {
     const std::int64_t depth = left.chunk_depth(from);
     kernels.product_ahead(left_data + left.at(from, 0), right_data + right.at(from, right_from),
-                          depth, depth * left.width, ceil_div(left_rows, left.width), c, ldc,
-                          accumulate || from > 0, ahead, at, share / chunks);
+                          depth, depth * left.width, ceil_div(left_rows, left.width), right_rows, c,
+                          ldc, accumulate || from > 0, ahead, at, share / chunks);
     at += share / chunks;
   }
 }

@@ -175,7 +175,8 @@ class Sandwich {
         Ahead next{reinterpret_cast<const char*>(columns) + bytes, bytes, 0, bytes};
         if (panel + 1 == right.panels) next.bytes = 0;
         kernels_.product_ahead(desk + group.at(from, 0), columns, depth, depth * group.width, tiles,
-                               sums_of(panel), right.width, from > 0, next, 0, bytes);
+                               columns_ - panel * right.width, sums_of(panel), right.width,
+                               from > 0, next, 0, bytes);
       }
     }
   }

@@ -251,7 +251,7 @@ void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, c
 
 template <class T>
 SweepKernels<T> make_kernels(const char* name) {
-  return {kCols<T>, name, product<T>, leaf<T>, transpose<T>, load<T>, store<T>};
+  return {kCols<T>, name, product<T>, leaf<T>, pack<T, T>, transpose<T>, load<T>, store<T>};
 }
 
 }  // namespace

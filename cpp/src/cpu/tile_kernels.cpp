@@ -8,7 +8,10 @@ namespace fastfisher::cpu {
 template <class T>
 const TileKernels<T>& tile_kernels(std::int64_t columns) {
 #if defined(FF_HAVE_AVX512)
-  if (has_avx512() && columns > tile_kernels_avx2<T>().nr) return tile_kernels_avx512<T>();
+  if (has_avx512()) {
+    const TileKernels<T>& narrow = tile_kernels_avx512_narrow<T>();
+    return columns > narrow.nr ? tile_kernels_avx512<T>() : narrow;
+  }
 #endif
 #if defined(FF_HAVE_AVX2)
   if (has_avx2()) return tile_kernels_avx2<T>();

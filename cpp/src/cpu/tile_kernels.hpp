@@ -25,6 +25,7 @@ template <class T>
 struct TileKernels {
   std::int64_t mr = 0;
   std::int64_t nr = 0;
+  std::int64_t lanes = 0;  ///< of a vector; nr is a multiple
   const char* name = "";
 
   /// Pack `count` rows (padded to `width`) of `k` entries, `stride` apart, times `scale`, into
@@ -39,8 +40,9 @@ struct TileKernels {
   void (*pack_f16)(const Float16* const* rows, std::int64_t count, std::int64_t width,
                    std::int64_t stride, std::int64_t k, double scale, T* dst) = nullptr;
 
-  /// c[i,j] (+)= sum_k left[k,i] right[k,j] for `rows` x `cols` panels; panels of depth k lie at
-  /// the given pitch. Micro tiles wholly above the diagonal are skipped: those with i + mr - 1 +
+  /// c[i,j] (+)= sum_k left[k,i] right[k,j] for `rows` panels and `cols` columns; panels of depth k
+  /// lie at the given pitch. Of a last panel of columns c holds all, or those up to the vector that
+  /// `cols` ends in. Micro tiles wholly above the diagonal are skipped: those with i + mr - 1 +
   /// skew < j.
   void (*product)(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
                   std::int64_t right_pitch, std::int64_t rows, std::int64_t cols, std::int64_t skew,
@@ -49,13 +51,15 @@ struct TileKernels {
   /// The same for one panel on the right and none skipped, asking for the next `share` bytes of
   /// `ahead` from byte `at` on.
   void (*product_ahead)(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
-                        std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
-                        const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
+                        std::int64_t rows, std::int64_t cols, T* c, std::int64_t ldc,
+                        bool accumulate, const Ahead& ahead, std::int64_t at,
+                        std::int64_t share) = nullptr;
 
   /// The same for rows on the left that lie in memory as they are, `one` followed by a number 1.
   void (*product_rows)(const T* const* left, const T* right, std::int64_t k, bool one,
-                       std::int64_t rows, T* c, std::int64_t ldc, bool accumulate,
-                       const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
+                       std::int64_t rows, std::int64_t cols, T* c, std::int64_t ldc,
+                       bool accumulate, const Ahead& ahead, std::int64_t at,
+                       std::int64_t share) = nullptr;
 
   /// The same with left rows that lie in panels of columns too, from row `first` (even) of `left`,
   /// which has `panels` of them: where a block meets itself one packed copy serves both sides.
@@ -95,6 +99,8 @@ const TileKernels<T>& tile_kernels_avx2();
 #if defined(FF_HAVE_AVX512)
 template <class T>
 const TileKernels<T>& tile_kernels_avx512();
+template <class T>
+const TileKernels<T>& tile_kernels_avx512_narrow();
 #endif
 
 /// The best kernels that this processor runs for products of so many columns: narrower ones where

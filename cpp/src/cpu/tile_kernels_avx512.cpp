@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #define FF_VECTOR_BYTES 64
+// Of 32 registers 28 are used, and a fused multiply-add takes a third less loads than of 16.
+#define FF_TILE_ROWS 8
+#define FF_TILE_VECTORS 3
 #include "tile_kernels_body.hpp"
 
 namespace fastfisher::cpu {

@@ -5,9 +5,9 @@
 // is called: an inline function compiled here for AVX2 could otherwise be the copy that the linker
 // keeps for every machine.
 //
-// Micro kernel: mr x nr entries held in registers, one broadcast of the left and nr / lanes loads
-// of the right per depth step; 6 x 2 vectors leave 4 of 16 registers for operands. Per step 12
-// fused multiply-adds against 8 loads.
+// Micro kernel: mr x nr entries held in registers, mr broadcasts of the left and nr / lanes loads
+// of the right per depth step. Of 6 x 2 vectors that is 12 fused multiply-adds against 8 loads, of
+// 8 x 3 vectors 24 against 11. Of the last panel only vectors that hold columns are computed.
 
 #include "tile_kernels.hpp"
 #include "tile_pack_body.hpp"
@@ -15,41 +15,79 @@
 namespace fastfisher::cpu {
 namespace {
 
-template <class T, bool Fetch = false>
-void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
-           const char* ahead = nullptr, std::int64_t step = 0) {
-  using V = typename VectorOf<T>::type;
-  constexpr std::int64_t lanes = kLanes<T>;
-  V sum[kRows][kVectors] = {};
-  // The tile of c lies in the second cache level: ask for it before the loop that hides the wait.
-#pragma GCC unroll 6
+/// Sums of a micro tile.
+template <class T, std::int64_t Vectors>
+using Sums = typename VectorOf<T>::type[kRows][Vectors];
+
+template <class T, std::int64_t Vectors>
+void load_line(const T* from, typename VectorOf<T>::type (&line)[Vectors]) {
+#pragma GCC unroll 4
+  for (std::int64_t v = 0; v < Vectors; ++v)
+    line[v] = *reinterpret_cast<const typename VectorOf<T>::type*>(from + v * kLanes<T>);
+}
+
+// The tile of c lies in the second cache level: ask for it before the loop that hides the wait.
+template <class T, std::int64_t Vectors>
+void ask_for(const T* c, std::int64_t ldc) {
+#pragma GCC unroll 8
   for (std::int64_t i = 0; i < kRows; ++i) {
     __builtin_prefetch(c + i * ldc);
-    __builtin_prefetch(c + i * ldc + kCols<T> - 1);
+    __builtin_prefetch(c + i * ldc + Vectors * kLanes<T> - 1);
   }
+}
+
+template <class T, std::int64_t Vectors>
+void put(const Sums<T, Vectors>& sum, T* c, std::int64_t ldc, bool accumulate) {
+  using V = typename VectorOf<T>::type;
+#pragma GCC unroll 8
+  for (std::int64_t i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (std::int64_t v = 0; v < Vectors; ++v) {
+      V* const to = reinterpret_cast<V*>(c + i * ldc + v * kLanes<T>);
+      *to = accumulate ? *to + sum[i][v] : sum[i][v];
+    }
+  }
+}
+
+template <class T, bool Fetch, std::int64_t Vectors>
+void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
+           const char* ahead, std::int64_t step) {
+  Sums<T, Vectors> sum = {};
+  ask_for<T, Vectors>(c, ldc);
 #pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
     if constexpr (Fetch) {
       __builtin_prefetch(ahead, 0, 2);
       ahead += step;
     }
-    const V right_0 = *reinterpret_cast<const V*>(right);
-    const V right_1 = *reinterpret_cast<const V*>(right + lanes);
-#pragma GCC unroll 6
+    typename VectorOf<T>::type line[Vectors];
+    load_line(right, line);
+#pragma GCC unroll 8
     for (std::int64_t i = 0; i < kRows; ++i) {
-      sum[i][0] += left[i] * right_0;
-      sum[i][1] += left[i] * right_1;
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += left[i] * line[v];
     }
     left += kRows;
     right += kCols<T>;
   }
-#pragma GCC unroll 6
-  for (std::int64_t i = 0; i < kRows; ++i) {
-    V* row = reinterpret_cast<V*>(c + i * ldc);
-    V* next = reinterpret_cast<V*>(c + i * ldc + lanes);
-    *row = accumulate ? *row + sum[i][0] : sum[i][0];
-    *next = accumulate ? *next + sum[i][1] : sum[i][1];
+  put<T, Vectors>(sum, c, ldc, accumulate);
+}
+
+/// Calls run.template operator()<v>() for the v vectors that hold `cols` columns of a panel.
+template <class T, std::int64_t Vectors = kVectors, class Run>
+void for_vectors(std::int64_t cols, const Run& run) {
+  if constexpr (Vectors > 1) {
+    if (cols <= (Vectors - 1) * kLanes<T>) return for_vectors<T, Vectors - 1>(cols, run);
   }
+  run.template operator()<Vectors>();
+}
+
+template <class T, bool Fetch = false>
+void micro(std::int64_t cols, const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc,
+           bool accumulate, const char* ahead = nullptr, std::int64_t step = 0) {
+  for_vectors<T>(cols, [&]<std::int64_t Vectors>() {
+    micro<T, Fetch, Vectors>(left, right, k, c, ldc, accumulate, ahead, step);
+  });
 }
 
 template <class T>
@@ -62,21 +100,20 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
   const std::int64_t share = right_pitch * static_cast<std::int64_t>(sizeof(T)) / rows + 1;
   const std::int64_t step = share / (k + 1) + 1;
   constexpr std::int64_t left_step = kRows * static_cast<std::int64_t>(sizeof(T));
-  for (std::int64_t j = 0; j < cols; ++j) {
-    const T* const panel = right + j * right_pitch;
-    const char* ahead = reinterpret_cast<const char*>(panel + right_pitch);
+  for (std::int64_t j = 0; j < cols; j += kCols<T>, right += right_pitch) {
+    const char* ahead = reinterpret_cast<const char*>(right + right_pitch);
     for (std::int64_t i = 0; i < rows; ++i) {
       const char* const next = ahead + i * share;
-      if (i * kRows + kRows - 1 + skew < j * kCols<T>) continue;
+      if (i * kRows + kRows - 1 + skew < j) continue;
       const T* const x = left + i * left_pitch;
-      T* const sum = c + i * kRows * ldc + j * kCols<T>;
+      T* const sum = c + i * kRows * ldc + j;
       if (j == 0) {
-        micro<T, true>(x, panel, k, sum, ldc, accumulate,
+        micro<T, true>(cols, x, right, k, sum, ldc, accumulate,
                        reinterpret_cast<const char*>(x + left_pitch), left_step);
-      } else if (j + 1 < cols) {
-        micro<T, true>(x, panel, k, sum, ldc, accumulate, next, step);
+      } else if (j + kCols<T> < cols) {
+        micro<T, true>(cols - j, x, right, k, sum, ldc, accumulate, next, step);
       } else {
-        micro<T>(x, panel, k, sum, ldc, accumulate);
+        micro<T>(cols - j, x, right, k, sum, ldc, accumulate);
       }
     }
   }
@@ -84,35 +121,36 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
 
 // The micro kernel for rows that lie in panels of columns: the first `Split` of them in one panel,
 // the others at the start of the next.
-template <std::int64_t Split, class T>
+template <std::int64_t Split, class T, std::int64_t Vectors>
 void micro_within(const T* left, const T* next_left, const T* right, std::int64_t k, T* c,
                   std::int64_t ldc, bool accumulate) {
-  using V = typename VectorOf<T>::type;
-  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
-  V sum[kRows][kVectors] = {};
-#pragma GCC unroll 6
-  for (std::int64_t i = 0; i < kRows; ++i) {
-    __builtin_prefetch(c + i * ldc);
-    __builtin_prefetch(c + i * ldc + width - 1);
-  }
+  constexpr std::int64_t width = kCols<T>;
+  Sums<T, Vectors> sum = {};
+  ask_for<T, Vectors>(c, ldc);
 #pragma GCC unroll 2
   for (std::int64_t at = 0; at < k * width; at += width) {
-    const V right_0 = *reinterpret_cast<const V*>(right + at);
-    const V right_1 = *reinterpret_cast<const V*>(right + at + lanes);
-#pragma GCC unroll 6
+    typename VectorOf<T>::type line[Vectors];
+    load_line(right + at, line);
+#pragma GCC unroll 8
     for (std::int64_t i = 0; i < kRows; ++i) {
       const T x = i < Split ? left[at + i] : next_left[at + i - Split];
-      sum[i][0] += x * right_0;
-      sum[i][1] += x * right_1;
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += x * line[v];
     }
   }
-#pragma GCC unroll 6
-  for (std::int64_t i = 0; i < kRows; ++i) {
-    V* row = reinterpret_cast<V*>(c + i * ldc);
-    V* next = reinterpret_cast<V*>(c + i * ldc + lanes);
-    *row = accumulate ? *row + sum[i][0] : sum[i][0];
-    *next = accumulate ? *next + sum[i][1] : sum[i][1];
+  put<T, Vectors>(sum, c, ldc, accumulate);
+}
+
+// Splits are even: `Split` of the rows at most are in the first panel.
+template <std::int64_t Split, class T, std::int64_t Vectors>
+void split_within(std::int64_t rows, const T* left, const T* next_left, const T* right,
+                  std::int64_t k, T* c, std::int64_t ldc, bool accumulate) {
+  if constexpr (Split > 2) {
+    if (rows < Split)
+      return split_within<Split - 2, T, Vectors>(rows, left, next_left, right, k, c, ldc,
+                                                 accumulate);
   }
+  micro_within<Split, T, Vectors>(left, next_left, right, k, c, ldc, accumulate);
 }
 
 template <class T>
@@ -120,14 +158,14 @@ void product_within(const T* left, std::int64_t first, std::int64_t panels, cons
                     std::int64_t k, std::int64_t rows, std::int64_t cols, std::int64_t skew, T* c,
                     std::int64_t ldc, bool accumulate) {
   constexpr std::int64_t width = kCols<T>, line = 64 / static_cast<std::int64_t>(sizeof(T));
-  static_assert(width % 2 == 0 && kRows == 6 && width >= 4);
+  static_assert(width % 2 == 0 && kRows % 2 == 0 && width >= 4);
   const std::int64_t pitch = k * width;
   const std::int64_t share = (pitch / line + rows) / rows * line;
-  for (std::int64_t j = 0; j < cols; ++j) {
-    const T* panel = right + j * pitch;
+  for (std::int64_t j = 0; j < cols; j += width) {
+    const T* panel = right + j / width * pitch;
     for (std::int64_t i = 0; i < rows; ++i) {
-      if (i * kRows + kRows - 1 + skew < j * width) continue;
-      if (j + 1 < cols) {
+      if (i * kRows + kRows - 1 + skew < j) continue;
+      if (j + width < cols) {
         for (std::int64_t at = i * share; at < (i + 1) * share && at < pitch; at += line)
           __builtin_prefetch(panel + pitch + at, 0, 2);
       }
@@ -135,14 +173,10 @@ void product_within(const T* left, std::int64_t first, std::int64_t panels, cons
       const T* x = left + row / width * pitch + at;
       // Behind the last panel there is nothing: rows that nobody reads repeat others.
       const T* next = row / width + 1 < panels ? x - at + pitch : x - at;
-      T* sum = c + i * kRows * ldc + j * width;
-      if (width - at >= kRows) {
-        micro_within<kRows>(x, next, panel, k, sum, ldc, accumulate);
-      } else if (width - at == 4) {
-        micro_within<4>(x, next, panel, k, sum, ldc, accumulate);
-      } else {
-        micro_within<2>(x, next, panel, k, sum, ldc, accumulate);
-      }
+      T* sum = c + i * kRows * ldc + j;
+      for_vectors<T>(cols - j, [&]<std::int64_t Vectors>() {
+        split_within<kRows, T, Vectors>(width - at, x, next, panel, k, sum, ldc, accumulate);
+      });
     }
   }
 }
@@ -150,77 +184,68 @@ void product_within(const T* left, std::int64_t first, std::int64_t panels, cons
 // One line of `ahead` asked for every few steps of the depth: in bursts they would wait.
 template <class T>
 void product_ahead(const T* left, const T* right, std::int64_t k, std::int64_t left_pitch,
-                   std::int64_t rows, T* c, std::int64_t ldc, bool accumulate, const Ahead& ahead,
-                   std::int64_t at, std::int64_t share) {
+                   std::int64_t rows, std::int64_t cols, T* c, std::int64_t ldc, bool accumulate,
+                   const Ahead& ahead, std::int64_t at, std::int64_t share) {
   const std::int64_t tile = share / rows + 1, step = tile / k + 1;
   for (std::int64_t i = 0; i < rows; ++i, at += tile) {
     if (at < ahead.bytes) {
-      micro<T, true>(left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate,
+      micro<T, true>(cols, left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate,
                      ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment, step);
     } else {
-      micro<T>(left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate);
+      micro<T>(cols, left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate);
     }
   }
 }
 
-template <class T>
+template <class T, std::int64_t Vectors>
 void micro_rows(const T* const* left, const T* right, std::int64_t k, bool one, T* c,
                 std::int64_t ldc, bool accumulate, const char* ahead, std::int64_t step) {
-  using V = typename VectorOf<T>::type;
-  constexpr std::int64_t lanes = kLanes<T>;
-  static_assert(kRows == 6);
-  const T *const a = left[0], *const b = left[1], *const d = left[2], *const e = left[3],
-                 *const f = left[4], *const g = left[5];
-  V sum[kRows][kVectors] = {};
+  typename VectorOf<T>::type line[Vectors];
+  const T* rows[kRows];
+#pragma GCC unroll 8
+  for (std::int64_t i = 0; i < kRows; ++i) rows[i] = left[i];
+  Sums<T, Vectors> sum = {};
 #pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
     __builtin_prefetch(ahead, 0, 2);
     ahead += step;
-    const V right_0 = *reinterpret_cast<const V*>(right);
-    const V right_1 = *reinterpret_cast<const V*>(right + lanes);
-    sum[0][0] += a[depth] * right_0;
-    sum[0][1] += a[depth] * right_1;
-    sum[1][0] += b[depth] * right_0;
-    sum[1][1] += b[depth] * right_1;
-    sum[2][0] += d[depth] * right_0;
-    sum[2][1] += d[depth] * right_1;
-    sum[3][0] += e[depth] * right_0;
-    sum[3][1] += e[depth] * right_1;
-    sum[4][0] += f[depth] * right_0;
-    sum[4][1] += f[depth] * right_1;
-    sum[5][0] += g[depth] * right_0;
-    sum[5][1] += g[depth] * right_1;
+    load_line(right, line);
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += rows[i][depth] * line[v];
+    }
     right += kCols<T>;
   }
-#pragma GCC unroll 6
-  for (std::int64_t i = 0; i < kRows; ++i) {
-    if (one) {
-      sum[i][0] += *reinterpret_cast<const V*>(right);
-      sum[i][1] += *reinterpret_cast<const V*>(right + lanes);
+  if (one) {
+    load_line(right, line);
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += line[v];
     }
-    V* row = reinterpret_cast<V*>(c + i * ldc);
-    V* next = reinterpret_cast<V*>(c + i * ldc + lanes);
-    *row = accumulate ? *row + sum[i][0] : sum[i][0];
-    *next = accumulate ? *next + sum[i][1] : sum[i][1];
   }
+  put<T, Vectors>(sum, c, ldc, accumulate);
 }
 
 // Without packing the left: its rows are read once for each panel of the right.
 template <class T>
 void product_rows(const T* const* left, const T* right, std::int64_t k, bool one, std::int64_t rows,
-                  T* c, std::int64_t ldc, bool accumulate, const Ahead& ahead, std::int64_t at,
-                  std::int64_t share) {
+                  std::int64_t cols, T* c, std::int64_t ldc, bool accumulate, const Ahead& ahead,
+                  std::int64_t at, std::int64_t share) {
   const std::int64_t tile = share / rows + 1, step = at < ahead.bytes && k > 0 ? tile / k + 1 : 0;
   for (std::int64_t i = 0; i < rows; ++i, at += tile) {
     const char* from = at < ahead.bytes
                            ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
                            : reinterpret_cast<const char*>(right);
-    micro_rows<T>(left + i * kRows, right, k, one, c + i * kRows * ldc, ldc, accumulate, from,
-                  at < ahead.bytes ? step : 0);
+    for_vectors<T>(cols, [&]<std::int64_t Vectors>() {
+      micro_rows<T, Vectors>(left + i * kRows, right, k, one, c + i * kRows * ldc, ldc, accumulate,
+                             from, at < ahead.bytes ? step : 0);
+    });
   }
 }
 
-// Four units at a time: eight sums and two lanes in registers, two loads a fused multiply-add less.
+// Four units at a time: their sums and the lanes in registers, two loads a fused multiply-add less.
 template <class T>
 void combine(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k, T* x) {
   using V = typename VectorOf<T>::type;
@@ -228,26 +253,26 @@ void combine(const T* const* panels, const T* lanes, std::int64_t count, std::in
   for (std::int64_t o = 0; o < k; o += step) {
     const std::int64_t units = k - o < step ? k - o : step;
     V sum[step][kVectors] = {};
+    const auto add = [&](std::int64_t i, const V(&z)[kVectors], const T* panel) {
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < kVectors; ++v)
+        sum[i][v] += z[v] * *reinterpret_cast<const V*>(panel + i * width + v * kLanes<T>);
+    };
     for (std::int64_t u = 0; u < count; ++u) {
-      const V z0 = *reinterpret_cast<const V*>(lanes + u * width);
-      const V z1 = *reinterpret_cast<const V*>(lanes + u * width + kLanes<T>);
+      V z[kVectors];
+      load_line(lanes + u * width, z);
       const T* panel = panels[u] + o * width;
       if (units == step) {
 #pragma GCC unroll 4
-        for (std::int64_t i = 0; i < step; ++i) {
-          sum[i][0] += z0 * *reinterpret_cast<const V*>(panel + i * width);
-          sum[i][1] += z1 * *reinterpret_cast<const V*>(panel + i * width + kLanes<T>);
-        }
+        for (std::int64_t i = 0; i < step; ++i) add(i, z, panel);
       } else {
-        for (std::int64_t i = 0; i < units; ++i) {
-          sum[i][0] += z0 * *reinterpret_cast<const V*>(panel + i * width);
-          sum[i][1] += z1 * *reinterpret_cast<const V*>(panel + i * width + kLanes<T>);
-        }
+        for (std::int64_t i = 0; i < units; ++i) add(i, z, panel);
       }
     }
     for (std::int64_t i = 0; i < units; ++i) {
-      *reinterpret_cast<V*>(x + (o + i) * width) = sum[i][0];
-      *reinterpret_cast<V*>(x + (o + i) * width + kLanes<T>) = sum[i][1];
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < kVectors; ++v)
+        *reinterpret_cast<V*>(x + (o + i) * width + v * kLanes<T>) = sum[i][v];
     }
   }
 }
@@ -274,6 +299,7 @@ TileKernels<T> make_kernels(const char* name) {
   TileKernels<T> kernels;
   kernels.mr = kRows;
   kernels.nr = kCols<T>;
+  kernels.lanes = kLanes<T>;
   kernels.name = name;
   kernels.pack_f32 = pack<float, T>;
   if constexpr (sizeof(T) == sizeof(double)) kernels.pack_f64 = pack<double, T>;  // never narrowed

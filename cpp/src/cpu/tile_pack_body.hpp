@@ -9,8 +9,13 @@
 namespace fastfisher::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 6;
-constexpr std::int64_t kVectors = 2;
+// A micro tile, whose sums stay in registers: of 16, six times two leave four for operands.
+#if !defined(FF_TILE_ROWS)
+#define FF_TILE_ROWS 6
+#define FF_TILE_VECTORS 2
+#endif
+constexpr std::int64_t kRows = FF_TILE_ROWS;
+constexpr std::int64_t kVectors = FF_TILE_VECTORS;
 
 template <class T>
 constexpr std::int64_t kLanes = FF_VECTOR_BYTES / static_cast<std::int64_t>(sizeof(T));
@@ -168,6 +173,38 @@ void pack_blocks(const T* const* rows, std::int64_t width, std::int64_t k, doubl
   pack_plain(rows, width, width, 1, depth < 0 ? 0 : depth, k, scale, dst);
 }
 
+// The same for fewer rows than a panel has, with zeros for the others.
+template <class T>
+void pack_few(const T* const* rows, std::int64_t count, std::int64_t width, std::int64_t k,
+              double scale, T* dst) {
+  constexpr std::int64_t size = Block<T>::size;
+  const std::int64_t whole = count / size * size, end = k / size * size;
+  const T factor = static_cast<T>(scale);
+  for (std::int64_t depth = 0; depth < end; depth += size) {
+    for (std::int64_t i = 0; i < whole; i += size)
+      Block<T>::transpose(rows + i, depth, factor, dst + depth * width + i, width);
+    for (std::int64_t d = depth; d < depth + size; ++d) {
+      T* const line = dst + d * width;
+      for (std::int64_t i = whole; i < count; ++i) line[i] = rows[i][d] * factor;
+      for (std::int64_t i = count; i < width; ++i) line[i] = 0;
+    }
+  }
+  pack_plain(rows, count, width, 1, end, k, scale, dst);
+}
+
+// The same for rows that are neighbours in memory.
+template <class S, class T>
+void pack_few_lines(const S* first, std::int64_t count, std::int64_t width, std::int64_t stride,
+                    std::int64_t k, double scale, T* dst) {
+  const T factor = static_cast<T>(scale);
+  for (std::int64_t depth = 0; depth < k; ++depth) {
+    const S* const from = first + depth * stride;
+    T* const line = dst + depth * width;
+    for (std::int64_t i = 0; i < count; ++i) line[i] = static_cast<T>(widen(from[i])) * factor;
+    for (std::int64_t i = count; i < width; ++i) line[i] = 0;
+  }
+}
+
 // Narrower storage: widened a stretch at a time, then packed as the wide type.
 template <class S, class T>
 void pack_widened(const S* const* rows, std::int64_t width, std::int64_t k, double scale, T* dst) {
@@ -188,7 +225,14 @@ void pack_widened(const S* const* rows, std::int64_t width, std::int64_t k, doub
 template <class S, class T>
 void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
           std::int64_t k, double scale, T* dst) {
-  if (count != width) return pack_plain(rows, count, width, stride, 0, k, scale, dst);
+  const bool lines = stride != 1 && neighbours(rows, count);
+  if (count != width) {
+    if (lines && count > 0) return pack_few_lines(rows[0], count, width, stride, k, scale, dst);
+    if constexpr (sizeof(S) == sizeof(T)) {
+      if (stride == 1) return pack_few(rows, count, width, k, scale, dst);
+    }
+    return pack_plain(rows, count, width, stride, 0, k, scale, dst);
+  }
   if (stride == 1) {
     if constexpr (sizeof(S) == sizeof(T)) {
       return pack_blocks<T>(rows, width, k, scale, dst);
@@ -196,7 +240,6 @@ void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int
       return pack_widened(rows, width, k, scale, dst);
     }
   }
-  const bool lines = neighbours(rows, count);
   if (width == kRows) {
     if (lines) return pack_lines<kRows>(rows[0], stride, k, scale, dst);
     return pack_scattered<kRows>(rows, stride, k, scale, dst);

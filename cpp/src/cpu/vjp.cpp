@@ -171,7 +171,7 @@ class Vjp {
       for (std::int64_t j = 0; j < right.rows; j += nr) {
         for (std::int64_t k = 0; k < plan.columns; ++k, at += share) {
           kernels_.product_ahead(d.gradients + left.at(0, k * plane), d.inputs + right.at(0, j),
-                                 depth, depth * left.width, plane / left.width,
+                                 depth, depth * left.width, plane / left.width, right.rows - j,
                                  sums + j / nr * strip + (k * plan.plane + first) * nr, nr,
                                  row > from, at < 0 ? inputs : cotangents,
                                  std::max<std::int64_t>(0, at), at < 0 ? inputs.bytes : share);

@@ -135,7 +135,7 @@ inline VjpPlan vjp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     if (piece.positions_inside() && piece.positions > 0)
       plan.task_rows = std::min(round_up(plan.task_rows, piece.positions), kVjpTaskRowsMost);
     plan.tile_units = std::min(plan.plane, std::max(mr, kVjpTileRows / columns / mr * mr));
-    plan.tile_features = std::min(plan.inputs.rows, kVjpTileFeatures);
+    plan.tile_features = std::min(plan.inputs.rows, kVjpTileFeatures / nr * nr);
     // Smaller tiles where there would be too few for the threads.
     const auto few = [&] {
       return ceil_div(plan.units, plan.tile_units) * ceil_div(piece.depth(), plan.tile_features) <
