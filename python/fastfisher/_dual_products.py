@@ -120,7 +120,8 @@ class Likeness:
         rounded = 8 * np.finfo(g.dtype).eps * np.trace(own, axis1=1, axis2=2)
         own -= common @ common.swapaxes(1, 2)
         alone = np.linalg.norm(own.astype(np.float64), axis=(1, 2)) + rounded
-        rest = weights - np.outer(lead, lead)
+        # Squares of small entries vanish in float32.
+        rest = weights.astype(np.float64) - np.outer(lead, lead)
         np.fill_diagonal(rest, 0)
         missing = float(np.linalg.norm(rest)) * float(alone.max())
         own *= (np.diagonal(weights) - lead**2)[:, None, None]

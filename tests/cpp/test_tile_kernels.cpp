@@ -144,6 +144,8 @@ int main() {
   if (has_avx512()) {
     kernels_agree(tile_kernels_avx512<float>());
     kernels_agree(tile_kernels_avx512<double>());
+    kernels_agree(tile_kernels_avx512_medium<float>());
+    kernels_agree(tile_kernels_avx512_medium<double>());
     kernels_agree(tile_kernels_avx512_narrow<float>());
     kernels_agree(tile_kernels_avx512_narrow<double>());
   }

@@ -84,16 +84,18 @@ def test_outliers_equal_the_spectrum(k: int, which: str, looks: list[Any]) -> No
     assert found.matvecs < 60
 
 
+@pytest.mark.parametrize("tiny", [1.0, 1e-13])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("spread", [0.0, 0.1, 2.0])
-def test_what_the_likeness_lacks_is_bounded(spread: float, dtype: str) -> None:
+def test_what_the_likeness_lacks_is_bounded(spread: float, dtype: str, tiny: float) -> None:
     rng = np.random.default_rng(0)
     n, c = 40, 3
     layers = []
     for i, o in ((7, 30), (90, 3), (20, 20)):
         sizes = np.exp(spread * rng.standard_normal((n, 1)))
         g = sizes[:, None] * (1 + rng.standard_normal((n, c, o)))
-        layers.append(ff.Dense((1 + rng.standard_normal((n, i))).astype(dtype), g.astype(dtype)))
+        a = tiny * (1 + rng.standard_normal((n, i)))
+        layers.append(ff.Dense(a.astype(dtype), (g / tiny).astype(dtype)))
     dual = Dual(layers, 0.1)
     likeness, every = dual.likeness(), np.eye(n * c)
     exact = truth_matrix(ff.Jacobian.from_factors(layers), 0.1)

@@ -257,19 +257,24 @@ class Jvp {
   const JvpSums<S, T> sums_;
   int threads_;
   T* scratch_;
-  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  const TileKernels<T>& kernels_ = jvp_kernels<T>();
+};
+
+constexpr auto kPlanOf = []<class T>(T, const Piece& piece, std::int64_t columns, int threads) {
+  const TileKernels<T>& kernels = jvp_kernels<T>();
+  return jvp_plan(piece, columns, kernels.mr, kernels.nr, sizeof(T), threads);
 };
 
 }  // namespace
 
 std::int64_t jvp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return product_workspace(ctx, layers, columns, jvp_plan);
+  return product_workspace(ctx, layers, columns, kPlanOf);
 }
 
 ProductReport jvp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& v,
                   const ArrayRef& out) {
-  return run_product<Jvp>(ctx, "jvp", layers, out.extent(2), v, out, jvp_plan);
+  return run_product<Jvp>(ctx, "jvp", layers, out.extent(2), v, out, kPlanOf);
 }
 
 }  // namespace fastfisher::cpu

@@ -15,18 +15,16 @@
 
 namespace fastfisher::cpu {
 
-/// Bytes of workspace for the greediest piece, planned by plan_of(piece, columns, mr, nr, bytes of
-/// an entry, threads).
+/// Bytes of workspace for the greediest piece, planned by plan_of(T(), piece, columns, threads).
 template <class PlanOf>
 std::int64_t product_bytes(const std::vector<Piece>& pieces, DType dtype, std::int64_t columns,
                            int threads, const PlanOf& plan_of) {
   return visit_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const TileKernels<T>& kernels = tile_kernels<T>();
     std::int64_t most = 0;
     for (const std::int64_t at_once : column_counts(columns)) {
       for (const Piece& piece : pieces) {
-        const auto plan = plan_of(piece, at_once, kernels.mr, kernels.nr, sizeof(T), threads);
+        const auto plan = plan_of(T(), piece, at_once, threads);
         most = std::max(most, plan.shared_items + threads * plan.thread_items);
       }
     }

@@ -9,8 +9,9 @@ template <class T>
 const TileKernels<T>& tile_kernels(std::int64_t columns) {
 #if defined(FF_HAVE_AVX512)
   if (has_avx512()) {
-    const TileKernels<T>& narrow = tile_kernels_avx512_narrow<T>();
-    return columns > narrow.nr ? tile_kernels_avx512<T>() : narrow;
+    for (const auto* kernels : {&tile_kernels_avx512_narrow<T>(), &tile_kernels_avx512_medium<T>()})
+      if (columns <= kernels->nr) return *kernels;
+    return tile_kernels_avx512<T>();
   }
 #endif
 #if defined(FF_HAVE_AVX2)

@@ -100,6 +100,8 @@ const TileKernels<T>& tile_kernels_avx2();
 template <class T>
 const TileKernels<T>& tile_kernels_avx512();
 template <class T>
+const TileKernels<T>& tile_kernels_avx512_medium();
+template <class T>
 const TileKernels<T>& tile_kernels_avx512_narrow();
 #endif
 

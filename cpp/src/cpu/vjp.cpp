@@ -293,21 +293,26 @@ class Vjp {
   int threads_;
   T* scratch_;
   const Form* form_ = nullptr;
-  const TileKernels<T>& kernels_ = tile_kernels<T>();
+  const TileKernels<T>& kernels_ = vjp_kernels<T>();
   const ContractKernels<T>& contract_ = contract_kernels<T>();
   std::int64_t column_ = 0;
+};
+
+constexpr auto kPlanOf = []<class T>(T, const Piece& piece, std::int64_t columns, int threads) {
+  const TileKernels<T>& kernels = vjp_kernels<T>();
+  return vjp_plan(piece, columns, kernels.mr, kernels.nr, sizeof(T), threads);
 };
 
 }  // namespace
 
 std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> layers,
                            std::int64_t columns) {
-  return product_workspace(ctx, layers, columns, vjp_plan);
+  return product_workspace(ctx, layers, columns, kPlanOf);
 }
 
 ProductReport vjp(const Context& ctx, std::span<const LayerFactors> layers, const ArrayRef& u,
                   const ArrayRef& out) {
-  return run_product<Vjp>(ctx, "vjp", layers, out.extent(1), u, out, vjp_plan);
+  return run_product<Vjp>(ctx, "vjp", layers, out.extent(1), u, out, kPlanOf);
 }
 
 }  // namespace fastfisher::cpu
