@@ -120,8 +120,7 @@ class Likeness:
         rounded = 8 * np.finfo(g.dtype).eps * np.trace(own, axis1=1, axis2=2)
         own -= common @ common.swapaxes(1, 2)
         alone = np.linalg.norm(own.astype(np.float64), axis=(1, 2)) + rounded
-        # Squares of small entries vanish in float32.
-        rest = weights.astype(np.float64) - np.outer(lead, lead)
+        rest = wide - np.outer(lead, lead)  # wide: squares of small entries vanish in float32
         np.fill_diagonal(rest, 0)
         missing = float(np.linalg.norm(rest)) * float(alone.max())
         own *= (np.diagonal(weights) - lead**2)[:, None, None]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define FF_VECTOR_BYTES 64
-// For products of some columns.
+// For J^T u, see vjp_plan.hpp, and products of up to as many columns.
 #define FF_TILE_ROWS 8
 #define FF_TILE_VECTORS 2
 #include "tile_kernels_body.hpp"
