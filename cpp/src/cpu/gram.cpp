@@ -17,7 +17,8 @@
 //       form the group's gradients for the block's samples                 parallel over samples
 //       for each slab of the group
 //         pack the block's rows into panels; where the block meets itself  parallel over panels
-//           one copy serves both sides but in S2 and contracted S3
+//           one copy serves both sides but in S2 and contracted S3; where rows are few, those of
+//           formed gradients meet in place, vectors running along the depth
 //         for each tile of the pair                                        parallel over tiles
 //           for each chunk: P, Q of the tile, then acc += P o Q in float64 the tile stays in cache
 //           after the last slab: store the tile and its mirror image once
@@ -83,23 +84,20 @@ std::int64_t columns_of(std::span<const LayerFactors> left, std::span<const Laye
   return sizes.samples * (outputs == GramOutputs::full ? sizes.outputs : 1);
 }
 
-// Threads, methods and plan of one Gram within `limit` bytes. Where memory is short, fewer threads
-// and then no pairs of positions: neither needs to be in memory for every position or thread. Then
-// narrower panels.
+// Threads and plan of one Gram within `limit` bytes. Where memory is short, fewer threads, then
+// narrower panels; methods stay, for others would give other bits.
 template <class T>
 bool fit(Call& call, std::span<const LayerFactors> left, std::span<const LayerFactors> right,
          GramOutputs outputs, int threads, std::int64_t limit) {
   const std::array both{&tile_kernels<T>(columns_of(left, right, outputs)), &tile_kernels<T>(1)};
   for (const TileKernels<T>* kernels : std::span(both).first(both[0] == both[1] ? 1 : 2)) {
-    for (const bool pairs : {true, false}) {
-      // Padded for the narrowest panels in any case, so that the bits are the same.
-      call.shape = gram_shape(left, right, outputs, tile_kernels<T>(1).nr, pairs);
-      for (call.threads = threads; call.threads > 0; call.threads /= 2) {
-        auto plan = gram_plan(call.shape, kernels->mr, kernels->nr, sizeof(T), call.threads, limit);
-        if (!plan) continue;
-        call.plan = *std::move(plan);
-        return true;
-      }
+    // Padded for the narrowest panels in any case, so that the bits are the same.
+    call.shape = gram_shape(left, right, outputs, tile_kernels<T>(1).nr);
+    for (call.threads = threads; call.threads > 0; call.threads /= 2) {
+      auto plan = gram_plan(call.shape, kernels->mr, kernels->nr, sizeof(T), call.threads, limit);
+      if (!plan) continue;
+      call.plan = *std::move(plan);
+      return true;
     }
   }
   return false;

@@ -13,6 +13,9 @@ constexpr Atoms first_if(bool condition) {
   return condition ? Atoms::first : Atoms::none;
 }
 
+// Units at most whose formed rows meet in place together.
+constexpr std::int64_t kInPlaceUnits = 8;
+
 // Depth after which a product of gradients alone is folded.
 constexpr std::int64_t kFoldDepth = 16 * kGramDepth;
 
@@ -65,11 +68,16 @@ class Chunks {
   // S1, and S4 where outputs do not meet: one product over formed rows.
   void gradients(const LayerShape& layer, std::int64_t outputs) {
     const std::size_t begin = chunks_.size();
-    units(layer, kGramDepth / layer.padded, [&](std::int64_t count) {
+    const bool in_place = shape_.in_place();
+    const std::int64_t wanted = in_place ? std::min(kInPlaceUnits, kInPlaceDepth / layer.padded)
+                                         : kGramDepth / layer.padded;
+    units(layer, wanted, [&](std::int64_t count) {
       next_.across = outputs > 1;
+      next_.in_place = in_place;
       next_.source = GramChunk::Source::weights;
       cut(true, 0, count * layer.padded * outputs, false, false,
           outputs > 1 ? Atoms::every : Atoms::first);
+      next_.in_place = false;
       if (!layer.bias) return;
       next_.source = GramChunk::Source::ones;
       cut(true, 0, count * outputs, false, false, outputs > 1 ? Atoms::every : Atoms::none);
@@ -188,14 +196,17 @@ class Chunks {
   // Depth [from, from + depth) in equal chunks.
   void cut(bool gradients, std::int64_t from, std::int64_t depth, bool first, bool last,
            Atoms atoms) {
-    const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, kGramDepth));
+    const std::int64_t most = next_.in_place ? kInPlaceDepth : kGramDepth;
+    const std::int64_t grain = next_.in_place ? shape_.grain : 1;
+    const std::int64_t count = std::max<std::int64_t>(1, ceil_div(depth, most));
     count_ += count;
     if (counting_) return;
+    const auto bound = [&](std::int64_t k) { return depth / grain * k / count * grain; };
     for (std::int64_t k = 0; k < count; ++k) {
       GramChunk chunk = next_;
       chunk.gradients = gradients;
-      chunk.from = from + depth * k / count;
-      chunk.depth = static_cast<std::int32_t>(depth * (k + 1) / count - depth * k / count);
+      chunk.from = from + bound(k);
+      chunk.depth = static_cast<std::int32_t>(bound(k + 1) - bound(k));
       chunk.first = first && k == 0;
       chunk.last = last && k == count - 1;
       chunk.atom = atoms == Atoms::every || (atoms == Atoms::first && k == 0);

@@ -95,13 +95,19 @@ class Gram {
       if (!together) form(j, false, group);
       for (std::size_t slab = group.first; slab < group.last; ++slab) {
         pack(i, j, plan_.slabs[slab], group, left, together);
+        const FormedGroup<T> formed{&group,
+                                    formed_left_,
+                                    formed_right_,
+                                    together,
+                                    i / shape_.left_outputs,
+                                    j / shape_.right_outputs};
         parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
           // From the bottom: when square the longest rows of tiles come first.
           const std::int64_t at = grid.size() - 1 - index;
           const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
           const std::int64_t r = above - grid.before.begin(), q = at - *above;
           GramTile<T, R> tile(shape_, plan_, kernels_, sides_->scales(), left_panels_,
-                              right_panels_, together);
+                              right_panels_, formed);
           const std::int64_t state = plan_.single_slab() ? worker : at;
           if (!tile.run(i, j, r * plan_.tile_rows, q * plan_.tile_cols, slab,
                         states_ + state * plan_.state_bytes, pairs_ + worker * plan_.pair_bytes,
@@ -175,7 +181,7 @@ class Gram {
     const std::int64_t formed_rows = ceil_div(block_end, side_outputs) * side_outputs;
     for (std::size_t c = slab.first; c < slab.last; ++c) {
       const GramChunk& chunk = plan_.chunks[c];
-      if (chunk.gradients != gradients) continue;
+      if (chunk.gradients != gradients || chunk.in_place) continue;
       if (left && together &&
           !shape_.layers[static_cast<std::size_t>(chunk.layer)].packs_left(shape_))
         continue;

@@ -8,6 +8,7 @@
 // unfolded.
 #pragma once
 
+#include "contract_kernels.hpp"
 #include "gram_access.hpp"
 #include "gram_plan.hpp"
 #include "tile_kernels.hpp"
@@ -143,9 +144,9 @@ class Former {
 
   void add_ones(std::int64_t n, const T* panel, std::int64_t depth, T* ones) const {
     const auto one = static_cast<T>(scale_a(n));
-    for (std::int64_t t = 0; t < depth; ++t) {
-      for (std::int64_t k = 0; k < kernels_.mr; ++k) ones[k] += panel[t * kernels_.mr + k] * one;
-    }
+    T sums[16] = {};
+    contract_kernels<T>().sum_panel(panel, kernels_.mr, depth, sums);
+    for (std::int64_t k = 0; k < kernels_.mr; ++k) ones[k] += sums[k] * one;
   }
 
   // Panel of columns i .. i + nr of the inputs over positions [t0, t1); zeros beyond the last.

@@ -124,7 +124,7 @@ bool pairs_fit(const GramShape& shape, const LayerShape& layer) {
          kMostPairEntries;
 }
 
-GramMethod cheapest(const GramShape& shape, const LayerShape& layer, bool pairs) {
+GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {
   if (layer.form == LayerForm::dense) return GramMethod::s0;
   // Every item size has the same order but for rare ties.
   const Rates rates = rates_of(4);
@@ -133,7 +133,7 @@ GramMethod cheapest(const GramShape& shape, const LayerShape& layer, bool pairs)
     // With T positions on both sides S2 is beaten by contracted S3 unless T > i C o / (i + C o),
     // and then by S1, for which T > i C / (i + C) is enough.
     if (method == GramMethod::s2 && layer.left_positions == layer.right_positions) continue;
-    if (method == GramMethod::s3 && !(pairs && pairs_fit(shape, layer))) continue;
+    if (method == GramMethod::s3 && !pairs_fit(shape, layer)) continue;
     if (has_method(layer, method) &&
         work_of(shape, layer, method).seconds(rates) < work_of(shape, layer, best).seconds(rates))
       best = method;
@@ -160,10 +160,11 @@ LayerShape layer_shape(const LayerFactors& left, const LayerFactors& right, std:
 }  // namespace
 
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs, std::int64_t nr, bool pairs) {
+                     GramOutputs outputs, std::int64_t nr) {
   GramShape shape;
   shape.kind = outputs;
   shape.symmetric = right.empty();
+  shape.grain = nr;
   const LayerSizes one = sizes_of(left.front());
   const LayerSizes other = right.empty() ? one : sizes_of(right.front());
   if (outputs == GramOutputs::full) {
@@ -181,7 +182,7 @@ GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFa
                   "S" + std::to_string(static_cast<int>(asked)) + " is not for layer " +
                       std::to_string(index) + ", whose form does not have it");
     }
-    layer.method = asked == GramMethod::automatic ? cheapest(shape, layer, pairs) : asked;
+    layer.method = asked == GramMethod::automatic ? cheapest(shape, layer) : asked;
     shape.layers.push_back(layer);
   }
   return shape;

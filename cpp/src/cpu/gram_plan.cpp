@@ -197,8 +197,13 @@ struct Sizer {
       total();
       if (fits(limit)) return true;
     }
-    if (!cut(wanted, most - wanted) && !cut(most / 2, most - most / 2) && !cut(most, most))
-      return false;
+    if (!cut(wanted, most - wanted)) {
+      // Half of it for either, or what each cannot do without.
+      const auto [packed, formed] = cutter().least();
+      if (packed + formed > most) return false;
+      const std::int64_t panels = std::clamp(most / 2, packed, most - formed);
+      if (!cut(panels, most - panels)) return false;
+    }
     total();
     return fits(limit);
   }

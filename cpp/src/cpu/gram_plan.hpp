@@ -7,6 +7,7 @@
 #include "fastfisher/ops.hpp"
 #include "rounding.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -15,6 +16,10 @@
 namespace fastfisher::cpu {
 
 struct GramShape;
+
+/// Rows at most that meet where they lie, and the depth of a chunk of them: ten rows of it are in
+/// the first cache level, all of them in the second.
+inline constexpr std::int64_t kInPlaceRows = 512, kInPlaceDepth = 1024;
 
 /// One layer as the engine sees it.
 struct LayerShape {
@@ -66,12 +71,15 @@ struct GramShape {
                right_outputs = 1;  ///< rows of one sample (1 unless outputs = full)
   std::int64_t planes = 1;         ///< c for outputs = diagonal
   bool symmetric = false;
+  std::int64_t grain = 1;  ///< of the rows of what is formed: whole vectors
   std::vector<LayerShape> layers;
 
   /// Outputs of one sample that a row of formed gradients goes through.
   [[nodiscard]] std::int64_t formed_outputs(const LayerShape& layer) const {
     return kind == GramOutputs::diagonal || layer.method == GramMethod::s4 ? 1 : layer.outputs;
   }
+  /// Whether formed rows are so few that packing them costs more than it gains.
+  [[nodiscard]] bool in_place() const { return std::max(rows, cols) <= kInPlaceRows; }
 };
 
 inline bool LayerShape::contracts(const GramShape& shape) const {
@@ -107,6 +115,7 @@ struct GramChunk {
   bool last = false;              ///< ends it; a product of gradients is folded then
   bool atom = false;              ///< a slab may begin here
   bool across = false;            ///< the depth runs over all outputs of the units (S1 of samples)
+  bool in_place = false;          ///< formed rows meet where they lie, no panels
 };
 
 /// Units [from, to) of one group of channels of a layer that are formed together, for every sample
@@ -167,10 +176,10 @@ inline constexpr std::int64_t kGramDepth = 256;
 inline constexpr std::int64_t kHalfFormedUnits = 16;
 
 /// Shapes of the layers and the method of each: the forced one, else the cheapest in predicted
-/// time, pairs of positions only with `pairs`. ErrorCode::shape where a layer does not have the
+/// time. ErrorCode::shape where a layer does not have the
 /// method that is forced.
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs, std::int64_t nr, bool pairs = true);
+                     GramOutputs outputs, std::int64_t nr);
 
 /// Multiply-adds and predicted seconds of each layer.
 std::vector<GramChoice> gram_choices(const GramShape& shape, std::int64_t item_bytes, int threads);

@@ -5,6 +5,7 @@
 
 #include "gram_access.hpp"
 #include "gram_form.hpp"
+#include "gram_formed.hpp"
 #include "gram_plan.hpp"
 #include "gram_scales.hpp"
 #include "tile_kernels.hpp"
@@ -84,7 +85,7 @@ class GramSides {
     ChunkRows found;
     if (piece != nullptr) {
       found.formed = true;
-      found.rows = formed_rows(left, layer, chunk, *piece, formed);
+      found.rows = formed_rows(shape_, left, chunk, *piece, formed);
       found.rows.origin = first;
       return found;
     }
@@ -185,29 +186,6 @@ class GramSides {
       pack(at, count, width, rows.depth_stride, run, rows.scale, to + done * width);
       done += run;
     }
-  }
-
-  // Formed rows of a piece: of a sample [c][units][padded], then [c][units] biases.
-  [[nodiscard]] Rows formed_rows(bool left, const LayerShape& layer, const GramChunk& chunk,
-                                 const GramPiece& piece, const T* formed) const {
-    const bool ones = chunk.source == GramChunk::Source::ones;
-    const std::int64_t units = piece.to - piece.from;
-    const std::int64_t unit = ones ? 1 : layer.padded;
-    Rows rows;
-    rows.data = formed + (ones ? piece.rows * layer.padded : 0) +
-                ((piece.patches ? 0 : chunk.output * units) + chunk.unit - piece.from) * unit;
-    rows.outer_stride = piece.sample_entries;
-    rows.run = std::max<std::int64_t>(1, chunk.from + chunk.depth);
-    rows.depth_stride = 1;
-    if (chunk.across && chunk.units < units) {
-      rows.run = chunk.units * unit;
-      rows.run_stride = units * unit;
-    }
-    if (chunk.gradients && shape_.kind == GramOutputs::full) {
-      rows.inner = left ? shape_.left_outputs : shape_.right_outputs;
-      rows.inner_stride = units * unit;
-    }
-    return rows;
   }
 
   // S4: w[c,o] for every sample.

@@ -49,6 +49,10 @@ SlabCutter::Bytes SlabCutter::chunk_bytes(const GramChunk& chunk) const {
           right ? round_up(right_extents_[chunk.gradients] * bytes, kAlign) : 0};
 }
 
+SlabCutter::Bytes SlabCutter::panel_bytes(const GramChunk& chunk) const {
+  return chunk.in_place ? Bytes{} : chunk_bytes(chunk);
+}
+
 SlabCutter::Bytes SlabCutter::piece_bytes(const GramPiece& piece) const {
   const std::int64_t bytes = piece.sample_entries * item_;
   return {round_up(left_samples_ * bytes, kAlign),
@@ -118,26 +122,25 @@ bool SlabCutter::cut(std::int64_t panels, std::int64_t formed, bool single) {
   plan_.groups.assign(1, {});
   plan_.left_bytes = plan_.right_bytes = plan_.formed_left = plan_.formed_right = 0;
   GramSlab slab;
-  Bytes packed, in_group;
+  Bytes packed, touched, in_group;  // touched: packed, or met in place
   const auto close = [&] {
     if (slab.last > slab.first) plan_.slabs.push_back(slab);
     plan_.left_bytes = std::max(plan_.left_bytes, packed.left);
     plan_.right_bytes = std::max(plan_.right_bytes, packed.right);
     slab.first = slab.last;
-    packed = {};
+    packed = touched = {};
   };
   for (std::size_t begin = 0, end = 0; begin < plan_.chunks.size(); begin = end) {
-    Bytes more;
+    Bytes more, reach;
     bool forms = false;
     for (end = begin; end == begin || (end < plan_.chunks.size() && !plan_.chunks[end].atom);
          ++end) {
-      const Bytes bytes = chunk_bytes(plan_.chunks[end]);
-      more.left += bytes.left;
-      more.right += bytes.right;
+      more += panel_bytes(plan_.chunks[end]);
+      reach += chunk_bytes(plan_.chunks[end]);
       forms = forms || is_formed(plan_.chunks[end]);
     }
     if (more.sum() > panels) return false;
-    if (packed.sum() + more.sum() > panels) {
+    if (slab.last > slab.first && touched.sum() + reach.sum() > panels) {
       if (single) return false;
       close();
     }
@@ -150,12 +153,28 @@ bool SlabCutter::cut(std::int64_t panels, std::int64_t formed, bool single) {
       if (!form_all(begin, end, formed, in_group)) return false;
     }
     slab.last = end;
-    packed.left += more.left;
-    packed.right += more.right;
+    packed += more;
+    touched += reach;
   }
   close();
   close_group();
   return true;
+}
+
+std::pair<std::int64_t, std::int64_t> SlabCutter::least() const {
+  std::pair<std::int64_t, std::int64_t> most{0, 0};
+  std::vector<GramPiece> pieces;
+  Bytes packed, formed;
+  for (const GramChunk& chunk : plan_.chunks) {
+    if (chunk.atom) {
+      pieces.clear();
+      packed = formed = {};
+    }
+    packed += panel_bytes(chunk);
+    if (is_formed(chunk)) form(chunk, pieces, formed);
+    most = {std::max(most.first, packed.sum()), std::max(most.second, formed.sum())};
+  }
+  return most;
 }
 
 void SlabCutter::locate() {
@@ -170,9 +189,7 @@ void SlabCutter::locate() {
         GramChunk& chunk = plan_.chunks[c];
         chunk.left_at = at.left / item_;
         chunk.right_at = at.right / item_;
-        const Bytes bytes = chunk_bytes(chunk);
-        at.left += bytes.left;
-        at.right += bytes.right;
+        at += panel_bytes(chunk);
         started = started || (chunk.gradients && chunk.last);
         chunk.piece = -1;
         if (!is_formed(chunk)) continue;

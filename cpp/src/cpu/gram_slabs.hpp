@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <utility>
 
 namespace fastfisher::cpu {
 
@@ -21,6 +22,9 @@ class SlabCutter {
   /// several.
   bool cut(std::int64_t panels, std::int64_t formed, bool single);
 
+  /// The smallest limits that `cut` can keep: what cannot be divided, panels and formed bytes.
+  [[nodiscard]] std::pair<std::int64_t, std::int64_t> least() const;
+
   /// Where each chunk finds its panels and its piece.
   void locate();
 
@@ -31,9 +35,15 @@ class SlabCutter {
   struct Bytes {
     std::int64_t left = 0, right = 0;
     [[nodiscard]] std::int64_t sum() const { return left + right; }
+    void operator+=(const Bytes& more) {
+      left += more.left;
+      right += more.right;
+    }
   };
 
+  // Of its panels, or of its rows where these meet in place.
   [[nodiscard]] Bytes chunk_bytes(const GramChunk& chunk) const;
+  [[nodiscard]] Bytes panel_bytes(const GramChunk& chunk) const;
   [[nodiscard]] Bytes piece_bytes(const GramPiece& piece) const;
   void form(const GramChunk& chunk, std::vector<GramPiece>& pieces, Bytes& bytes) const;
   bool form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes);

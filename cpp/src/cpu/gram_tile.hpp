@@ -4,6 +4,7 @@
 // methods do is in gram.cpp.
 #pragma once
 
+#include "gram_formed.hpp"
 #include "gram_plan.hpp"
 #include "gram_rows.hpp"
 #include "gram_store.hpp"
@@ -20,14 +21,16 @@ template <class T, class R>
 class GramTile {
  public:
   GramTile(const GramShape& shape, const GramPlan& plan, const TileKernels<T>& kernels,
-           const LayerScale* scales, const T* left_panels, const T* right_panels, bool within)
+           const LayerScale* scales, const T* left_panels, const T* right_panels,
+           const FormedGroup<T>& formed)
       : shape_(shape),
         plan_(plan),
         kernels_(kernels),
         scales_(scales),
         left_panels_(left_panels),
         right_panels_(right_panels),
-        within_(within) {}
+        formed_(formed),
+        within_(formed.together) {}
 
   /// Tile at (r, q) of the block at (i, j): adds the slab's chunks to the tile's `state`; after the
   /// last slab stores it. `pairs` is memory of this thread. False if an entry overflows.
@@ -76,6 +79,7 @@ class GramTile {
 
   // P or Q (+)= left chunk times right chunk, over the tile; P goes to `samples`.
   void multiply(const GramChunk& left, const GramChunk& right, bool accumulate, T* samples) const {
+    if (left.in_place) return multiply_in_place(left, accumulate);
     if (within_ && !shape_.layers[static_cast<std::size_t>(left.layer)].packs_left(shape_))
       return multiply_within(left, right, accumulate, samples);
     const std::int64_t left_pitch = left.depth * kernels_.mr;
@@ -111,6 +115,17 @@ class GramTile {
                               left.depth, left_.panels, right_.panels * kernels_.nr,
                               skew(first_n_, first_m_), samples, ld_samples_, accumulate);
     }
+  }
+
+  // The same for formed rows that are met where they lie.
+  void multiply_in_place(const GramChunk& chunk, bool accumulate) const {
+    Stretch stretches[kMostStretches];
+    const T *left[kInPlaceRows], *right[kInPlaceRows];
+    const std::int64_t count = formed_.stretches(shape_, chunk, stretches);
+    formed_.rows(shape_, true, chunk, row_, rows_, left);
+    formed_.rows(shape_, false, chunk, col_, cols_, right);
+    kernels_.dots(left, rows_, right, cols_, stretches, count, skew(row_, col_), product_,
+                  plan_.tile_cols, accumulate);
   }
 
   // Chunks of an S3 layer lie group by group and position by position, equally many for each.
@@ -334,12 +349,15 @@ class GramTile {
 
   static constexpr std::int64_t kItem = sizeof(T);
   static constexpr std::int64_t kMostPanel = 16 * 64;
+  // Each is a row of inputs, padded to 4 entries or more, but for the first and the last.
+  static constexpr std::int64_t kMostStretches = kInPlaceDepth / 4 + 2;
 
   const GramShape& shape_;
   const GramPlan& plan_;
   const TileKernels<T>& kernels_;
   const LayerScale* scales_;
   const T *left_panels_, *right_panels_;
+  const FormedGroup<T>& formed_;
   bool within_;  // the block meets itself: what need not be packed for the left is not
 
   // The tile at hand.

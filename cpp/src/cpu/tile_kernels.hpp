@@ -18,6 +18,11 @@ struct Ahead {
   std::int64_t segment = 1, pitch = 0, bytes = 0;
 };
 
+/// Part of the depth of rows that lie in memory as they are.
+struct Stretch {
+  std::int64_t from = 0, length = 0;
+};
+
 /// Kernels for products in T. Panels are packed depth-major: left [k][mr], right [k][nr], edges
 /// padded with zeros, so that the bits of an entry depend on its two rows alone, never on where a
 /// tile begins.
@@ -66,6 +71,13 @@ struct TileKernels {
   void (*product_within)(const T* left, std::int64_t first, std::int64_t panels, const T* right,
                          std::int64_t k, std::int64_t rows, std::int64_t cols, std::int64_t skew,
                          T* c, std::int64_t ldc, bool accumulate) = nullptr;
+
+  /// c[i,j] (+)= sum_k left[i][k] right[j][k] over k in the stretches, all of them whole vectors,
+  /// for rows that lie in memory as they are. Those wholly above the diagonal may be skipped: where
+  /// i + skew < j.
+  void (*dots)(const T* const* left, std::int64_t rows, const T* const* right, std::int64_t cols,
+               const Stretch* stretches, std::int64_t count, std::int64_t skew, T* c,
+               std::int64_t ldc, bool accumulate) = nullptr;
 
   /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
   void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,

@@ -9,6 +9,7 @@
 // of the right per depth step. Of 6 x 2 vectors that is 12 fused multiply-adds against 8 loads, of
 // 8 x 3 vectors 24 against 11. Of the last panel only vectors that hold columns are computed.
 
+#include "tile_dots_body.hpp"
 #include "tile_kernels.hpp"
 #include "tile_pack_body.hpp"
 
@@ -309,6 +310,7 @@ TileKernels<T> make_kernels(const char* name) {
   kernels.product_ahead = product_ahead<T>;
   kernels.product_rows = product_rows<T>;
   kernels.product_within = product_within<T>;
+  kernels.dots = dots<T>;
   kernels.combine = combine<T>;
   kernels.fold = fold<T>;
   return kernels;
