@@ -19,7 +19,7 @@ struct GramShape;
 
 /// Rows at most that meet where they lie, and the depth of a chunk of them: ten rows of it are in
 /// the first cache level, all of them in the second.
-inline constexpr std::int64_t kInPlaceRows = 512, kInPlaceDepth = 1024;
+inline constexpr std::int64_t kInPlaceRows = 256, kInPlaceDepth = 1024;
 
 /// One layer as the engine sees it.
 struct LayerShape {
