@@ -39,6 +39,8 @@ def run(quick: bool) -> Iterator[dict[str, object]]:
         yield one_case(f"CNN 3-32-64-128 on 32x32{name}, C=10, N={n}", layers, rate, rounds)
     layers = [_shared(256 // scale, 4, 512, 512, 10)]
     yield one_case(f"shared, T=4, I=O=512, C=10, N={256 // scale}", layers, rate, rounds)
+    for n in (16, 128):
+        yield explicit(n, 2_000_000 // scale, rate, rounds)
     yield batch_of_networks(256 // scale)
 
 
@@ -95,6 +97,34 @@ def one_case(
         "error": max(error, rival_error),
         "tolerance": 1e-5,
         "extra_bytes": extra,
+    }
+
+
+def explicit(n: int, p: int, rate: harness.MatmulRate, rounds: int) -> dict[str, object]:
+    """Few gradients of many parameters, as they lie, against one product with their transpose.
+
+    The floor counts multiply-adds: with few rows, reading them takes longer.
+    """
+    j = _normal(n, 1, p)
+    jacobian = ff.Jacobian.from_factors([ff.Explicit(j)])
+    torch = harness.torch_or_none()
+    rows = j[:, 0] if torch is None else torch.from_numpy(j[:, 0])
+    got, wide = jacobian.gram(), j[:3, 0].astype(float)
+    expected = wide @ wide.T
+    error = np.linalg.norm(got[:3, 0, :3, 0] - expected) / np.linalg.norm(expected)
+    timing = harness.interleave(
+        lambda: jacobian.gram(out=got), 1.0 * n * n * p, rate, lambda: rows @ rows.T, rounds
+    )
+    return {
+        "op": "gram",
+        "case": f"explicit, N={n}, P={p}",
+        "seconds": timing.seconds,
+        "floor_seconds": timing.floor_seconds,
+        "ratio_to_floor": timing.ratio_to_floor,
+        "rival": "numpy, J J^T" if torch is None else "torch, J J^T",
+        "rival_ratio": timing.rival_ratio,
+        "error": float(error),
+        "tolerance": 1e-5,
     }
 
 

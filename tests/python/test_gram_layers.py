@@ -393,3 +393,46 @@ def test_layers_of_a_transformer_fit_the_default_memory(outputs):
     entry = 768 * 3072 * 197.0**2
     np.testing.assert_allclose(kernel, entry * (10 if outputs == "trace" else 1), rtol=1e-5)
     assert info.workspace_bytes <= 48 << 20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("outputs", ["full", "trace", "diagonal"])
+@pytest.mark.parametrize(("n", "m", "c"), [(1, None, 3), (5, 70, 1), (17, None, 3), (257, 3, 1)])
+def test_few_long_rows_meet_where_they_lie(n, m, c, outputs, dtype, rng):
+    eps = np.finfo(dtype).eps
+    for width, scale in [(255, 1), (256, 1e-16), (1111, 1e15), (2048, 1)]:
+
+        def draw(count, width=width, scale=scale):
+            wide = scale * rng.standard_normal((count, c, 2 * width + 1))
+            return wide.astype(dtype)
+
+        # Contiguous ones against ones apart, and both against float64.
+        left = draw(n)[:, :, 1::2]
+        right = left if m is None else np.ascontiguousarray(draw(m)[:, :, 1::2])
+        a, b = (x.astype(np.float64).reshape(-1, width) for x in (left, right))
+        full = (a @ b.T).reshape(n, c, -1, c)
+        spec = {"full": "ncmd->ncmd", "trace": "ncmc->nm", "diagonal": "ncmc->nmc"}[outputs]
+        expected = np.einsum(spec, full)
+        size = np.linalg.norm(a, axis=1).max() * np.linalg.norm(b, axis=1).max()
+        results = [
+            gram_factors(
+                [ff.Explicit(x)],
+                None if m is None else [ff.Explicit(right)],
+                outputs=outputs,
+                threads=threads,
+                memory_limit=limit,
+            )
+            for x in (left, np.ascontiguousarray(left))
+            for threads, limit in [(1, None), (2, "400KB")]
+        ]
+        assert abs(results[0] - expected).max() <= 20 * c * eps * size
+        assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_traces_of_many_outputs_need_no_more_memory_than_a_unit_of_each(rng):
+    a = rng.standard_normal((8, 3, 256), dtype="float32")
+    g = rng.standard_normal((8, 500, 3, 4), dtype="float32")
+    layer = ff.Shared(a, g, bias=True)
+    expected = np.einsum("ncmc->nm", gram_factors([layer], outputs="full", method="S1"))
+    got = gram_factors([layer], outputs="trace", method="S1", memory_limit="10MB")
+    assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)

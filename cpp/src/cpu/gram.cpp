@@ -92,7 +92,7 @@ bool fit(Call& call, std::span<const LayerFactors> left, std::span<const LayerFa
   const std::array both{&tile_kernels<T>(columns_of(left, right, outputs)), &tile_kernels<T>(1)};
   for (const TileKernels<T>* kernels : std::span(both).first(both[0] == both[1] ? 1 : 2)) {
     // Padded for the narrowest panels in any case, so that the bits are the same.
-    call.shape = gram_shape(left, right, outputs, tile_kernels<T>(1).nr);
+    call.shape = gram_shape(left, right, outputs, tile_kernels<T>(1).nr, sizeof(T));
     for (call.threads = threads; call.threads > 0; call.threads /= 2) {
       auto plan = gram_plan(call.shape, kernels->mr, kernels->nr, sizeof(T), call.threads, limit);
       if (!plan) continue;
@@ -115,7 +115,7 @@ Call call_of(const Context& ctx, std::span<const LayerFactors> left,
     left = first;
     right = other;
   }
-  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>(1).nr);
+  call.shape = gram_shape(left, right, options.outputs, tile_kernels<T>(1).nr, sizeof(T));
   double work = 0;
   for (const GramChoice& choice : gram_choices(call.shape, sizeof(T), 1))
     work += choice.multiply_adds;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "gram_access.hpp"
 #include "gram_plan.hpp"
 
 #include <algorithm>
@@ -12,9 +13,6 @@ enum class Atoms { none, first, every };
 constexpr Atoms first_if(bool condition) {
   return condition ? Atoms::first : Atoms::none;
 }
-
-// Units at most whose formed rows meet in place together.
-constexpr std::int64_t kInPlaceUnits = 8;
 
 // Depth after which a product of gradients alone is folded.
 constexpr std::int64_t kFoldDepth = 16 * kGramDepth;
@@ -49,9 +47,7 @@ class Chunks {
       cut(false, 0, layer.in, true, true, Atoms::every);
       cut(true, 0, layer.out * outputs, true, true, Atoms::every);
     } else if (layer.form == LayerForm::jacobian) {
-      const std::size_t begin = chunks_.size();
-      cut(true, 0, layer.in * outputs, true, true, Atoms::every);
-      fold_often(begin);
+      jacobian(layer, outputs);
     } else if (layer.nothing()) {
       cut(true, 0, 0, true, true, Atoms::every);  // zero, but the tile must be set
     } else if (layer.method == GramMethod::s3) {
@@ -65,24 +61,42 @@ class Chunks {
     }
   }
 
+  // The caller's own rows. Those that meet in place do so in whole vectors of one output.
+  void jacobian(const LayerShape& layer, std::int64_t outputs) {
+    if (!shape_.in_place(layer)) {
+      const std::size_t begin = chunks_.size();
+      cut(true, 0, layer.in * outputs, true, true, Atoms::every);
+      return fold_often(begin);
+    }
+    const std::int64_t whole = layer.in / shape_.grain * shape_.grain;
+    for (std::int64_t output = 0; output < outputs; ++output) {
+      next_.in_place = true;
+      if (whole > 0) cut(true, output * layer.in, whole, true, true, Atoms::every);
+      next_.in_place = false;
+      if (whole < layer.in)
+        cut(true, output * layer.in + whole, layer.in - whole, true, true, Atoms::every);
+    }
+  }
+
   // S1, and S4 where outputs do not meet: one product over formed rows.
   void gradients(const LayerShape& layer, std::int64_t outputs) {
     const std::size_t begin = chunks_.size();
-    const bool in_place = shape_.in_place();
-    const std::int64_t wanted = in_place ? std::min(kInPlaceUnits, kInPlaceDepth / layer.padded)
-                                         : kGramDepth / layer.padded;
+    const bool in_place = shape_.in_place(layer);
+    const std::int64_t wanted =
+        in_place ? kInPlaceDepth / (layer.padded * outputs) : kGramDepth / layer.padded;
     units(layer, wanted, [&](std::int64_t count) {
       next_.across = outputs > 1;
       next_.in_place = in_place;
       next_.source = GramChunk::Source::weights;
-      cut(true, 0, count * layer.padded * outputs, false, false,
+      cut(true, 0, count * layer.padded * outputs, in_place, in_place,
           outputs > 1 ? Atoms::every : Atoms::first);
       next_.in_place = false;
       if (!layer.bias) return;
       next_.source = GramChunk::Source::ones;
-      cut(true, 0, count * outputs, false, false, outputs > 1 ? Atoms::every : Atoms::none);
+      cut(true, 0, count * outputs, in_place, in_place, outputs > 1 ? Atoms::every : Atoms::none);
     });
     next_.across = false;
+    if (in_place) return;
     one_product(begin);
     fold_often(begin);
   }
@@ -207,8 +221,9 @@ class Chunks {
       chunk.gradients = gradients;
       chunk.from = from + bound(k);
       chunk.depth = static_cast<std::int32_t>(bound(k + 1) - bound(k));
-      chunk.first = first && k == 0;
-      chunk.last = last && k == count - 1;
+      // What meets in place is folded at once: the chunks of a product go to several sums.
+      chunk.first = first && (k == 0 || next_.in_place);
+      chunk.last = last && (k == count - 1 || next_.in_place);
       chunk.atom = atoms == Atoms::every || (atoms == Atoms::first && k == 0);
       chunks_.push_back(chunk);
     }
@@ -231,6 +246,8 @@ std::int64_t gram_list_bytes(const GramShape& shape, std::int64_t chunks, std::i
   // Every chunk may be a slab and a group of its own only where memory is short: count the slab,
   // twice as its list grows, and the pieces, one a group of channels and two while they grow.
   std::int64_t bytes = chunks * static_cast<std::int64_t>(sizeof(GramChunk) + 2 * sizeof(GramSlab));
+  // Where rows lie that meet in place, for the chunks of a slab.
+  if (shape.shares() > 1) bytes += chunks * static_cast<std::int64_t>(2 * sizeof(Rows));
   for (const LayerShape& layer : shape.layers) {
     // One for each group of channels, twice while their list grows.
     if (layer.formed()) bytes += 2 * layer.groups * static_cast<std::int64_t>(sizeof(GramPiece));

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -90,32 +91,72 @@ class Gram {
     // With a single slab the left panels serve the whole row of blocks.
     const bool left = !plan_.single_slab() || j == 0;
     const bool together = left && shape_.symmetric && i == j;
+    const std::int64_t shares = plan_.shares;
+    // Several sums: each begins at zero, whichever of its chunks comes first.
+    if (shares > 1) std::fill(states_, states_ + plan_.states * plan_.state_bytes, std::byte{0});
     for (const GramGroup& group : plan_.groups) {
       if (left) form(i, true, group);
       if (!together) form(j, false, group);
       for (std::size_t slab = group.first; slab < group.last; ++slab) {
         pack(i, j, plan_.slabs[slab], group, left, together);
-        const FormedGroup<T> formed{&group,
-                                    formed_left_,
-                                    formed_right_,
-                                    together,
-                                    i / shape_.left_outputs,
-                                    j / shape_.right_outputs};
-        parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
+        find_in_place(i, j, slab, group, together);
+        const bool ends = slab + 1 == plan_.slabs.size();
+        parallel_for(ctx_, threads_, grid.size() * shares, [&](std::int64_t index, int worker) {
           // From the bottom: when square the longest rows of tiles come first.
-          const std::int64_t at = grid.size() - 1 - index;
-          const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
-          const std::int64_t r = above - grid.before.begin(), q = at - *above;
+          const std::int64_t at = grid.size() - 1 - index / shares, share = index % shares;
+          const auto [r, q] = place_of(grid, at);
+          const std::int64_t state =
+              plan_.single_slab() && shares == 1 ? worker : at * shares + share;
           GramTile<T, R> tile(shape_, plan_, kernels_, sides_->scales(), left_panels_,
-                              right_panels_, formed);
-          const std::int64_t state = plan_.single_slab() ? worker : at;
-          if (!tile.run(i, j, r * plan_.tile_rows, q * plan_.tile_cols, slab,
-                        states_ + state * plan_.state_bytes, pairs_ + worker * plan_.pair_bytes,
-                        target_))
-            overflow_.store(true, std::memory_order_relaxed);
-          if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(1);
+                              right_panels_, in_place_.data(), together);
+          tile.add(i, j, r, q, slab, share, states_ + state * plan_.state_bytes,
+                   pairs_ + worker * plan_.pair_bytes);
+          if (ends && shares == 1) store(tile, i, j, r, q, states_ + state * plan_.state_bytes);
+          if (ctx_.progress != nullptr && share == 0)
+            std::atomic_ref(ctx_.progress[0]).fetch_add(1);
         });
       }
+    }
+    if (shares == 1) return;
+    parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t at, int) {
+      const auto [r, q] = place_of(grid, at);
+      GramTile<T, R> tile(shape_, plan_, kernels_, sides_->scales(), left_panels_, right_panels_,
+                          in_place_.data(), false);
+      store(tile, i, j, r, q, states_ + at * shares * plan_.state_bytes);
+    });
+  }
+
+  // Where a tile of the grid begins, within the block.
+  [[nodiscard]] std::pair<std::int64_t, std::int64_t> place_of(const TileGrid& grid,
+                                                               std::int64_t at) const {
+    const auto above = std::upper_bound(grid.before.begin(), grid.before.end(), at) - 1;
+    return {(above - grid.before.begin()) * plan_.tile_rows, (at - *above) * plan_.tile_cols};
+  }
+
+  void store(GramTile<T, R>& tile, std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q,
+             std::byte* state) {
+    if (!tile.store(i, j, r, q, state, target_)) overflow_.store(true, std::memory_order_relaxed);
+  }
+
+  // Rows of the slab's chunks that meet in place.
+  void find_in_place(std::int64_t i, std::int64_t j, std::size_t slab, const GramGroup& group,
+                     bool together) {
+    const GramSlab& now = plan_.slabs[slab];
+    in_place_.assign(plan_.shares == 1 ? 0 : now.last - now.first, {});
+    for (std::size_t c = now.first; c < now.last; ++c) {
+      const GramChunk& chunk = plan_.chunks[c];
+      if (!chunk.in_place) continue;
+      const GramPiece* piece =
+          chunk.piece < 0 ? nullptr : &group.pieces[static_cast<std::size_t>(chunk.piece)];
+      const auto side = [&](bool left) {
+        const T* formed = nullptr;
+        if (piece != nullptr)
+          formed =
+              left || together ? formed_left_ + piece->left_at : formed_right_ + piece->right_at;
+        const std::int64_t first = left ? i / shape_.left_outputs : j / shape_.right_outputs;
+        return sides_->rows(left, chunk, piece, first, formed).rows;
+      };
+      in_place_[c - now.first] = {side(true), side(false)};
     }
   }
 
@@ -221,6 +262,7 @@ class Gram {
   std::byte* states_ = nullptr;
   std::byte* pairs_ = nullptr;
   Target target_;
+  std::vector<InPlace> in_place_;  // of the chunks of a slab
   std::atomic<bool> overflow_{false};
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where what was formed of a group lies.
+// Where rows lie that were formed, and those that meet in place.
 #pragma once
 
 #include "gram_access.hpp"
@@ -38,41 +38,43 @@ Rows formed_rows(const GramShape& shape, bool left, const GramChunk& chunk, cons
   return rows;
 }
 
-/// What was formed of a group for both sides of a block.
-template <class T>
-struct FormedGroup {
-  const GramGroup* group = nullptr;
-  const T *left = nullptr, *right = nullptr;
-  bool together = false;  ///< the block meets itself: the right's is the left's
-  std::int64_t first_left = 0, first_right = 0;  ///< samples
+/// Rows of both sides of a chunk that meets in place.
+struct InPlace {
+  Rows left, right;
 
-  /// Pointers to `count` rows from row `first` of the Gram on, for the depth of a chunk.
-  void rows(const GramShape& shape, bool left_side, const GramChunk& chunk, std::int64_t first,
-            std::int64_t count, const T** to) const {
-    const GramPiece& piece = group->pieces[static_cast<std::size_t>(chunk.piece)];
-    const T* formed = left_side || together ? left + piece.left_at : right + piece.right_at;
-    const Rows rows = formed_rows(shape, left_side, chunk, piece, formed);
-    const std::int64_t origin = left_side ? first_left : first_right;
-    const T* data = static_cast<const T*>(rows.data);
+  /// Pointers to `count` rows of a side from row `first` of the Gram on, where the depth of the
+  /// chunk begins.
+  template <class T>
+  static void pointers(const Rows& rows, const GramChunk& chunk, std::int64_t first,
+                       std::int64_t count, const T** to) {
+    const T* data = static_cast<const T*>(rows.data) + offset(rows, chunk.from);
     for (std::int64_t r = 0; r < count; ++r) {
       const std::int64_t row = first + r;
-      to[r] = data + (row / rows.inner - origin) * rows.outer_stride +
+      to[r] = data + (row / rows.inner - rows.origin) * rows.outer_stride +
               row % rows.inner * rows.inner_stride;
     }
   }
 
-  /// Stretches of the depth of a chunk, which are the same for all rows; how many there are.
-  std::int64_t stretches(const GramShape& shape, const GramChunk& chunk, Stretch* to) const {
-    const GramPiece& piece = group->pieces[static_cast<std::size_t>(chunk.piece)];
-    const Rows rows = formed_rows(shape, true, chunk, piece, left + piece.left_at);
+  /// Stretches of the depth, from where it begins; how many there are. Those of the sides are the
+  /// same: what is formed lies alike, and the caller's rows are in one stretch.
+  std::int64_t stretches(const GramChunk& chunk, Stretch* to) const {
+    if (chunk.source == GramChunk::Source::input) {
+      to[0] = {0, chunk.depth};
+      return 1;
+    }
     std::int64_t count = 0;
     for (std::int64_t done = 0; done < chunk.depth; ++count) {
       const std::int64_t k = chunk.from + done;
-      to[count].from = k / rows.run * rows.run_stride + k % rows.run;
-      to[count].length = std::min(chunk.depth - done, rows.run - k % rows.run);
+      to[count].from = offset(left, k) - offset(left, chunk.from);
+      to[count].length = std::min(chunk.depth - done, left.run - k % left.run);
       done += to[count].length;
     }
     return count;
+  }
+
+ private:
+  static std::int64_t offset(const Rows& rows, std::int64_t k) {
+    return k / rows.run * rows.run_stride + k % rows.run * rows.depth_stride;
   }
 };
 

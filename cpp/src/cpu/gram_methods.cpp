@@ -141,12 +141,14 @@ GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {
   return best;
 }
 
-LayerShape layer_shape(const LayerFactors& left, const LayerFactors& right, std::int64_t nr) {
+LayerShape layer_shape(const LayerFactors& left, const LayerFactors& right, std::int64_t nr,
+                       std::int64_t item) {
   const LayerSizes one = sizes_of(left), other = sizes_of(right);
   LayerShape layer;
   layer.form = left.form;
   layer.separable = left.separable();
   layer.bias = left.bias;
+  layer.as_products = size_of(left.g.dtype) == item && size_of(right.g.dtype) == item;
   layer.outputs = std::max(one.outputs, other.outputs);
   layer.left_positions = one.positions;
   layer.right_positions = other.positions;
@@ -160,7 +162,7 @@ LayerShape layer_shape(const LayerFactors& left, const LayerFactors& right, std:
 }  // namespace
 
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs, std::int64_t nr) {
+                     GramOutputs outputs, std::int64_t nr, std::int64_t item) {
   GramShape shape;
   shape.kind = outputs;
   shape.symmetric = right.empty();
@@ -175,7 +177,8 @@ GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFa
   shape.cols = other.samples * (outputs == GramOutputs::full ? other.outputs : 1);
   shape.planes = outputs == GramOutputs::diagonal ? one.outputs : 1;
   for (std::size_t index = 0; index < left.size(); ++index) {
-    LayerShape layer = layer_shape(left[index], right.empty() ? left[index] : right[index], nr);
+    LayerShape layer =
+        layer_shape(left[index], right.empty() ? left[index] : right[index], nr, item);
     const GramMethod asked = left[index].method;
     if (asked != GramMethod::automatic && !has_method(layer, asked)) {
       throw Error(ErrorCode::shape, "gram", "method",

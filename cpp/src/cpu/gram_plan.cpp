@@ -154,7 +154,7 @@ struct Sizer {
 
   void total() {
     plan.state_bytes = one_state();
-    plan.states = plan.single_slab() ? threads : tiles();
+    plan.states = plan.single_slab() && plan.shares == 1 ? threads : tiles() * plan.shares;
     plan.bytes = plan.left_bytes + plan.right_bytes + plan.formed_left + plan.formed_right +
                  plan.states * plan.state_bytes + fixed_bytes();
   }
@@ -167,14 +167,15 @@ struct Sizer {
   }
 
   bool try_single(std::int64_t limit) {
-    const std::int64_t most = limit - threads * one_state() - fixed_bytes();
+    const std::int64_t states = plan.shares == 1 ? threads : tiles() * plan.shares;
+    const std::int64_t most = limit - states * one_state() - fixed_bytes();
     if (!cutter().cut(most, most, true)) return false;
     total();
     return fits(limit);
   }
 
   bool try_slabs(std::int64_t limit) {
-    const std::int64_t states = tiles() * one_state();
+    const std::int64_t states = tiles() * plan.shares * one_state();
     if (states > limit / 2) return false;
     const std::int64_t most = limit - states - fixed_bytes();
     // Patches are unfolded once a group: few groups. Other inputs cost nothing to read again.
@@ -191,17 +192,19 @@ struct Sizer {
     const std::int64_t packed_left = both ? plan.block_rows : 0;
     const std::int64_t wanted =
         std::min(most, std::max(kFewPanels, (packed_left + plan.block_cols) * depth));
+    // What meets in place needs no panels.
+    const SlabCutter::Extent extent = cutter().extent();
+    const std::int64_t packed = std::min(wanted, extent.all_packed);
     // Where outputs are summed, c formed rows make one of the Gram.
     const std::int64_t stretch = 3 * (plan.block_rows + plan.block_cols) * summed_outputs() * depth;
-    if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - wanted))) {
+    if (any_formed() && !unfolds && cut(wanted, std::min(stretch, most - packed))) {
       total();
       if (fits(limit)) return true;
     }
-    if (!cut(wanted, most - wanted)) {
+    if (!cut(wanted, most - packed)) {
       // Half of it for either, or what each cannot do without.
-      const auto [packed, formed] = cutter().least();
-      if (packed + formed > most) return false;
-      const std::int64_t panels = std::clamp(most / 2, packed, most - formed);
+      if (extent.packed + extent.formed > most) return false;
+      const std::int64_t panels = std::clamp(most / 2, extent.packed, most - extent.formed);
       if (!cut(panels, most - panels)) return false;
     }
     total();
@@ -243,6 +246,7 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
   plan.nr = nr;
+  plan.shares = shape.shares();
   // The lists are beside the workspace, and within the limit too.
   plan.chunks = gram_chunks(shape, limit / static_cast<std::int64_t>(sizeof(GramChunk)));
   limit -= gram_list_bytes(shape, static_cast<std::int64_t>(plan.chunks.size()), item_bytes);

@@ -17,8 +17,9 @@ namespace fastfisher::cpu {
 
 struct GramShape;
 
-/// Rows at most that meet where they lie, and the depth of a chunk of them: ten rows of it are in
-/// the first cache level, all of them in the second.
+/// Rows at most that meet where they lie, formed or as the caller's Jacobian has them, and the
+/// depth of a chunk of them: ten rows of it are in the first cache level, all of them in the
+/// second.
 inline constexpr std::int64_t kInPlaceRows = 256, kInPlaceDepth = 1024;
 
 /// One layer as the engine sees it.
@@ -26,7 +27,8 @@ struct LayerShape {
   LayerForm form = LayerForm::dense;
   GramMethod method = GramMethod::s0;
   bool separable = false, bias = false;
-  std::int64_t outputs = 1;                              ///< c, of the side with more
+  bool as_products = false;  ///< factors are of the type that products have
+  std::int64_t outputs = 1;  ///< c, of the side with more
   std::int64_t left_positions = 1, right_positions = 1;  ///< s of either side
   std::int64_t in = 0, out = 1, groups = 1;              ///< i of one group, o of all
   std::int64_t padded = 0;                               ///< i in whole vectors, where formed
@@ -78,8 +80,23 @@ struct GramShape {
   [[nodiscard]] std::int64_t formed_outputs(const LayerShape& layer) const {
     return kind == GramOutputs::diagonal || layer.method == GramMethod::s4 ? 1 : layer.outputs;
   }
-  /// Whether formed rows are so few that packing them costs more than it gains.
+  /// Whether rows are so few that packing those of gradients costs more than it gains.
   [[nodiscard]] bool in_place() const { return std::max(rows, cols) <= kInPlaceRows; }
+  [[nodiscard]] bool in_place(const LayerShape& layer) const {
+    if (!in_place() || layer.nothing()) return false;
+    if (layer.form == LayerForm::jacobian)
+      return layer.as_products && layer.in >= kInPlaceDepth / 4;
+    return layer.formed() && !layer.has_samples(kind) && layer.method != GramMethod::s2;
+  }
+  /// Sums into which the chunks that meet in place are dealt out in turn, for few rows make few
+  /// tiles; added up in the end. Of the shape alone, as all that decides on bits.
+  [[nodiscard]] std::int64_t shares() const {
+    for (const LayerShape& layer : layers) {
+      if (in_place(layer))
+        return std::clamp<std::int64_t>(512 / std::max({rows, cols, std::int64_t{1}}), 2, 16);
+    }
+    return 1;
+  }
 };
 
 inline bool LayerShape::contracts(const GramShape& shape) const {
@@ -98,13 +115,13 @@ struct GramChunk {
   enum class Source : std::int8_t { input, weights, ones, patches };
   enum class Side : std::int8_t { both, left, right };
 
-  // Small: there is one for every 256 parameters or fewer, and they count as scratch memory.
+  // Small: there is one for every few hundred parameters, and they count as scratch memory.
   std::int64_t from = 0;                   ///< first entry of the depth, within the source's rows
   std::int64_t unit = 0;                   ///< first o, or position
   std::int64_t group = 0;                  ///< of channels
   std::int64_t left_at = 0, right_at = 0;  ///< its panels, in entries from the slab's first
   std::int32_t layer = 0;
-  std::int32_t depth = 0;         ///< at most kGramDepth
+  std::int32_t depth = 0;         ///< at most kGramDepth, or kInPlaceDepth
   std::int32_t units = 1;         ///< that it goes through, of what is formed
   std::int32_t output = 0;        ///< c, where rows are samples and each output is a product (S2)
   std::int32_t piece = -1;        ///< of the group of slabs that holds it
@@ -115,7 +132,7 @@ struct GramChunk {
   bool last = false;              ///< ends it; a product of gradients is folded then
   bool atom = false;              ///< a slab may begin here
   bool across = false;            ///< the depth runs over all outputs of the units (S1 of samples)
-  bool in_place = false;          ///< formed rows meet where they lie, no panels
+  bool in_place = false;          ///< rows meet where they lie, no panels
 };
 
 /// Units [from, to) of one group of channels of a layer that are formed together, for every sample
@@ -160,6 +177,7 @@ struct GramPlan {
   std::int64_t samples_entries = 0;  ///< of the product of samples in a tile
   std::int64_t pair_bytes = 0;       ///< of a thread, for pairs of positions; behind the states
   std::int64_t states = 0;  ///< one a thread with a single slab, else one a tile of the block
+  std::int64_t shares = 1;  ///< then so many of each tile
   std::int64_t bytes = 0;   ///< of the workspace
 
   [[nodiscard]] bool single_slab() const { return slabs.size() == 1; }
@@ -179,7 +197,7 @@ inline constexpr std::int64_t kHalfFormedUnits = 16;
 /// time. ErrorCode::shape where a layer does not have the
 /// method that is forced.
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     GramOutputs outputs, std::int64_t nr);
+                     GramOutputs outputs, std::int64_t nr, std::int64_t item);
 
 /// Multiply-adds and predicted seconds of each layer.
 std::vector<GramChoice> gram_choices(const GramShape& shape, std::int64_t item_bytes, int threads);

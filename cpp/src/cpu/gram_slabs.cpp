@@ -161,8 +161,8 @@ bool SlabCutter::cut(std::int64_t panels, std::int64_t formed, bool single) {
   return true;
 }
 
-std::pair<std::int64_t, std::int64_t> SlabCutter::least() const {
-  std::pair<std::int64_t, std::int64_t> most{0, 0};
+SlabCutter::Extent SlabCutter::extent() const {
+  Extent most;
   std::vector<GramPiece> pieces;
   Bytes packed, formed;
   for (const GramChunk& chunk : plan_.chunks) {
@@ -172,7 +172,9 @@ std::pair<std::int64_t, std::int64_t> SlabCutter::least() const {
     }
     packed += panel_bytes(chunk);
     if (is_formed(chunk)) form(chunk, pieces, formed);
-    most = {std::max(most.first, packed.sum()), std::max(most.second, formed.sum())};
+    most.packed = std::max(most.packed, packed.sum());
+    most.formed = std::max(most.formed, formed.sum());
+    most.all_packed += panel_bytes(chunk).sum();
   }
   return most;
 }

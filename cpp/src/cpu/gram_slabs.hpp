@@ -8,7 +8,6 @@
 
 #include <array>
 #include <cstdint>
-#include <utility>
 
 namespace fastfisher::cpu {
 
@@ -22,8 +21,11 @@ class SlabCutter {
   /// several.
   bool cut(std::int64_t panels, std::int64_t formed, bool single);
 
-  /// The smallest limits that `cut` can keep: what cannot be divided, panels and formed bytes.
-  [[nodiscard]] std::pair<std::int64_t, std::int64_t> least() const;
+  /// What limits mean: bytes of panels and formed ones that cannot be divided, and of all panels.
+  struct Extent {
+    std::int64_t packed = 0, formed = 0, all_packed = 0;
+  };
+  [[nodiscard]] Extent extent() const;
 
   /// Where each chunk finds its panels and its piece.
   void locate();

@@ -22,27 +22,36 @@ class GramTile {
  public:
   GramTile(const GramShape& shape, const GramPlan& plan, const TileKernels<T>& kernels,
            const LayerScale* scales, const T* left_panels, const T* right_panels,
-           const FormedGroup<T>& formed)
+           const InPlace* in_place, bool within)
       : shape_(shape),
         plan_(plan),
         kernels_(kernels),
         scales_(scales),
         left_panels_(left_panels),
         right_panels_(right_panels),
-        formed_(formed),
-        within_(formed.together) {}
+        in_place_(in_place),
+        within_(within) {}
 
-  /// Tile at (r, q) of the block at (i, j): adds the slab's chunks to the tile's `state`; after the
-  /// last slab stores it. `pairs` is memory of this thread. False if an entry overflows.
-  bool run(std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q, std::size_t slab,
-           std::byte* state, std::byte* pairs, const Target& target) {
+  /// Tile at (r, q) of the block at (i, j): adds the slab's chunks to the tile's `state`, of those
+  /// that meet in place the ones of a share; all others belong to share 0. `pairs` is memory of
+  /// this thread.
+  void add(std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q, std::size_t slab,
+           std::int64_t share, std::byte* state, std::byte* pairs) {
     place(i, j, r, q, state, pairs);
     const GramSlab& now = plan_.slabs[slab];
-    started_ = now.started;
+    started_ = plan_.shares > 1 || now.started;
     for (std::size_t c = now.first; c < now.last;) {
       const GramChunk& chunk = plan_.chunks[c];
       const LayerShape& layer = shape_.layers[static_cast<std::size_t>(chunk.layer)];
-      if (!layer.nothing() && layer.method == GramMethod::s3) {
+      const std::int64_t owner =
+          chunk.in_place ? static_cast<std::int64_t>(c) % plan_.shares : std::int64_t{0};
+      if (owner != share) {
+        ++c;
+      } else if (chunk.in_place) {
+        multiply_in_place(chunk, in_place_[c - now.first]);
+        fold(chunk.layer, false);
+        ++c;
+      } else if (!layer.nothing() && layer.method == GramMethod::s3) {
         c = layer.contracts(shape_) ? contracted_pairs(layer, c) : position_pairs(layer, c);
       } else if (!layer.nothing() && layer.method == GramMethod::s2) {
         c = half_formed(layer, c);
@@ -52,8 +61,18 @@ class GramTile {
         ++c;
       }
     }
-    return slab + 1 < plan_.slabs.size() ||
-           store_tile<R>(target, shape_.symmetric, row_, rows_, col_, cols_, acc_, plan_.tile_cols);
+  }
+
+  /// Stores the tile, whose shares lie one after the other from `state` on. False if an entry
+  /// overflows.
+  bool store(std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q, std::byte* state,
+             const Target& target) {
+    place(i, j, r, q, state, nullptr);
+    for (std::int64_t share = 1; share < plan_.shares; ++share) {
+      const auto* more = reinterpret_cast<const double*>(state + share * plan_.state_bytes);
+      for (std::int64_t k = 0; k < rows_ * plan_.tile_cols; ++k) acc_[k] += more[k];
+    }
+    return store_tile<R>(target, shape_.symmetric, row_, rows_, col_, cols_, acc_, plan_.tile_cols);
   }
 
  private:
@@ -79,7 +98,6 @@ class GramTile {
 
   // P or Q (+)= left chunk times right chunk, over the tile; P goes to `samples`.
   void multiply(const GramChunk& left, const GramChunk& right, bool accumulate, T* samples) const {
-    if (left.in_place) return multiply_in_place(left, accumulate);
     if (within_ && !shape_.layers[static_cast<std::size_t>(left.layer)].packs_left(shape_))
       return multiply_within(left, right, accumulate, samples);
     const std::int64_t left_pitch = left.depth * kernels_.mr;
@@ -117,15 +135,18 @@ class GramTile {
     }
   }
 
-  // The same for formed rows that are met where they lie.
-  void multiply_in_place(const GramChunk& chunk, bool accumulate) const {
+  // Q = left rows times right rows where they lie.
+  void multiply_in_place(const GramChunk& chunk, const InPlace& sides) const {
     Stretch stretches[kMostStretches];
     const T *left[kInPlaceRows], *right[kInPlaceRows];
-    const std::int64_t count = formed_.stretches(shape_, chunk, stretches);
-    formed_.rows(shape_, true, chunk, row_, rows_, left);
-    formed_.rows(shape_, false, chunk, col_, cols_, right);
-    kernels_.dots(left, rows_, right, cols_, stretches, count, skew(row_, col_), product_,
-                  plan_.tile_cols, accumulate);
+    const std::int64_t count = sides.stretches(chunk, stretches);
+    InPlace::pointers(sides.left, chunk, row_, rows_, left);
+    InPlace::pointers(sides.right, chunk, col_, cols_, right);
+    const auto rows = [](const Rows& side, const T* const* at, std::int64_t many) {
+      return RowsOf<T>{at, many, side.depth_stride, static_cast<T>(side.scale)};
+    };
+    kernels_.dots(rows(sides.left, left, rows_), rows(sides.right, right, cols_), stretches, count,
+                  skew(row_, col_), product_, plan_.tile_cols);
   }
 
   // Chunks of an S3 layer lie group by group and position by position, equally many for each.
@@ -357,8 +378,8 @@ class GramTile {
   const TileKernels<T>& kernels_;
   const LayerScale* scales_;
   const T *left_panels_, *right_panels_;
-  const FormedGroup<T>& formed_;
-  bool within_;  // the block meets itself: what need not be packed for the left is not
+  const InPlace* in_place_;  // of the slab's chunks
+  bool within_;              // the block meets itself: what need not be packed for the left is not
 
   // The tile at hand.
   std::int64_t row_ = 0, rows_ = 0, col_ = 0, cols_ = 0;     // of the Gram
