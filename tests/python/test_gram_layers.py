@@ -17,6 +17,7 @@ import fastfisher as ff
 from cases import assert_close
 from fastfisher import reference
 from fastfisher._gram import gram_factors
+from fastfisher.errors import NonFiniteError
 from fastfisher.reference.gram import outputs_of
 from layer_cases import BY_ID, LAYER_CASES
 from layer_forms import C, D, E, LayerCase, S, mapped, ours
@@ -436,3 +437,27 @@ def test_traces_of_many_outputs_need_no_more_memory_than_a_unit_of_each(rng):
     expected = np.einsum("ncmc->nm", gram_factors([layer], outputs="full", method="S1"))
     got = gram_factors([layer], outputs="trace", method="S1", memory_limit="10MB")
     assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_numbers_in_long_rows_are_named(bad, dtype, rng):
+    j = rng.standard_normal((9, 2, 700)).astype(dtype)
+    j[4, 1, 333] = bad
+    for outputs in ("full", "trace", "diagonal"):
+        with pytest.raises(NonFiniteError, match=r"\(4, 1, 333\)|\[4, 1, 333\]"):
+            gram_factors([ff.Explicit(j)], outputs=outputs)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e-22])
+def test_small_long_rows_beside_others_lose_nothing(scale, rng):
+    """Squares below the range of float32, of some rows only: the larger ones do not hide them."""
+    j = rng.standard_normal((6, 1, 800), dtype="float32")
+    j[2] *= np.float32(scale)
+    got = gram_factors([ff.Explicit(j)], outputs="full")[:, 0, :, 0].astype(np.float64)
+    wide = j[:, 0].astype(np.float64)
+    expected, norms = wide @ wide.T, np.linalg.norm(wide, axis=1)
+    kept = abs(expected) > 1e-36  # what float32 can hold
+    assert (abs(got - expected)[kept] <= (1e-6 * np.outer(norms, norms))[kept]).all()
+    exact = gram_factors([ff.Explicit(1e19 * j[2:3])], outputs="full")
+    assert abs(exact.item() / 1e38 - norms[2] ** 2) <= 1e-6 * norms[2] ** 2 + 1e-45

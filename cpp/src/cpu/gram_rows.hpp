@@ -35,12 +35,13 @@ class GramSides {
  public:
   GramSides(const Context& ctx, int threads, std::span<const LayerFactors> left,
             std::span<const LayerFactors> right, const GramShape& shape,
-            const TileKernels<T>& kernels)
+            const TileKernels<T>& kernels, bool trust)
       : shape_(shape), kernels_(kernels), square_(right.empty()) {
     sides_[0].layers = left;
     sides_[1].layers = square_ ? left : right;
     SideScales<T>* sides[] = {&sides_[0], &sides_[1]};
-    report_ = SideScanner<S, T>(shape, kernels, square_, sides, scales_).scan_all(ctx, threads);
+    report_ =
+        SideScanner<S, T>(shape, kernels, square_, sides, scales_).scan_all(ctx, threads, trust);
   }
 
   [[nodiscard]] const GramReport& report() const { return report_; }

@@ -46,7 +46,8 @@ class SideScanner {
         scales_(scales) {}
 
   /// Finds bad entries and the power of two that each factor is packed with.
-  GramReport scan_all(const Context& ctx, int threads) {
+  /// With `trust` not those of Jacobians that meet in place: the diagonal of the Gram tells.
+  GramReport scan_all(const Context& ctx, int threads, bool trust) {
     const std::size_t count = shape_.layers.size();
     scales_.assign(count, {});
     for (SideScales<T>* each : sides_) {
@@ -60,6 +61,7 @@ class SideScanner {
     }
     for (std::size_t index = 0; index < count; ++index) {
       const LayerShape& layer = shape_.layers[index];
+      if (trust && layer.form == LayerForm::jacobian && shape_.in_place(layer)) continue;
       double total = 0;
       int exponents_a = 0;
       for (int which = 0; which < 2; ++which) {
