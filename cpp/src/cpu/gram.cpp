@@ -18,7 +18,7 @@
 //       for each slab of the group
 //         pack the block's rows into panels; where the block meets itself  parallel over panels
 //           one copy serves both sides but in S2 and contracted S3; where rows are few, those of
-//           formed gradients meet in place, vectors running along the depth
+//           gradients, formed or explicit, meet in place, vectors running along the depth
 //         for each tile of the pair                                        parallel over tiles
 //           for each chunk: P, Q of the tile, then acc += P o Q in float64 the tile stays in cache
 //           after the last slab: store the tile and its mirror image once
@@ -29,7 +29,9 @@
 // threads never change a bit. Products of float32 underflow or overflow only where entries leave
 // [2^-48, 2^48] (2^12 where what is formed is multiplied again): such a factor is packed times a
 // power of two, which fold() takes out again in float64. Samples whose a and g are of opposed scale
-// are balanced besides, see gram_balance.hpp.
+// are balanced besides, see gram_balance.hpp. Explicit rows that meet in place in a square Gram are
+// read once: the diagonal says afterwards whether they had needed a power of two or hold a bad
+// number, and then all is done again.
 #include "backend.hpp"
 #include "gram_engine.hpp"
 

@@ -194,8 +194,8 @@ inline constexpr std::int64_t kGramDepth = 256;
 inline constexpr std::int64_t kHalfFormedUnits = 16;
 
 /// Shapes of the layers and the method of each: the forced one, else the cheapest in predicted
-/// time. ErrorCode::shape where a layer does not have the
-/// method that is forced.
+/// time. Formed rows are padded to multiples of `nr`; products have `item` bytes.
+/// ErrorCode::shape where a layer does not have the method that is forced.
 GramShape gram_shape(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                      GramOutputs outputs, std::int64_t nr, std::int64_t item);
 
