@@ -151,7 +151,7 @@ def gram(
     sample and g by its inverse (beside a bias only by S1, S4 and "exact"; others raise). Errors are
     relative to the largest product of the a and the g of a sample, entries of one sample that are
     smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
-    within a tile and leaves `out` unspecified.
+    within a tile and leaves `out` unspecified, as an error does.
 
     Examples
     --------

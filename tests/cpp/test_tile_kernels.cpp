@@ -148,7 +148,7 @@ void dots_agree(const TileKernels<T>& kernels) {
     const auto run = [&](std::int64_t i, std::int64_t count, std::int64_t j, std::int64_t cols,
                          std::int64_t skew) {
       std::vector<T> c(static_cast<std::size_t>(most * ld), T{1});
-      kernels.dots({rows.data() + i, count}, {rows.data() + j, cols}, stretches.data(),
+      kernels.dots(rows.data() + i, count, rows.data() + j, cols, stretches.data(),
                    static_cast<std::int64_t>(stretches.size()), skew, c.data(), ld);
       return c;
     };
@@ -175,18 +175,6 @@ void dots_agree(const TileKernels<T>& kernels) {
       }
     }
     FF_CHECK(worst <= 4 * std::numeric_limits<T>::epsilon());
-    FF_CHECK(same);
-    // Numbers apart, and scales: the same bits.
-    std::vector<T> spread(static_cast<std::size_t>(2 * most * pitch));
-    for (std::size_t k = 0; k < data.size(); ++k) spread[2 * k] = data[k];
-    std::vector<const T*> apart;
-    for (std::int64_t r = 0; r < most; ++r) apart.push_back(spread.data() + 2 * r * pitch);
-    std::vector<T> general(static_cast<std::size_t>(most * ld), T{1});
-    kernels.dots({apart.data(), most, 2, T(0.25)}, {rows.data(), most, 1, T(8)}, stretches.data(),
-                 static_cast<std::int64_t>(stretches.size()), everything, general.data(), ld);
-    for (std::int64_t i = 0; i < most; ++i) {
-      for (std::int64_t j = 0; j < most; ++j) same = same && at(general, i, j) == 2 * at(all, i, j);
-    }
     FF_CHECK(same);
     for (std::int64_t i = 0; i < most; ++i) {
       for (std::int64_t cols = 1; cols <= most; ++cols) {

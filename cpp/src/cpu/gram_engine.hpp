@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -49,9 +50,10 @@ class Gram {
   GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                  const ArrayRef& out) {
     out_ = &out;
-    // A square Gram of long rows is worth more than a look at them before: its diagonal is NaN or
-    // infinite if a number is, and large enough if no product that counts was lost.
-    if (reads_rows()) {
+    // Long rows alone are multiplied before they are looked at: the diagonal is NaN or infinite if
+    // a number is, and large enough if no product that counts was lost.
+    if (shape_.symmetric && shape_.layers.size() == 1 &&
+        shape_.layers[0].form == LayerForm::jacobian && shape_.in_place(shape_.layers[0])) {
       const GramReport report = compute(left, right, true);
       if (report.kind == GramReport::Kind::ok && sound()) return report;
     }
@@ -77,17 +79,12 @@ class Gram {
     return report;
   }
 
-  [[nodiscard]] bool reads_rows() const {
-    return shape_.symmetric &&
-           std::any_of(shape_.layers.begin(), shape_.layers.end(), [&](const LayerShape& layer) {
-             return layer.form == LayerForm::jacobian && shape_.in_place(layer);
-           });
-  }
-
   // Whether no number was bad and none that counts was lost: products below the range of T are off
-  // by 2^-150 (2^-1075) each, which is nothing beside such a diagonal.
+  // by 2^-150 (2^-1075) each, all of them by 2^-30 of such a diagonal at most.
   [[nodiscard]] bool sound() {
-    constexpr double least = sizeof(T) == sizeof(float) ? 0x1p-90 : 0x1p-960;
+    const LayerShape& layer = shape_.layers[0];
+    const double least = std::ldexp(static_cast<double>(layer.in * layer.outputs),
+                                    sizeof(T) == sizeof(float) ? -120 : -1015);
     if (overflow_.load()) return false;
     for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
       use_plane(plane);

@@ -108,7 +108,7 @@ struct Sizer {
     if (plan.form_bytes > limit / 4) set(kFewFormRows, kFewFormCols);
   }
 
-  // Products of samples in a tile, and a thread's memory for pairs of positions.
+  // Products of samples in a tile, and a thread's memory for pairs of positions or copies of rows.
   void set_tile() {
     // Blocks start where tiles of rows do, when square also those of the right side: only if both
     // edges are whole panels of samples does every tile start on such a panel.
@@ -129,6 +129,8 @@ struct Sizer {
                 layer.right_positions * static_cast<std::int64_t>(sizeof(void*));
       } else if (layer.method == GramMethod::s2) {
         bytes = round_up(n, plan.mr) * kHalfFormedUnits * plan.nr * item;
+      } else if (layer.form == LayerForm::jacobian && shape.in_place(layer)) {
+        bytes = (plan.tile_rows + plan.tile_cols) * kInPlaceDepth * item;
       }
       plan.pair_bytes = std::max(plan.pair_bytes, round_up(bytes, kAlign));
     }

@@ -175,7 +175,8 @@ struct GramPlan {
   std::int64_t left_bytes = 0, right_bytes = 0, formed_left = 0, formed_right = 0, form_bytes = 0,
                state_bytes = 0;
   std::int64_t samples_entries = 0;  ///< of the product of samples in a tile
-  std::int64_t pair_bytes = 0;       ///< of a thread, for pairs of positions; behind the states
+  std::int64_t pair_bytes =
+      0;  ///< of a thread, for pairs of positions, copies of rows; behind the states
   std::int64_t states = 0;  ///< one a thread with a single slab, else one a tile of the block
   std::int64_t shares = 1;  ///< then so many of each tile
   std::int64_t bytes = 0;   ///< of the workspace

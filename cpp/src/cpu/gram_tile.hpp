@@ -142,11 +142,21 @@ class GramTile {
     const std::int64_t count = sides.stretches(chunk, stretches);
     InPlace::pointers(sides.left, chunk, row_, rows_, left);
     InPlace::pointers(sides.right, chunk, col_, cols_, right);
-    const auto rows = [](const Rows& side, const T* const* at, std::int64_t many) {
-      return RowsOf<T>{at, many, side.depth_stride, static_cast<T>(side.scale)};
-    };
-    kernels_.dots(rows(sides.left, left, rows_), rows(sides.right, right, cols_), stretches, count,
-                  skew(row_, col_), product_, plan_.tile_cols);
+    // The caller's rows may have their numbers apart, or need a power of two.
+    straighten(sides.left, chunk.depth, rows_, left, pairs_);
+    straighten(sides.right, chunk.depth, cols_, right, pairs_ + plan_.tile_rows * kInPlaceDepth);
+    kernels_.dots(left, rows_, right, cols_, stretches, count, skew(row_, col_), product_,
+                  plan_.tile_cols);
+  }
+
+  void straighten(const Rows& side, std::int64_t depth, std::int64_t count, const T** rows,
+                  T* to) const {
+    if (side.depth_stride == 1 && side.scale == 1) return;
+    const auto scale = static_cast<T>(side.scale);
+    for (std::int64_t r = 0; r < count; ++r, to += kInPlaceDepth) {
+      for (std::int64_t k = 0; k < depth; ++k) to[k] = rows[r][k * side.depth_stride] * scale;
+      rows[r] = to;
+    }
   }
 
   // Chunks of an S3 layer lie group by group and position by position, equally many for each.

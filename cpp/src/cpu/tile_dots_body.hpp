@@ -37,19 +37,9 @@ V add_lanes(const V* sums) {
   }
 }
 
-// Numbers k, k + 1, ... of a row, times its scale.
 template <class T>
-typename VectorOf<T>::type scaled(const T* row, std::int64_t k, std::int64_t stride, T scale) {
-  typename VectorOf<T>::type x;
-  for (std::int64_t lane = 0; lane < kLanes<T>; ++lane) x[lane] = row[(k + lane) * stride] * scale;
-  return x;
-}
-
-// Plain: rows are contiguous, scales one.
-template <class T, bool Plain>
 void dots_block(const T* const (&left)[kDotRows], const T* const (&right)[kDotCols],
-                const Stretch* stretches, std::int64_t count, const RowsOf<T>& of_left,
-                const RowsOf<T>& of_right, T* to) {
+                const Stretch* stretches, std::int64_t count, T* to) {
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t all = kDotRows * kDotCols, rest = all % kLanes<T>;
   static_assert(rest == 0 || rest == kLanes<T> / 2);
@@ -59,14 +49,10 @@ void dots_block(const T* const (&left)[kDotRows], const T* const (&right)[kDotCo
     for (std::int64_t k = stretches[s].from; k < end; k += kLanes<T>) {
       V x[kDotRows];
 #pragma GCC unroll 4
-      for (std::int64_t i = 0; i < kDotRows; ++i) {
-        x[i] = Plain ? *reinterpret_cast<const V*>(left[i] + k)
-                     : scaled(left[i], k, of_left.stride, of_left.scale);
-      }
+      for (std::int64_t i = 0; i < kDotRows; ++i) x[i] = *reinterpret_cast<const V*>(left[i] + k);
 #pragma GCC unroll 6
       for (std::int64_t j = 0; j < kDotCols; ++j) {
-        const V y = Plain ? *reinterpret_cast<const V*>(right[j] + k)
-                          : scaled(right[j], k, of_right.stride, of_right.scale);
+        const V y = *reinterpret_cast<const V*>(right[j] + k);
 #pragma GCC unroll 4
         for (std::int64_t i = 0; i < kDotRows; ++i) sum[i * kDotCols + j] += x[i] * y;
       }
@@ -84,22 +70,19 @@ void dots_block(const T* const (&left)[kDotRows], const T* const (&right)[kDotCo
 }
 
 template <class T>
-void dots(const RowsOf<T>& left, const RowsOf<T>& right, const Stretch* stretches,
-          std::int64_t count, std::int64_t skew, T* c, std::int64_t ldc) {
-  const bool plain = left.stride == 1 && right.stride == 1 && left.scale == 1 && right.scale == 1;
-  const std::int64_t rows = left.count, cols = right.count;
+void dots(const T* const* left, std::int64_t rows, const T* const* right, std::int64_t cols,
+          const Stretch* stretches, std::int64_t count, std::int64_t skew, T* c, std::int64_t ldc) {
   T sums[kDotRows * kDotCols + kLanes<T>];
   const T *x[kDotRows], *y[kDotCols];
   for (std::int64_t j = 0; j < cols; j += kDotCols) {
     const std::int64_t across = cols - j < kDotCols ? cols - j : kDotCols;
     // Rows that are not there repeat the last one.
-    for (std::int64_t q = 0; q < kDotCols; ++q) y[q] = right.at[j + (q < across ? q : across - 1)];
+    for (std::int64_t q = 0; q < kDotCols; ++q) y[q] = right[j + (q < across ? q : across - 1)];
     for (std::int64_t i = 0; i < rows; i += kDotRows) {
       const std::int64_t down = rows - i < kDotRows ? rows - i : kDotRows;
       if (i + down - 1 + skew < j) continue;
-      for (std::int64_t r = 0; r < kDotRows; ++r) x[r] = left.at[i + (r < down ? r : down - 1)];
-      (plain ? dots_block<T, true> : dots_block<T, false>)(x, y, stretches, count, left, right,
-                                                           sums);
+      for (std::int64_t r = 0; r < kDotRows; ++r) x[r] = left[i + (r < down ? r : down - 1)];
+      dots_block<T>(x, y, stretches, count, sums);
       for (std::int64_t r = 0; r < down; ++r) {
         T* const line = c + (i + r) * ldc + j;
         for (std::int64_t q = 0; q < across; ++q) line[q] = sums[r * kDotCols + q];

@@ -23,14 +23,6 @@ struct Stretch {
   std::int64_t from = 0, length = 0;
 };
 
-/// Such rows: number k of row i is at[i][k * stride], times `scale`.
-template <class T>
-struct RowsOf {
-  const T* const* at = nullptr;
-  std::int64_t count = 0, stride = 1;
-  T scale = 1;
-};
-
 /// Kernels for products in T. Panels are packed depth-major: left [k][mr], right [k][nr], edges
 /// padded with zeros, so that the bits of an entry depend on its two rows alone, never on where a
 /// tile begins.
@@ -83,8 +75,9 @@ struct TileKernels {
   /// c[i,j] = sum_k left[i][k] right[j][k] over k in the stretches, all of them whole vectors, for
   /// rows that lie in memory as they are. Those wholly above the diagonal may be skipped: where
   /// i + skew < j.
-  void (*dots)(const RowsOf<T>& left, const RowsOf<T>& right, const Stretch* stretches,
-               std::int64_t count, std::int64_t skew, T* c, std::int64_t ldc) = nullptr;
+  void (*dots)(const T* const* left, std::int64_t rows, const T* const* right, std::int64_t cols,
+               const Stretch* stretches, std::int64_t count, std::int64_t skew, T* c,
+               std::int64_t ldc) = nullptr;
 
   /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
   void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,
