@@ -247,7 +247,7 @@ std::int64_t gram_list_bytes(const GramShape& shape, std::int64_t chunks, std::i
   // twice as its list grows, and the pieces, one a group of channels and two while they grow.
   std::int64_t bytes = chunks * static_cast<std::int64_t>(sizeof(GramChunk) + 2 * sizeof(GramSlab));
   // Where rows lie that meet in place, for the chunks of a slab.
-  if (shape.shares() > 1) bytes += chunks * static_cast<std::int64_t>(2 * sizeof(Rows));
+  if (shape.in_place_depth() > 0) bytes += chunks * static_cast<std::int64_t>(2 * sizeof(Rows));
   for (const LayerShape& layer : shape.layers) {
     // One for each group of channels, twice while their list grows.
     if (layer.formed()) bytes += 2 * layer.groups * static_cast<std::int64_t>(sizeof(GramPiece));

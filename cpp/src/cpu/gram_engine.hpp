@@ -175,7 +175,7 @@ class Gram {
   void find_in_place(std::int64_t i, std::int64_t j, std::size_t slab, const GramGroup& group,
                      bool together) {
     const GramSlab& now = plan_.slabs[slab];
-    in_place_.assign(plan_.shares == 1 ? 0 : now.last - now.first, {});
+    in_place_.assign(shape_.in_place_depth() == 0 ? 0 : now.last - now.first, {});
     for (std::size_t c = now.first; c < now.last; ++c) {
       const GramChunk& chunk = plan_.chunks[c];
       if (!chunk.in_place) continue;

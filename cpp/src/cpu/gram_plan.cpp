@@ -109,7 +109,7 @@ struct Sizer {
   }
 
   // Products of samples in a tile, and a thread's memory for pairs of positions or copies of rows.
-  void set_tile() {
+  void set_tile(std::int64_t limit) {
     // Blocks start where tiles of rows do, when square also those of the right side: only if both
     // edges are whole panels of samples does every tile start on such a panel.
     const bool whole = plan.tile_rows % (plan.mr * shape.left_outputs) == 0 &&
@@ -130,7 +130,9 @@ struct Sizer {
       } else if (layer.method == GramMethod::s2) {
         bytes = round_up(n, plan.mr) * kHalfFormedUnits * plan.nr * item;
       } else if (layer.form == LayerForm::jacobian && shape.in_place(layer)) {
-        bytes = (plan.tile_rows + plan.tile_cols) * kInPlaceDepth * item;
+        // Where there is room for it: else a few rows at a time, on the stack.
+        bytes = plan.copied_bytes(item);
+        if (threads * bytes > limit / 4) bytes = 0;
       }
       plan.pair_bytes = std::max(plan.pair_bytes, round_up(bytes, kAlign));
     }
@@ -278,7 +280,7 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
              plan.block_cols >= std::min(shape.cols, kGoodBlock);
     };
     sizer.set_form(limit);
-    sizer.set_tile();
+    sizer.set_tile(limit);
     // Each block forms what it needs anew: where something is formed, few blocks matter most.
     for (std::int64_t blocks = 1; blocks <= most && !formed; ++blocks) {
       sizer.set_blocks(blocks, blocks);

@@ -88,14 +88,24 @@ struct GramShape {
       return layer.as_products && layer.in >= kInPlaceDepth / 4;
     return layer.formed() && !layer.has_samples(kind) && layer.method != GramMethod::s2;
   }
+  /// Depth that meets in place.
+  [[nodiscard]] std::int64_t in_place_depth() const {
+    std::int64_t depth = 0;
+    for (const LayerShape& layer : layers) {
+      if (!in_place(layer)) continue;
+      const std::int64_t outputs =
+          kind == GramOutputs::trace && layer.method != GramMethod::s4 ? layer.outputs : 1;
+      const bool given = layer.form == LayerForm::jacobian;
+      depth += outputs * (given ? layer.in : layer.padded * layer.out);
+    }
+    return depth;
+  }
   /// Sums into which the chunks that meet in place are dealt out in turn, for few rows make few
   /// tiles; added up in the end. Of the shape alone, as all that decides on bits.
   [[nodiscard]] std::int64_t shares() const {
-    for (const LayerShape& layer : layers) {
-      if (in_place(layer))
-        return std::clamp<std::int64_t>(512 / std::max({rows, cols, std::int64_t{1}}), 2, 16);
-    }
-    return 1;
+    if (!in_place()) return 1;
+    const std::int64_t most = 512 / std::max({rows, cols, std::int64_t{32}});
+    return std::clamp<std::int64_t>(in_place_depth() / (2 * kInPlaceDepth), 1, most);
   }
 };
 
@@ -181,6 +191,10 @@ struct GramPlan {
   std::int64_t shares = 1;  ///< then so many of each tile
   std::int64_t bytes = 0;   ///< of the workspace
 
+  /// Copies of the rows of a tile for the depth of a chunk.
+  [[nodiscard]] std::int64_t copied_bytes(std::int64_t item) const {
+    return (tile_rows + tile_cols) * kInPlaceDepth * item;
+  }
   [[nodiscard]] bool single_slab() const { return slabs.size() == 1; }
   [[nodiscard]] std::int64_t blocks(const GramShape& shape) const {
     return ceil_div(shape.rows, block_rows);

@@ -143,15 +143,35 @@ class GramTile {
     InPlace::pointers(sides.left, chunk, row_, rows_, left);
     InPlace::pointers(sides.right, chunk, col_, cols_, right);
     // The caller's rows may have their numbers apart, or need a power of two.
-    straighten(sides.left, chunk.depth, rows_, left, pairs_);
-    straighten(sides.right, chunk.depth, cols_, right, pairs_ + plan_.tile_rows * kInPlaceDepth);
-    kernels_.dots(left, rows_, right, cols_, stretches, count, skew(row_, col_), product_,
-                  plan_.tile_cols);
+    const bool plain = is_plain(sides.left) && is_plain(sides.right);
+    if (plain || plan_.pair_bytes >= plan_.copied_bytes(kItem)) {
+      straighten(sides.left, chunk.depth, rows_, left, pairs_);
+      straighten(sides.right, chunk.depth, cols_, right, pairs_ + plan_.tile_rows * kInPlaceDepth);
+      kernels_.dots(left, rows_, right, cols_, stretches, count, skew(row_, col_), product_,
+                    plan_.tile_cols);
+      return;
+    }
+    constexpr std::int64_t down = 4, across = 6;
+    T copies[(down + across) * kInPlaceDepth];
+    for (std::int64_t q = 0; q < cols_; q += across) {
+      const std::int64_t cols = std::min(across, cols_ - q);
+      straighten(sides.right, chunk.depth, cols, right + q, copies + down * kInPlaceDepth);
+      for (std::int64_t r = 0; r < rows_; r += down) {
+        const std::int64_t rows = std::min(down, rows_ - r);
+        const T* few[down];
+        std::copy(left + r, left + r + rows, few);
+        straighten(sides.left, chunk.depth, rows, few, copies);
+        kernels_.dots(few, rows, right + q, cols, stretches, count, skew(row_ + r, col_ + q),
+                      product_ + r * plan_.tile_cols + q, plan_.tile_cols);
+      }
+    }
   }
+
+  static bool is_plain(const Rows& side) { return side.depth_stride == 1 && side.scale == 1; }
 
   void straighten(const Rows& side, std::int64_t depth, std::int64_t count, const T** rows,
                   T* to) const {
-    if (side.depth_stride == 1 && side.scale == 1) return;
+    if (is_plain(side)) return;
     const auto scale = static_cast<T>(side.scale);
     for (std::int64_t r = 0; r < count; ++r, to += kInPlaceDepth) {
       for (std::int64_t k = 0; k < depth; ++k) to[k] = rows[r][k * side.depth_stride] * scale;
