@@ -4,7 +4,7 @@
 // methods do is in gram.cpp.
 #pragma once
 
-#include "gram_formed.hpp"
+#include "gram_in_place.hpp"
 #include "gram_plan.hpp"
 #include "gram_rows.hpp"
 #include "gram_store.hpp"
@@ -48,7 +48,8 @@ class GramTile {
       if (owner != share) {
         ++c;
       } else if (chunk.in_place) {
-        multiply_in_place(chunk, in_place_[c - now.first]);
+        in_place_[c - now.first].product(kernels_, chunk, row_, rows_, col_, cols_,
+                                         skew(row_, col_), product_, plan_.tile_cols, copies());
         fold(chunk.layer, false);
         ++c;
       } else if (!layer.nothing() && layer.method == GramMethod::s3) {
@@ -96,6 +97,11 @@ class GramTile {
     pairs_ = reinterpret_cast<T*>(pairs);
   }
 
+  // Memory for copies of the tile's rows, where the plan had room for it.
+  [[nodiscard]] T* copies() const {
+    return plan_.pair_bytes >= plan_.copied_bytes(kItem) ? pairs_ : nullptr;
+  }
+
   // P or Q (+)= left chunk times right chunk, over the tile; P goes to `samples`.
   void multiply(const GramChunk& left, const GramChunk& right, bool accumulate, T* samples) const {
     if (within_ && !shape_.layers[static_cast<std::size_t>(left.layer)].packs_left(shape_))
@@ -132,50 +138,6 @@ class GramTile {
       kernels_.product_within(x, left_.panel * kernels_.mr, panels, y + right_.panel * pitch,
                               left.depth, left_.panels, right_.panels * kernels_.nr,
                               skew(first_n_, first_m_), samples, ld_samples_, accumulate);
-    }
-  }
-
-  // Q = left rows times right rows where they lie.
-  void multiply_in_place(const GramChunk& chunk, const InPlace& sides) const {
-    Stretch stretches[kMostStretches];
-    const T *left[kInPlaceRows], *right[kInPlaceRows];
-    const std::int64_t count = sides.stretches(chunk, stretches);
-    InPlace::pointers(sides.left, chunk, row_, rows_, left);
-    InPlace::pointers(sides.right, chunk, col_, cols_, right);
-    // The caller's rows may have their numbers apart, or need a power of two.
-    const bool plain = is_plain(sides.left) && is_plain(sides.right);
-    if (plain || plan_.pair_bytes >= plan_.copied_bytes(kItem)) {
-      straighten(sides.left, chunk.depth, rows_, left, pairs_);
-      straighten(sides.right, chunk.depth, cols_, right, pairs_ + plan_.tile_rows * kInPlaceDepth);
-      kernels_.dots(left, rows_, right, cols_, stretches, count, skew(row_, col_), product_,
-                    plan_.tile_cols);
-      return;
-    }
-    constexpr std::int64_t down = 4, across = 6;
-    T copies[(down + across) * kInPlaceDepth];
-    for (std::int64_t q = 0; q < cols_; q += across) {
-      const std::int64_t cols = std::min(across, cols_ - q);
-      straighten(sides.right, chunk.depth, cols, right + q, copies + down * kInPlaceDepth);
-      for (std::int64_t r = 0; r < rows_; r += down) {
-        const std::int64_t rows = std::min(down, rows_ - r);
-        const T* few[down];
-        std::copy(left + r, left + r + rows, few);
-        straighten(sides.left, chunk.depth, rows, few, copies);
-        kernels_.dots(few, rows, right + q, cols, stretches, count, skew(row_ + r, col_ + q),
-                      product_ + r * plan_.tile_cols + q, plan_.tile_cols);
-      }
-    }
-  }
-
-  static bool is_plain(const Rows& side) { return side.depth_stride == 1 && side.scale == 1; }
-
-  void straighten(const Rows& side, std::int64_t depth, std::int64_t count, const T** rows,
-                  T* to) const {
-    if (is_plain(side)) return;
-    const auto scale = static_cast<T>(side.scale);
-    for (std::int64_t r = 0; r < count; ++r, to += kInPlaceDepth) {
-      for (std::int64_t k = 0; k < depth; ++k) to[k] = rows[r][k * side.depth_stride] * scale;
-      rows[r] = to;
     }
   }
 
@@ -400,8 +362,6 @@ class GramTile {
 
   static constexpr std::int64_t kItem = sizeof(T);
   static constexpr std::int64_t kMostPanel = 16 * 64;
-  // Each is a row of inputs, padded to 4 entries or more, but for the first and the last.
-  static constexpr std::int64_t kMostStretches = kInPlaceDepth / 4 + 2;
 
   const GramShape& shape_;
   const GramPlan& plan_;
