@@ -124,12 +124,14 @@ void product(const T* left, const T* right, std::int64_t k, std::int64_t left_pi
 // the others at the start of the next.
 template <std::int64_t Split, class T, std::int64_t Vectors>
 void micro_within(const T* left, const T* next_left, const T* right, std::int64_t k, T* c,
-                  std::int64_t ldc, bool accumulate) {
+                  std::int64_t ldc, bool accumulate, const char* ahead, std::int64_t step) {
   constexpr std::int64_t width = kCols<T>;
   Sums<T, Vectors> sum = {};
   ask_for<T, Vectors>(c, ldc);
 #pragma GCC unroll 2
   for (std::int64_t at = 0; at < k * width; at += width) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += step;
     typename VectorOf<T>::type line[Vectors];
     load_line(right + at, line);
 #pragma GCC unroll 8
@@ -145,38 +147,46 @@ void micro_within(const T* left, const T* next_left, const T* right, std::int64_
 // Splits are even: `Split` of the rows at most are in the first panel.
 template <std::int64_t Split, class T, std::int64_t Vectors>
 void split_within(std::int64_t rows, const T* left, const T* next_left, const T* right,
-                  std::int64_t k, T* c, std::int64_t ldc, bool accumulate) {
+                  std::int64_t k, T* c, std::int64_t ldc, bool accumulate, const char* ahead,
+                  std::int64_t step) {
   if constexpr (Split > 2) {
     if (rows < Split)
       return split_within<Split - 2, T, Vectors>(rows, left, next_left, right, k, c, ldc,
-                                                 accumulate);
+                                                 accumulate, ahead, step);
   }
-  micro_within<Split, T, Vectors>(left, next_left, right, k, c, ldc, accumulate);
+  micro_within<Split, T, Vectors>(left, next_left, right, k, c, ldc, accumulate, ahead, step);
 }
 
 template <class T>
 void product_within(const T* left, std::int64_t first, std::int64_t panels, const T* right,
                     std::int64_t k, std::int64_t rows, std::int64_t cols, std::int64_t skew, T* c,
                     std::int64_t ldc, bool accumulate) {
-  constexpr std::int64_t width = kCols<T>, line = 64 / static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t width = kCols<T>, item = static_cast<std::int64_t>(sizeof(T));
   static_assert(width % 2 == 0 && kRows % 2 == 0 && width >= 4);
   const std::int64_t pitch = k * width;
-  const std::int64_t share = (pitch / line + rows) / rows * line;
+  // What is asked for ahead is as in product().
+  const std::int64_t share = pitch * item / rows + 1, step = share / (k + 1) + 1;
   for (std::int64_t j = 0; j < cols; j += width) {
     const T* panel = right + j / width * pitch;
     for (std::int64_t i = 0; i < rows; ++i) {
       if (i * kRows + kRows - 1 + skew < j) continue;
-      if (j + width < cols) {
-        for (std::int64_t at = i * share; at < (i + 1) * share && at < pitch; at += line)
-          __builtin_prefetch(panel + pitch + at, 0, 2);
-      }
       const std::int64_t row = first + i * kRows, at = row % width;
       const T* x = left + row / width * pitch + at;
       // Behind the last panel there is nothing: rows that nobody reads repeat others.
       const T* next = row / width + 1 < panels ? x - at + pitch : x - at;
+      const char* ahead = reinterpret_cast<const char*>(panel);
+      std::int64_t pace = 0;
+      if (j == 0) {
+        ahead = reinterpret_cast<const char*>(at + kRows < width ? x + kRows : next);
+        pace = width * item;
+      } else if (j + width < cols) {
+        ahead += pitch * item + i * share;
+        pace = step;
+      }
       T* sum = c + i * kRows * ldc + j;
       for_vectors<T>(cols - j, [&]<std::int64_t Vectors>() {
-        split_within<kRows, T, Vectors>(width - at, x, next, panel, k, sum, ldc, accumulate);
+        split_within<kRows, T, Vectors>(width - at, x, next, panel, k, sum, ldc, accumulate, ahead,
+                                        pace);
       });
     }
   }
