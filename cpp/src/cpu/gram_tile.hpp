@@ -88,7 +88,12 @@ class GramTile {
     left_ = sample_panels(i, row_, rows_, shape_.left_outputs, kernels_.mr);
     right_ = sample_panels(j, col_, cols_, shape_.right_outputs, kernels_.nr);
     first_n_ = i / shape_.left_outputs + left_.panel * kernels_.mr;
-    first_m_ = j / shape_.right_outputs + right_.panel * kernels_.nr;
+    const std::int64_t begin = j / shape_.right_outputs + right_.panel * kernels_.nr;
+    // Of a single panel of samples only the vectors that the tile needs.
+    const std::int64_t before = col_ / shape_.right_outputs - begin;
+    skip_ = right_.panels > 1 ? 0 : before / kernels_.lanes * kernels_.lanes;
+    first_m_ = begin + skip_;
+    count_m_ = (col_ + cols_ - 1) / shape_.right_outputs + 1 - first_m_;
     ld_samples_ = right_.panels * kernels_.nr;
     acc_ = reinterpret_cast<double*>(state);
     product_ = reinterpret_cast<T*>(state + round_up(plan_.tile_rows * plan_.tile_cols * 8, 64));
@@ -115,8 +120,8 @@ class GramTile {
                        left_pitch, right_pitch, ceil_div(rows_, kernels_.mr), cols_,
                        skew(row_, col_), product_, plan_.tile_cols, accumulate);
     } else {
-      kernels_.product(x + left_.panel * left_pitch, y + right_.panel * right_pitch, left.depth,
-                       left_pitch, right_pitch, left_.panels, right_.panels * kernels_.nr,
+      kernels_.product(x + left_.panel * left_pitch, y + right_.panel * right_pitch + skip_,
+                       left.depth, left_pitch, right_pitch, left_.panels, count_m_,
                        skew(first_n_, first_m_), samples, ld_samples_, accumulate);
     }
   }
@@ -135,8 +140,8 @@ class GramTile {
                               left.depth, ceil_div(rows_, kernels_.mr), cols_, skew(row_, col_),
                               product_, plan_.tile_cols, accumulate);
     } else {
-      kernels_.product_within(x, left_.panel * kernels_.mr, panels, y + right_.panel * pitch,
-                              left.depth, left_.panels, right_.panels * kernels_.nr,
+      kernels_.product_within(x, left_.panel * kernels_.mr, panels,
+                              y + right_.panel * pitch + skip_, left.depth, left_.panels, count_m_,
                               skew(first_n_, first_m_), samples, ld_samples_, accumulate);
     }
   }
@@ -376,6 +381,7 @@ class GramTile {
   std::int64_t left_panel_ = 0, right_panel_ = 0;            // first ones of its rows and columns
   SamplePanels left_, right_;                                // of its samples
   std::int64_t first_n_ = 0, first_m_ = 0, ld_samples_ = 0;  // of P
+  std::int64_t skip_ = 0, count_m_ = 0;  // columns of its first panel that it leaves out; its own
   double* acc_ = nullptr;
   T *product_ = nullptr, *samples_ = nullptr, *spread_ = nullptr, *pairs_ = nullptr;
   bool started_ = false;  // acc holds something
