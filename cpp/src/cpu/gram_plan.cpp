@@ -17,7 +17,7 @@ constexpr std::int64_t kTileCols = 256;
 // Below this many rows a block packs its factors too often; then the depth is cut into slabs
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
-constexpr std::int64_t kTilesAThread = 16;
+constexpr std::int64_t kTilesAThread = 8;
 // What a thread forms at once: rows of gradients and columns of inputs, whole panels of every
 // kernel.
 constexpr std::int64_t kFormRows = 480, kFormCols = 960;
