@@ -259,6 +259,21 @@ class Vjp {
   // out[p + q, k] (+)= from[k plane + q].
   void store(std::int64_t p, const T* from, std::int64_t count, std::int64_t plane,
              std::int64_t columns, bool assign) {
+    if (columns == 1 && out_.stride(0) == 1) {
+      T* const to = &out_(p, column_);
+      if (assign) {
+        std::copy_n(from, count, to);
+      } else {
+        for (std::int64_t q = 0; q < count; ++q) to[q] += from[q];
+      }
+      return;
+    }
+    if (assign && out_.stride(1) == 1 && out_.stride(0) == columns) {
+      const T* rows[kProductColumns];
+      for (std::int64_t k = 0; k < columns; ++k) rows[k] = from + k * plane;
+      pack_of<T>(kernels_)(rows, columns, columns, 1, count, 1.0, &out_(p, column_));
+      return;
+    }
     for (std::int64_t q = 0; q < count; ++q) {
       T* to = &out_(p + q, column_);
       for (std::int64_t k = 0; k < columns; ++k) {
