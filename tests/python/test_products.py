@@ -26,6 +26,20 @@ def test_products_equal_reference(case, dtype, columns, rng):
     check(case.jacobian(arrays), case.plain(arrays), rng, columns, dtype)
 
 
+# How lines of J^T u reach the result depends on their number: whole vectors or not, one pass or two.
+@pytest.mark.parametrize("columns", [2, 4, 7, 8, 32, 33, 64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_number_of_columns(dtype, columns, rng):
+    a, g = rng.standard_normal((3, 5)), rng.standard_normal((3, 2, 130))
+    arrays = [x.astype(dtype) for x in (a, g)]
+    jacobian = ff.Jacobian.from_factors([ff.Dense(*arrays, bias=True)])
+    u = rng.standard_normal((6, columns)).astype(dtype)
+    dense = jacobian.dense().astype(float)
+    assert_close(jacobian.T @ u, dense.T @ u, terms=6, dtype=dtype)
+    for k in (0, columns - 1):
+        np.testing.assert_array_equal(jacobian.T @ u[:, k], (jacobian.T @ u[:, k : k + 1])[:, 0])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_16_bit_factors_are_widened(case, dtype, rng):

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from torch.func import functional_call, jacrev  # noqa: E402 - after the skip
 
 import torch_oracle as oracle  # noqa: E402
+from fastfisher.capture import verify  # noqa: E402
 from torch_cases import BY_ID, CASES, WORKS, N  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,3 +98,14 @@ def test_table_is_well_formed():
     for case in CASES:
         assert case.kind in {"works", "refused", "either"}, case.id
         assert bool(case.match) == (case.kind != "works"), case.id
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_norms_of_a_proof(size, dtype):
+    x = torch.full((3, 50), size, dtype=dtype)
+    for y in (x, x.T, x[:, ::2]):
+        expected = float(y.double().norm())
+        assert verify._norm(y) == pytest.approx(expected, rel=0.01)
+    x[1, 2] = torch.nan
+    assert not verify._norm(x) <= 1e300
