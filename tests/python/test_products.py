@@ -26,7 +26,7 @@ def test_products_equal_reference(case, dtype, columns, rng):
     check(case.jacobian(arrays), case.plain(arrays), rng, columns, dtype)
 
 
-# How lines of J^T u reach the result depends on their number: whole vectors or not, one pass or two.
+# How lines of J^T u reach the result depends on their number: whole vectors or not, and passes.
 @pytest.mark.parametrize("columns", [2, 4, 7, 8, 32, 33, 64])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_any_number_of_columns(dtype, columns, rng):
