@@ -30,7 +30,8 @@ struct Kind {
 Kind draw_kind() {
   Kind kind;
   kind.form = static_cast<LayerForm>(draw(0, 3));
-  kind.channels = draw(0, 9);
+  // Few panels of inputs, or more than a thread forms at once where memory is short.
+  kind.channels = draw(0, 5) == 0 ? draw(100, 300) : draw(0, 9);
   kind.units = draw(0, 9);
   if (kind.form == LayerForm::jacobian) {
     kind.method = draw(0, 1) == 0 ? GramMethod::automatic : GramMethod::s1;
@@ -218,7 +219,7 @@ void one_problem() {
 
   Context ctx;
   ctx.threads = static_cast<int>(draw(1, 3));
-  options.memory_limit = std::int64_t{1} << draw(14, 25);
+  options.memory_limit = (std::int64_t{1} << draw(14, 24)) * draw(8, 15) / 8;
   GramEstimate estimate;
   for (;; options.memory_limit *= 2) {
     try {

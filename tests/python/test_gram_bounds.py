@@ -7,7 +7,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+import fastfisher as ff
+from cases import assert_close
 
 GUARDED = """
 import ctypes, mmap, sys
@@ -131,3 +135,27 @@ def test_the_limit_bounds_the_peak_of_memory():
     for peak, limit, *case in lines:
         # Stacks of the threads, pages of the allocator.
         assert int(peak) <= int(limit) + (2 << 20), case
+
+
+# Panels of 16, 32 or 48 columns, and memory for a few of them: whole ones in any case.
+@pytest.mark.parametrize("method", ["S1", "S2"])
+@pytest.mark.parametrize("outputs", [1, 7, 10, 16, 20])
+@pytest.mark.parametrize("positions", [3, 16, 300])
+def test_memory_to_form_in_holds_whole_panels(positions, outputs, method, rng):
+    a = rng.standard_normal((2, positions, 256), dtype="float32")
+    g = rng.standard_normal((2, outputs, positions, 32), dtype="float32")
+    layer = ff.Shared(a, g, bias=True)
+    jacobian = ff.Jacobian.from_factors([layer])
+    dense = layer.block().reshape(2 * outputs, -1).astype(float)
+    whole = jacobian.gram(method=method)
+    assert_close(whole.reshape(2 * outputs, -1), dense @ dense.T, terms=256 * 32, dtype="float32")
+    fits = 0
+    for limit in np.geomspace(2e5, 8e6, 40).astype(int):
+        for threads in (1, 3):
+            try:
+                got = jacobian.gram(method=method, memory_limit=int(limit), threads=threads)
+            except MemoryError:
+                continue
+            fits += 1
+            np.testing.assert_array_equal(got, whole)
+    assert fits > 5

@@ -27,17 +27,28 @@ def test_products_equal_reference(case, dtype, columns, rng):
 
 
 # How lines of J^T u reach the result depends on their number: whole vectors or not, and passes.
-@pytest.mark.parametrize("columns", [2, 4, 7, 8, 32, 33, 64])
+@pytest.mark.parametrize("features", [1, 5, 67, 300])
+@pytest.mark.parametrize("columns", [1, 2, 4, 7, 8, 32, 33, 64])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_any_number_of_columns(dtype, columns, rng):
-    a, g = rng.standard_normal((3, 5)), rng.standard_normal((3, 2, 130))
+def test_any_number_of_columns(dtype, columns, features, rng):
+    a, g = rng.standard_normal((3, features)), rng.standard_normal((3, 2, 13))
     arrays = [x.astype(dtype) for x in (a, g)]
     jacobian = ff.Jacobian.from_factors([ff.Dense(*arrays, bias=True)])
     u = rng.standard_normal((6, columns)).astype(dtype)
-    dense = jacobian.dense().astype(float)
-    assert_close(jacobian.T @ u, dense.T @ u, terms=6, dtype=dtype)
+    product, dense = jacobian.T @ u, jacobian.dense().astype(float)
+    assert_close(product, dense.T @ u, terms=6, dtype=dtype)
     for k in (0, columns - 1):
-        np.testing.assert_array_equal(jacobian.T @ u[:, k], (jacobian.T @ u[:, k : k + 1])[:, 0])
+        assert_close(jacobian.T @ u[:, k], product[:, k].astype(float), terms=6, dtype=dtype)
+
+
+@pytest.mark.parametrize("columns", [(), (3,)], ids=str)
+def test_several_slabs_add_up(columns, rng):
+    a, g = rng.standard_normal((5000, 40)), rng.standard_normal((5000, 1, 30))
+    arrays = [x.astype("float32") for x in (a, g)]
+    jacobian = ff.Jacobian.from_factors([ff.Dense(*arrays, bias=True)])
+    u = rng.standard_normal((5000, *columns)).astype("float32")
+    expected = jacobian.dense().astype(float).T @ u
+    assert_close(jacobian.T @ u, expected, terms=5000, dtype="float32")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

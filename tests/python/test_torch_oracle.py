@@ -104,7 +104,8 @@ def test_table_is_well_formed():
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
 def test_norms_of_a_proof(size, dtype):
     x = torch.full((3, 50), size, dtype=dtype)
-    for y in (x, x.T, x[:, ::2]):
+    assert 1e-30**2 < torch.finfo(torch.float32).tiny < torch.finfo(torch.float32).max < 1e30**2
+    for y in (x, x.T, x[:, ::2], x.repeat(100, 100)):
         expected = float(y.double().norm())
         assert verify._norm(y) == pytest.approx(expected, rel=0.01)
     x[1, 2] = torch.nan

@@ -18,8 +18,7 @@ constexpr std::int64_t kTileCols = 256;
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
 constexpr std::int64_t kTilesAThread = 8;
-// What a thread forms at once: rows of gradients and columns of inputs, whole panels of every
-// kernel.
+// What a thread forms at once: rows of gradients and columns of inputs, in whole panels.
 constexpr std::int64_t kFormRows = 480, kFormCols = 960;
 constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 144;
 // Panels of one slab: enough depth between two barriers, and no more fresh memory than that.
@@ -88,6 +87,8 @@ struct Sizer {
   // Memory in which a thread forms gradients: panels of both factors and rows of padded input.
   void set_form(std::int64_t limit) {
     const auto set = [&](std::int64_t rows, std::int64_t cols) {
+      rows = round_up(rows, plan.mr);
+      cols = round_up(cols, plan.nr);
       plan.form_rows = rows;
       plan.form_cols = cols;
       std::int64_t left = 0, right = 0;

@@ -89,7 +89,8 @@ class GramTile {
     right_ = sample_panels(j, col_, cols_, shape_.right_outputs, kernels_.nr);
     first_n_ = i / shape_.left_outputs + left_.panel * kernels_.mr;
     const std::int64_t begin = j / shape_.right_outputs + right_.panel * kernels_.nr;
-    // Of a single panel of samples only the vectors that the tile needs.
+    // Of the panels of samples up to the last vector that the tile needs; of a single one from the
+    // first vector on, too.
     const std::int64_t before = col_ / shape_.right_outputs - begin;
     skip_ = right_.panels > 1 ? 0 : before / kernels_.lanes * kernels_.lanes;
     first_m_ = begin + skip_;
@@ -381,7 +382,8 @@ class GramTile {
   std::int64_t left_panel_ = 0, right_panel_ = 0;            // first ones of its rows and columns
   SamplePanels left_, right_;                                // of its samples
   std::int64_t first_n_ = 0, first_m_ = 0, ld_samples_ = 0;  // of P
-  std::int64_t skip_ = 0, count_m_ = 0;  // columns of its first panel that it leaves out; its own
+  std::int64_t skip_ = 0;     // columns of the first panel that P leaves out
+  std::int64_t count_m_ = 0;  // columns of P
   double* acc_ = nullptr;
   T *product_ = nullptr, *samples_ = nullptr, *spread_ = nullptr, *pairs_ = nullptr;
   bool started_ = false;  // acc holds something

@@ -164,7 +164,7 @@ void product_within(const T* left, std::int64_t first, std::int64_t panels, cons
   constexpr std::int64_t width = kCols<T>, item = static_cast<std::int64_t>(sizeof(T));
   static_assert(width % 2 == 0 && kRows % 2 == 0 && width >= 4);
   const std::int64_t pitch = k * width;
-  // What is asked for ahead is as in product().
+  // What is asked for ahead is as in product(), but that the last panel asks for its own start.
   const std::int64_t share = pitch * item / rows + 1, step = share / (k + 1) + 1;
   for (std::int64_t j = 0; j < cols; j += width) {
     const T* panel = right + j / width * pitch;

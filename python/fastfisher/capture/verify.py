@@ -51,8 +51,8 @@ def check_products(
 
 
 def _norm(x: torch.Tensor) -> float:
-    """Frobenius norm, good to a percent: a dot product where squares stay in range, else slower."""
-    if x.dtype in _TOLERANCE and x.is_contiguous():
+    """Frobenius norm, good to a percent: a dot product where that is safe, else slower."""
+    if x.dtype in _TOLERANCE and x.is_contiguous() and x.numel() < 1 << 26:
         square = float(torch.dot(x.view(-1), x.view(-1)))
         if 1e-20 < square < math.inf:
             return math.sqrt(square)
