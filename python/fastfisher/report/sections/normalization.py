@@ -169,6 +169,7 @@ def _blocks(
 
         def picture(ax: Axes) -> None:
             plot_scaling(sweep, measured, theory=lines, ax=ax)
+            ax.margins(y=0.3)  # the legend finds room above what is drawn, or below
             ax.set_title(phi)
 
         return picture
