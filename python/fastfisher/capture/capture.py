@@ -204,8 +204,7 @@ class Capture:
         self.plan = plan
         self._plans.setdefault(graph.signature, []).append(plan)
         plan.head = find_head(graph, n)
-        passes = plan.passes(graph.y.shape[1])
-        self.cost = cost_of(self._harvested(x, graph, detect=True), graph, n, passes)
+        self.cost = cost_of(self._harvested(x, graph, detect=True), graph, n)
 
     def _captured(self, x: Inputs, first: int, room: Room | None = None) -> Jacobian:
         n = samples_of(x)
@@ -307,8 +306,8 @@ class Capture:
         return Jacobian(done.layers, graph.y.detach().to(dtype), parameters=done.parameters)
 
 
-def cost_of(jacobian: Jacobian, graph: Graph, n: int, passes: int = 1) -> Cost:
-    """Bytes a sample of a captured block, `passes` gradients of each result at a time."""
+def cost_of(jacobian: Jacobian, graph: Graph, n: int) -> Cost:
+    """Bytes a sample of a captured block."""
     factors = sum(layer_bytes(layer) for layer in jacobian.layers)
     made = 0
     for node in graph.nodes:
@@ -322,4 +321,4 @@ def cost_of(jacobian: Jacobian, graph: Graph, n: int, passes: int = 1) -> Cost:
         for layer in jacobian.layers
     )
     on_device = graph.y.device.type != "cpu"
-    return Cost(factors / n, ((1 + passes) * made + factors) / n, compact / n, on_device)
+    return Cost(factors / n, (2 * made + factors) / n, compact / n, on_device)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -195,33 +195,17 @@ class Harvest:
                 stays = use.stays and dtype == graph.y.dtype
                 result[edge] = self.room.take(use.node, shape, dtype, device, stays=stays)
         with torch.autocast(graph.y.device.type, enabled=False):
-            for k, grads in self._passes(graph, list(result)):
-                for out, grad in zip(result.values(), grads, strict=True):
+            for k in range(c):
+                cotangent = torch.zeros_like(graph.y)
+                cotangent[:, k] = 1
+                for (_, out), grad in zip(
+                    result.items(), ag.gradients([graph.y], list(result), [cotangent]), strict=True
+                ):
                     if grad is None:
                         out[k] = 0
                     else:
                         out[k] = grad.detach()
         return result
-
-    def _passes(
-        self, graph: Graph, edges: Sequence[Edge]
-    ) -> Iterator[tuple[int | slice, list[torch.Tensor | None]]]:
-        """Yield outputs and their gradients for the edges, of one output or of all at once."""
-        y = graph.y
-        n, c = y.shape
-        if self.plan.passes(c) > 1:
-            units = torch.eye(c, dtype=y.dtype, device=y.device)[:, None, :].expand(c, n, c)
-            try:
-                found = ag.gradients([y], edges, [units], batched=True)
-            except RuntimeError:
-                self.plan.together = False  # a hook of the user, say, that wants one gradient
-            else:
-                yield slice(None), found
-                return
-        for k in range(c):
-            cotangent = torch.zeros_like(y)
-            cotangent[:, k] = 1
-            yield k, ag.gradients([y], edges, [cotangent])
 
     def _single(self, graph: Graph, uses: Sequence[Use]) -> dict[Edge, torch.Tensor]:
         """Gradients (1, *result) of the only output, as autograd made them where they are whole."""

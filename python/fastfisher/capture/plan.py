@@ -35,12 +35,6 @@ FAMILIES: dict[str, Family] = {**elementwise.FAMILIES, **linear.FAMILIES, **conv
 SEPARABLE: dict[str, int] = {**linear.SEPARABLE, **conv.SEPARABLE}
 # Nodes that pick rows by numbers of the data: samples may have rows in other places, or more.
 _MOVING = ("Index", "Masked", "Scatter", "Gather", "Take", "Put", "Segment", "RepeatInterleave")
-# Nodes that take the gradients of all outputs together as well as one by one.
-_DENSE = {
-    *("Addmm", "Mm", "T", "View", "Clone", "Add", "Sub", "Mul", "Relu", "LeakyRelu", "Elu", "Celu"),
-    *("Gelu", "Silu", "Mish", "Sigmoid", "Tanh", "Softplus", "Hardtanh"),
-}
-_TOGETHER = 4  # outputs from which on that is faster
 PROBE = 3
 UNREACHED = "not reached by the outputs: zero"
 COUPLED = "the outputs of a sample depend on other samples: there are no per-sample gradients"
@@ -110,12 +104,6 @@ class Plan:
     sure: bool = True
     """Whether one layout is left, for all samples: many zero gradients leave several, and rows that
     are picked by numbers may be picked elsewhere."""
-    together: bool = False
-    """Whether one backward pass takes the cotangents of all outputs."""
-
-    def passes(self, outputs: int) -> int:
-        """Count the outputs whose gradients are under way at a time."""
-        return outputs if self.together and outputs >= _TOGETHER else 1
 
     def fits(self, graph: Graph, samples: int) -> bool:
         """Whether another run, of the same structure, takes the same weights in the same way."""
@@ -252,12 +240,6 @@ def make_plan(
         if index not in known
     )
     plan.settings = tuple(settings_of(graph.nodes[k]) for k in plan.below)
-    # One row a sample: each pass over few rows reads all weights again. Not yet tried on a GPU.
-    plan.together = (
-        graph.y.device.type == "cpu"
-        and all(ag.is_leaf(node) or base_name(node) in _DENSE for node in graph.nodes)
-        and all(use.part is not None and use.part[:-1] == (1,) for use in plan.uses)
-    )
     _fold_biases(plan, graph)
     count = Counter(name for use in plan.uses for name in use.names)
     for use in plan.uses:
