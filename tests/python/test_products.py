@@ -42,13 +42,14 @@ def test_any_number_of_columns(dtype, columns, features, rng):
 
 
 @pytest.mark.parametrize("columns", [(), (3,)], ids=str)
-def test_several_slabs_add_up(columns, rng):
-    a, g = rng.standard_normal((5000, 40)), rng.standard_normal((5000, 1, 30))
-    arrays = [x.astype("float32") for x in (a, g)]
-    jacobian = ff.Jacobian.from_factors([ff.Dense(*arrays, bias=True)])
-    u = rng.standard_normal((5000, *columns)).astype("float32")
-    expected = jacobian.dense().astype(float).T @ u
-    assert_close(jacobian.T @ u, expected, terms=5000, dtype="float32")
+def test_rows_in_several_slabs_add_up(columns, rng):
+    # W too large for parts of rows, and more rows than a slab has (1024).
+    a, g = (rng.standard_normal((2500, size), dtype="float32") for size in (1500, 1200))
+    jacobian = ff.Jacobian.from_factors([ff.Dense(a, g[:, None])])
+    u = rng.standard_normal((2500, *columns), dtype="float32")
+    expected = np.einsum("no,n...,ni->oi...", g.astype(float), u, a, optimize=True)
+    product = (jacobian.T @ u).reshape(expected.shape)
+    assert_close(product, expected, terms=2500, dtype="float32")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -103,8 +103,8 @@ def test_table_is_well_formed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
 def test_norms_of_a_proof(size, dtype):
+    # Squares of float32 numbers of size 1e-30 and 1e30 are out of its range.
     x = torch.full((3, 50), size, dtype=dtype)
-    assert 1e-30**2 < torch.finfo(torch.float32).tiny < torch.finfo(torch.float32).max < 1e30**2
     for y in (x, x.T, x[:, ::2], x.repeat(100, 100)):
         expected = float(y.double().norm())
         assert verify._norm(y) == pytest.approx(expected, rel=0.01)

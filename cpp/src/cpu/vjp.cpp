@@ -256,7 +256,8 @@ class Vjp {
     }
   }
 
-  // out[p + q, k] (+)= from[k plane + q].
+  // out[p + q, k] (+)= from[k plane + q]. Entries one by one take longer than the products of few
+  // samples: where parameters follow each other in memory they are copied, or packed, as lines.
   void store(std::int64_t p, const T* from, std::int64_t count, std::int64_t plane,
              std::int64_t columns, bool assign) {
     if (columns == 1 && out_.stride(0) == 1) {

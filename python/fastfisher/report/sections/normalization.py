@@ -169,7 +169,8 @@ def _blocks(
 
         def picture(ax: Axes) -> None:
             plot_scaling(sweep, measured, theory=lines, ax=ax)
-            ax.margins(y=0.3)  # the legend finds room above what is drawn, or below
+            low, high = ax.get_ylim()
+            ax.set_ylim(low * (low / high) ** 0.5, high)  # the legend's room: lines are everywhere
             ax.set_title(phi)
 
         return picture
