@@ -135,6 +135,7 @@ def steps(n: int, line) -> None:
     products(torch.float64, n // 2, 4, line)
     for i, j in ((132, 8), (8, 8), (132, 72)):
         panels(n, i, j, line)
+    passes(n, line)
 
 
 def small_problems(line) -> None:
@@ -185,6 +186,29 @@ def products(dtype: torch.dtype, n: int, vectors: int, line) -> None:
     wrong = abs(float(found[0, 0]) - float(a.abs().max()))
     rate = 2 * half / ours / 1e9
     line(f"symmetry {str(dtype)[6:]} {n}", {"ms": ours * 1e3, "GB/s": rate, "error": wrong})
+
+
+def passes(n: int, line) -> None:
+    """Time lanczos_steps, nine passes of eight vectors, beside their products."""
+    b, count = 8, 9
+    a = torch.randn(1, n, n, device="cuda")
+    a = a + a.mT
+    scale = torch.full((1,), 0.5 / n**0.5, device="cuda", dtype=torch.float64).sqrt()
+    start = torch.randn(1, (count + 1) * b, n, device="cuda")
+    small = torch.empty(count + 1, 1, b, (count + 1) * b + 1, device="cuda", dtype=torch.float64)
+    basis = start.clone()
+    _native.lanczos_steps(a, scale, basis, 0, small, fresh=True)
+    wide = basis[0].double()
+    wrong = float((wide @ wide.T - torch.eye(len(wide), device="cuda")).abs().max())
+    out = torch.empty_like(basis[:, :b])
+    product = seconds(lambda: _native.symm(a, start[:, :b], scale, out), inner=20)
+
+    def call() -> None:
+        basis[:, :b] = start[:, :b]
+        _native.lanczos_steps(a, scale, basis, 0, small, fresh=True)
+
+    figures = {"ms a pass": seconds(call) / count * 1e3, "ms symm": product * 1e3, "error": wrong}
+    line(f"lanczos_steps {n} x {b}, {count} passes", figures)
 
 
 def panels(n: int, i: int, j: int, line) -> None:

@@ -25,6 +25,10 @@ std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
                            const PsdOptions& options);
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
                            PsdTask task);
+void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
+                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small);
+std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
+                                     std::int64_t rows);
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);
@@ -94,6 +98,8 @@ const Backend& backend() {
     b.moments_workspace = &cuda::moments_workspace;
     b.psd = &cuda::psd;
     b.psd_workspace = &cuda::psd_workspace;
+    b.lanczos_steps = &cuda::lanczos_steps;
+    b.lanczos_steps_workspace = &cuda::lanczos_steps_workspace;
     b.panel_combine = &cuda::panel_combine;
     b.panel_dots = &cuda::panel_dots;
     b.panel_remove = &cuda::panel_remove;

@@ -156,7 +156,7 @@ struct PanelDots {
 // Groups of threads share the rows of x.
 template <class T, int Columns, int Groups, int Width, int Slab>
 struct PanelCombine {
-  static constexpr int kThreads = Columns * Groups;
+  static constexpr int kThreads = Columns * Groups, kVectors = Width;
   static_assert(Width % 4 == 0);
 
   struct Shared {

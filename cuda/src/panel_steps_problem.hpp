@@ -36,9 +36,17 @@ inline PanelProblem panel_problem(const ArrayRef& x, const ArrayRef& y, const Ar
 // Parts of n for products of i rows with j, such that long rows make work for a whole device.
 template <class Dots>
 std::int64_t dot_parts(std::int64_t networks, std::int64_t i, std::int64_t j, std::int64_t n) {
-  constexpr std::int64_t kBlocks = 264, kShortest = std::int64_t{128} * Dots::kThreads;
+  constexpr std::int64_t kBlocks = 264, kShortest = std::int64_t{8} * Dots::kThreads;
   const std::int64_t tasks = std::max<std::int64_t>(1, Dots::tasks(networks, i, j));
   return std::clamp<std::int64_t>(std::min(n / kShortest, kBlocks / tasks), 1, kBlocks);
+}
+
+template <class Dots>
+void cut_dots(PanelProblem& dots, double* partial) {
+  constexpr std::int64_t kStep = std::int64_t{4} * Dots::kThreads;
+  dots.parts = dot_parts<Dots>(dots.networks, dots.x.rows, dots.y.rows, dots.n);
+  dots.stretch = (dots.n + dots.parts * kStep - 1) / (dots.parts * kStep) * kStep;
+  dots.partial = partial;
 }
 
 // The launches of panel_remove, in turn. The workspace holds [e,j,i] without gaps, then the parts
@@ -55,7 +63,7 @@ struct PanelRemoval {
   }
 
   PanelRemoval(const ArrayRef& x, const ArrayRef& y, const ArrayRef& small, double* workspace) {
-    const std::int64_t e = y.extent(0), i = x.extent(1), j = y.extent(1), n = y.extent(2);
+    const std::int64_t e = y.extent(0), i = x.extent(1), j = y.extent(1);
     ArrayRef total = small, rest = small;
     total.extents[2] = i;
     rest.extents[2] = j;
@@ -69,12 +77,8 @@ struct PanelRemoval {
     first_combine.sign = second_combine.sign = -1;
     second_dots.more = first_dots.small;
     for (int r = 0; r < 3; ++r) second_dots.more_strides[r] = first_dots.small_strides[r];
-    for (PanelProblem* dots : {&first_dots, &second_dots, &inner}) {
-      constexpr std::int64_t kStep = std::int64_t{4} * Dots::kThreads;
-      dots->parts = dot_parts<Dots>(e, dots->x.rows, j, n);
-      dots->stretch = (n + dots->parts * kStep - 1) / (dots->parts * kStep) * kStep;
-      dots->partial = workspace + e * j * i;
-    }
+    for (PanelProblem* dots : {&first_dots, &second_dots, &inner})
+      cut_dots<Dots>(*dots, workspace + e * j * i);
   }
 };
 

@@ -12,6 +12,7 @@
 #include "device_guard.hpp"
 #include "fastfisher/ops.hpp"
 #include "launch.cuh"
+#include "panel_launch.hpp"
 #include "panel_steps_problem.hpp"
 
 #include <cstddef>
@@ -22,12 +23,6 @@ namespace fastfisher::cuda {
 namespace {
 
 constexpr std::int64_t kAlignment = 256;
-
-template <class T>
-using DeviceDots = PanelDots<T, 2, 8, 256>;
-
-template <class T>
-using DeviceCombine = PanelCombine<T, 64, 4, 8, 128>;
 
 template <class T>
 __global__ void __launch_bounds__(DeviceDots<T>::kThreads) dots_kernel(PanelProblem problem) {
@@ -47,7 +42,7 @@ __global__ void __launch_bounds__(DeviceCombine<T>::kThreads) combine_kernel(Pan
 }
 
 template <class T>
-void launch_dots(const PanelProblem& problem, const char* op, cudaStream_t stream) {
+void dots_typed(const PanelProblem& problem, const char* op, cudaStream_t stream) {
   const std::int64_t tasks = DeviceDots<T>::tasks(problem);
   if (tasks == 0) return;
   constexpr int kThreads = DeviceDots<T>::kThreads;
@@ -60,7 +55,7 @@ void launch_dots(const PanelProblem& problem, const char* op, cudaStream_t strea
 }
 
 template <class T>
-void launch_combine(const PanelProblem& problem, const char* op, cudaStream_t stream) {
+void combine_typed(const PanelProblem& problem, const char* op, cudaStream_t stream) {
   const std::int64_t tasks = DeviceCombine<T>::tasks(problem);
   if (tasks == 0) return;
   combine_kernel<T><<<grid_of(tasks), DeviceCombine<T>::kThreads, 0, stream>>>(problem);
@@ -69,23 +64,27 @@ void launch_combine(const PanelProblem& problem, const char* op, cudaStream_t st
 
 }  // namespace
 
+void launch_dots(DType dtype, const PanelProblem& problem, const char* op, void* stream) {
+  visit_dtype(dtype, [&](auto tag) {
+    dots_typed<typename decltype(tag)::type>(problem, op, static_cast<cudaStream_t>(stream));
+  });
+}
+
+void launch_combine(DType dtype, const PanelProblem& problem, const char* op, void* stream) {
+  visit_dtype(dtype, [&](auto tag) {
+    combine_typed<typename decltype(tag)::type>(problem, op, static_cast<cudaStream_t>(stream));
+  });
+}
+
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out) {
   const DeviceGuard guard(ctx.device.index, "panel_dots");
-  const auto stream = static_cast<cudaStream_t>(ctx.stream);
-  visit_dtype(y.dtype, [&](auto tag) {
-    launch_dots<typename decltype(tag)::type>(panel_problem(x, y, out, false), "panel_dots",
-                                              stream);
-  });
+  launch_dots(y.dtype, panel_problem(x, y, out, false), "panel_dots", ctx.stream);
 }
 
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,
                    const ArrayRef& y) {
   const DeviceGuard guard(ctx.device.index, "panel_combine");
-  const auto stream = static_cast<cudaStream_t>(ctx.stream);
-  visit_dtype(y.dtype, [&](auto tag) {
-    launch_combine<typename decltype(tag)::type>(panel_problem(x, y, weights, keep),
-                                                 "panel_combine", stream);
-  });
+  launch_combine(y.dtype, panel_problem(x, y, weights, keep), "panel_combine", ctx.stream);
 }
 
 std::int64_t panel_remove_workspace(const Context&, std::int64_t networks, std::int64_t i,
@@ -104,20 +103,17 @@ void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, cons
                     std::to_string(needed) + " as panel_remove_workspace says");
   }
   const DeviceGuard guard(ctx.device.index, "panel_remove");
-  const auto stream = static_cast<cudaStream_t>(ctx.stream);
   const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
   std::byte* const base = ctx.workspace.data() + (kAlignment - start % kAlignment) % kAlignment;
-  visit_dtype(y.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const PanelRemoval<DeviceDots<T>> removal(x, y, small, reinterpret_cast<double*>(base));
-    if (x.extent(1) > 0) {
-      launch_dots<T>(removal.first_dots, "panel_remove", stream);
-      launch_combine<T>(removal.first_combine, "panel_remove", stream);
-      launch_dots<T>(removal.second_dots, "panel_remove", stream);
-      launch_combine<T>(removal.second_combine, "panel_remove", stream);
-    }
-    launch_dots<T>(removal.inner, "panel_remove", stream);
-  });
+  // Parts do not depend on the dtype.
+  const PanelRemoval<DeviceDots<float>> removal(x, y, small, reinterpret_cast<double*>(base));
+  if (x.extent(1) > 0) {
+    launch_dots(y.dtype, removal.first_dots, "panel_remove", ctx.stream);
+    launch_combine(y.dtype, removal.first_combine, "panel_remove", ctx.stream);
+    launch_dots(y.dtype, removal.second_dots, "panel_remove", ctx.stream);
+    launch_combine(y.dtype, removal.second_combine, "panel_remove", ctx.stream);
+  }
+  launch_dots(y.dtype, removal.inner, "panel_remove", ctx.stream);
 }
 
 }  // namespace fastfisher::cuda

@@ -58,6 +58,19 @@ def sandwich(
     /,
 ) -> None: ...
 def sandwich_workspace(rows: int, columns: int, dtype: int, cuda: bool, threads: int, /) -> int: ...
+def lanczos_steps(
+    a: Any,
+    scale: Any,
+    basis: Any,
+    first: int,
+    fresh: bool,
+    small: Any,
+    workspace: Any,
+    stream: int,
+    threads: int,
+    /,
+) -> None: ...
+def lanczos_steps_workspace(a: Any, b: int, rows: int, stream: int, threads: int, /) -> int: ...
 def panel_combine(
     weights: Any, x: Any, keep: bool, y: Any, stream: int, threads: int, /
 ) -> None: ...

@@ -187,6 +187,28 @@ def sandwich(items: list[SandwichItem], *, threads: int = 0) -> None:
     _core.sandwich(list(items), scratch(size, out), stream, threads)
 
 
+def lanczos_steps(
+    a: Array,
+    scale: Array,
+    basis: Array,
+    first: int,
+    small: Array,
+    *,
+    fresh: bool,
+    threads: int = 0,
+) -> None:
+    """Make passes of block Lanczos, one for each but the first row of `small`; read nothing back.
+
+    On ``scale[e]^2 a[e]``, from rows ``first`` to ``first + b`` of `basis` (e, rows, n) on, which
+    with `fresh` are any vectors. `small` (count + 1, e, b, width), float64: for each step what of
+    the product lies in the rows before, then the factor of the rest, and in the last place how far
+    from orthonormal its block was.
+    """
+    stream, rows = stream_of(small), first + small.shape[0] * small.shape[2]
+    size = _core.lanczos_steps_workspace(a, small.shape[2], rows, stream, threads)
+    _core.lanczos_steps(a, scale, basis, first, fresh, small, scratch(size, small), stream, threads)
+
+
 def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:
     """Write ``weights[e] x[e]`` (e, j, n) to `y`, with `keep` added to it."""
     _core.panel_combine(weights, x, keep, y, stream_of(y), threads)

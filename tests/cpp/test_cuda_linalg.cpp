@@ -6,6 +6,7 @@
 #include "check.hpp"
 #include "draw.hpp"
 #include "host_block.hpp"
+#include "lanczos_problem.hpp"
 #include "panel_steps_problem.hpp"
 #include "symm_problem.hpp"
 #include "symmetry_body.hpp"
@@ -305,6 +306,87 @@ void removal() {
   }
 }
 
+// A block behind orthonormal rows, then the same block twice: singular.
+template <class T>
+void orthonormal_blocks() {
+  using Dots = cuda::PanelDots<T, 2, 4, 4>;
+  using Combine = cuda::PanelCombine<T, 4, 2, 4, 3>;
+  using Turn = cuda::LanczosTurn<4, 16>;
+  const std::int64_t e = draw(1, 2), p = draw(0, 9), b = draw(1, 4), gap = draw(1, 3);
+  const std::int64_t n = draw(0, 1) == 0 ? draw(20, 300) : draw(300, 2000);
+  Panel<T> basis(e, p + b + 1, n);
+  for (std::int64_t m = 0; m < e; ++m) {
+    for (std::int64_t q = 0; q < p; ++q) {
+      for (std::int64_t at = 0; at < n; ++at)
+        view_of<T, 3>(basis.ref)(m, q, at) = at == 2 * q + m ? T{1} : T{0};
+    }
+  }
+  const Panel<T> before = basis;
+  const std::int64_t step = draw(0, 1), width = p + b + gap;
+  const Strided<double> small({2, e, b, width});
+  using Problem = cuda::LanczosBlock<Dots>;
+  const auto run = [&] {
+    std::vector<double> workspace(static_cast<std::size_t>(Problem::workspace(e, b, p + b, n)),
+                                  std::numeric_limits<double>::quiet_NaN());
+    Problem problem(basis.ref, p, small.ref, step, workspace.data());
+    const auto dots = [](const cuda::PanelProblem& of) {
+      launch<Dots>(3, [&](const HostBlock& block, typename Dots::Shared& shared) {
+        Dots::run(block, shared, of);
+      });
+      if (of.parts == 1) return;
+      launch<Dots>(2,
+                   [&](const HostBlock& block, typename Dots::Shared&) { Dots::sum(block, of); });
+    };
+    const auto combine = [](const cuda::PanelProblem& of) {
+      launch<Combine>(3, [&](const HostBlock& block, typename Combine::Shared& shared) {
+        Combine::run(block, shared, of);
+      });
+    };
+    dots(problem.out_dots);
+    if (p > 0) combine(problem.out_combine);
+    for (const bool again : {false, true}) {
+      problem.turn.again = again;
+      dots(problem.sweep_dots);
+      launch<Turn>(1, [&](const HostBlock& block, Turn::Shared& shared) {
+        Turn::run(block, shared, problem.turn);
+      });
+      combine(problem.sweep_combine);
+    }
+  };
+  run();
+  const double eps = std::numeric_limits<T>::epsilon();
+  bool orthonormal = true, equal = true, lower = true, near = true;
+  for (std::int64_t m = 0; m < e; ++m) {
+    for (std::int64_t j = 0; j < b; ++j) {
+      for (std::int64_t i = 0; i < p + b; ++i) {
+        double sum = 0;
+        for (std::int64_t at = 0; at < n; ++at) sum += basis.at(m, p + j, at) * basis.at(m, i, at);
+        orthonormal = orthonormal && std::abs(sum - (i == p + j ? 1 : 0)) <= 20 * eps;
+      }
+      for (std::int64_t k = j + 1; k < b; ++k) lower = lower && small.at({step, m, j, p + k}) == 0;
+      near = near && small.at({step, m, j, width - 1}) < 1e-3;
+      const auto start = static_cast<std::size_t>((m * (p + b + 1) + p + j) * basis.ref.stride(1));
+      for (std::int64_t at = 0; at < n; ++at) {  // part basis + r q is what was there
+        double sum = 0;
+        for (std::int64_t i = 0; i < p + b; ++i)
+          sum += small.at({step, m, j, i}) * basis.at(m, i, at);
+        const double was = static_cast<double>(before.memory[start + static_cast<std::size_t>(at)]);
+        equal = equal && std::abs(sum - was) <= 100 * eps * std::sqrt(static_cast<double>(n));
+      }
+    }
+  }
+  FF_CHECK(orthonormal);
+  FF_CHECK(equal);
+  FF_CHECK(lower);
+  FF_CHECK(near);
+  if (b == 1) return;
+  for (std::int64_t at = 0; at < n; ++at)
+    view_of<T, 3>(basis.ref)(0, p + 1, at) = view_of<T, 3>(basis.ref)(0, p, at) = T{0};
+  run();
+  FF_CHECK(std::isinf(small.at({step, 0, 0, width - 1})));
+  FF_CHECK(e == 1 || small.at({step, 1, 0, width - 1}) < 1e-3);
+}
+
 template <class T>
 void all() {
   for (int k = 0; k < 12; ++k) symmetric_products<T>();
@@ -313,6 +395,7 @@ void all() {
   for (int k = 0; k < 30; ++k) asymmetry<T>();
   for (int k = 0; k < 30; ++k) panels<T>();
   for (int k = 0; k < 15; ++k) removal<T>();
+  for (int k = 0; k < 20; ++k) orthonormal_blocks<T>();
 }
 
 }  // namespace

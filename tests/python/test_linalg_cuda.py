@@ -115,6 +115,84 @@ def test_panel_remove_equals_reference(dtype, rng, to_device):
         assert np.abs(reference.panel_dots(x, _arrays.to_numpy(rest))).max(initial=0) <= bound
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "first", "b"), [(40, 0, 1), (301, 5, 3), (3000, 20, 8)])
+def test_lanczos_steps_equal_reference(n, first, b, dtype, fresh, rng, to_device):
+    count, eps = 3, np.finfo(dtype).eps
+    a, scale = symmetric(rng, n, dtype, 2), np.array([0.5, 1.0])
+    basis = np.zeros((2, first + 5 * b, n))
+    basis[:, : first + b] = [np.linalg.qr(m.T)[0].T for m in rng.standard_normal((2, first + b, n))]
+    if fresh:
+        basis[:, first : first + b] = rng.standard_normal((2, b, n))
+    basis = basis.astype(dtype)
+    given, rows = to_device(a), to_device(basis)
+    small = _arrays.empty((count + 1, 2, b, first + (count + 1) * b + 2), rows, "float64")
+    _native.lanczos_steps(given, to_device(scale), rows, first, small, fresh=fresh)
+    found = _arrays.to_numpy(small)
+    expected, steps = reference.lanczos_steps(a, scale, basis, first, count, b, fresh=fresh)
+    norm = 2 * np.linalg.norm(a[0]) / np.sqrt(n)
+    np.testing.assert_allclose(_arrays.to_numpy(rows), expected, atol=2e3 * eps)
+    for step in range(0 if fresh else 1, count + 1):
+        p = first + step * b
+        size = norm if step else np.sqrt(n)
+        part, r = steps[step]
+        np.testing.assert_allclose(found[step, :, :, :p], part, atol=1e3 * eps * size)
+        np.testing.assert_allclose(found[step, :, :, p : p + b], r, atol=1e3 * eps * size)
+        assert (found[step, :, :, -1] < 1e-3).all()
+
+
+def test_lanczos_steps_say_what_is_singular(rng, to_device):
+    a = np.zeros((2, 300, 300))
+    a[0] = symmetric(rng, 300)
+    a[1, :10, :10] = symmetric(rng, 10)
+    basis = np.zeros((2, 40, 300))
+    basis[:, :8] = np.linalg.qr(rng.standard_normal((300, 8)))[0].T
+    small = _arrays.empty((4, 2, 8, 33), to_device(basis), "float64")
+    _native.lanczos_steps(
+        to_device(a), to_device(np.ones(2)), to_device(basis), 0, small, fresh=False
+    )
+    apart = _arrays.to_numpy(small)[1:, :, :, -1].max(2)
+    assert (apart[:, 0] < 1e-3).all()
+    assert apart[0, 1] < 1e-3 < apart[1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"first": 20}, "basis: expected room for 44 vectors, got 40"),
+        ({"small": np.empty((3, 1, 9, 40))}, "small: expected blocks of 1 to 8 vectors, got 9"),
+        ({"small": np.empty((3, 1, 8, 24))}, "small: expected a last extent above 24, got 24"),
+        ({"basis": np.empty((1, 40, 99))}, "basis"),
+        ({"first": -1}, "small"),
+    ],
+)
+def test_lanczos_steps_refuse(changes, text):
+    given = {
+        "a": np.eye(100)[None],
+        "scale": np.ones(1),
+        "basis": np.zeros((1, 40, 100)),
+        "first": 0,
+        "small": np.empty((3, 1, 8, 40)),
+    }
+    with pytest.raises(ValueError, match=text):
+        _native.lanczos_steps(**(given | changes), fresh=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_eigsh_of_few_directions(dtype, rng, to_device):
+    # The blocks run out of directions: what was queued behind that is thrown away.
+    b = rng.standard_normal((1000, 30))
+    a = ((b @ b.T) / 1000).astype(dtype)
+    for options in ({}, {"v0": np.ones((1000, 3))}, {"block": 5}):
+        found = on_host(ff.linalg.eigsh(to_device(a), 12, max_iter=500, **options))
+        exact = np.linalg.eigvalsh(b.T @ b / 1000)[::-1][:12]
+        np.testing.assert_allclose(found.values, exact, atol=50 * np.finfo(dtype).eps)
+        assert found.certified is True
+        assert found.converged.all()
+        assert_pairs(a, found)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("which", WHICH)
 def test_eigsh_equals_cpu(which, dtype, rng, to_device):

@@ -30,6 +30,8 @@ struct Backend {
   decltype(&fastfisher::matmul) matmul = nullptr;
   decltype(&fastfisher::moments) moments = nullptr;
   decltype(&fastfisher::moments_workspace) moments_workspace = nullptr;
+  decltype(&fastfisher::lanczos_steps) lanczos_steps = nullptr;
+  decltype(&fastfisher::lanczos_steps_workspace) lanczos_steps_workspace = nullptr;
   decltype(&fastfisher::panel_combine) panel_combine = nullptr;
   decltype(&fastfisher::panel_dots) panel_dots = nullptr;
   decltype(&fastfisher::panel_remove) panel_remove = nullptr;

@@ -9,6 +9,8 @@ namespace {
 
 // LAPACK counts entries in 32 bits.
 constexpr std::int64_t kMostRows = 32000;
+// Vectors of a block of lanczos_steps.
+constexpr std::int64_t kMostBlock = 8;
 
 void expect_batch(const char* op, const std::string& name, const ArrayRef& array,
                   std::int64_t networks) {
@@ -115,6 +117,46 @@ void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
   for (int r = 0; r < 2; ++r) expect_extent("small_eigh", "values", values, r, a.extent(r), "a");
   expect_own("small_eigh", "values", values, {&a, &vectors});
   expect_own("small_eigh", "vectors", vectors, {&a});
+}
+
+void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
+                   const ArrayRef& basis, std::int64_t first, const ArrayRef& small) {
+  const char* const op = "lanczos_steps";
+  matrices(op, ctx, a);
+  expect_rank(op, "scale", scale, 1, "(e,)");
+  expect_rank(op, "basis", basis, 3, "(e, rows, n)");
+  expect_rank(op, "small", small, 4, "(count + 1, e, b, width)");
+  expect_like(op, "scale", scale, ctx, DType::f64);
+  expect_like(op, "basis", basis, ctx, a.dtype);
+  expect_like(op, "small", small, ctx, DType::f64);
+  expect_batch(op, "scale", scale, a.extent(0));
+  expect_batch(op, "basis", basis, a.extent(0));
+  expect_extent(op, "small", small, 1, a.extent(0), "the batch");
+  expect_extent(op, "basis", basis, 2, a.extent(1), "n of a");
+  expect_unit_stride(op, "basis", basis);
+  const std::int64_t rows = first + small.extent(0) * small.extent(2);
+  if (first < 0 || small.extent(0) < 1)
+    fail(ErrorCode::shape, op, "small", "expected a row for each step and one before them");
+  checks::lanczos_steps_workspace(ctx, a, small.extent(2), rows);
+  if (rows > basis.extent(1) || rows > a.extent(1))
+    fail(ErrorCode::shape, op, "basis",
+         "expected room for " + std::to_string(rows) + " vectors, got " +
+             std::to_string(basis.extent(1)) + " of length " + std::to_string(a.extent(1)));
+  if (rows >= small.extent(3))
+    fail(ErrorCode::shape, op, "small",
+         "expected a last extent above " + std::to_string(rows) + ", got " +
+             std::to_string(small.extent(3)));
+  expect_own(op, "basis", basis, {&a, &scale});
+  expect_own(op, "small", small, {&a, &scale, &basis});
+}
+
+void lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
+                             std::int64_t rows) {
+  matrices("lanczos_steps", ctx, a);
+  if (b < 1 || b > kMostBlock || rows < 0)
+    fail(ErrorCode::shape, "lanczos_steps", "small",
+         "expected blocks of 1 to " + std::to_string(kMostBlock) + " vectors, got " +
+             std::to_string(b));
 }
 
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,

@@ -41,6 +41,10 @@ void product_workspace(const char* op, const Context& ctx, std::span<const Layer
                        std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
+void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
+                   const ArrayRef& basis, std::int64_t first, const ArrayRef& small);
+void lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
+                             std::int64_t rows);
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x,
                    const ArrayRef& y);
 void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& out);

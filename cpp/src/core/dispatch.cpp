@@ -61,6 +61,21 @@ double largest(const Context& ctx, const ArrayRef& x) {
   return entry(backend, backend.largest, "largest")(ctx, x);
 }
 
+void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
+                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small) {
+  checks::lanczos_steps(ctx, a, scale, basis, first, small);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.lanczos_steps, "lanczos_steps")(ctx, a, scale, basis, first, fresh, small);
+}
+
+std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
+                                     std::int64_t rows) {
+  checks::lanczos_steps_workspace(ctx, a, b, rows);
+  const Backend& backend = backend_of(ctx);
+  return entry(backend, backend.lanczos_steps_workspace, "lanczos_steps_workspace")(ctx, a, b,
+                                                                                    rows);
+}
+
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
   checks::matmul(ctx, a, b, out);
   const Backend& backend = backend_of(ctx);

@@ -30,6 +30,8 @@ const Backend& backend() {
     b.matmul = &cpu::matmul;
     b.moments = &cpu::moments;
     b.moments_workspace = &cpu::moments_workspace;
+    b.lanczos_steps = &cpu::lanczos_steps;
+    b.lanczos_steps_workspace = &cpu::lanczos_steps_workspace;
     b.panel_combine = &cpu::panel_combine;
     b.panel_dots = &cpu::panel_dots;
     b.panel_remove = &cpu::panel_remove;

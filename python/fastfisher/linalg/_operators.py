@@ -136,6 +136,17 @@ class Dense(Operator):
         _native.symm(self._a, x, self._scale, out)
         return out
 
+    def passes(self, basis: Array, first: int, count: int, block: int, *, fresh: bool) -> Host:
+        """Take `count` blocks of Lanczos into `basis` at once; what is read back of each step.
+
+        See `_native.lanczos_steps`: (count + 1, e, block, width).
+        """
+        self.matvecs += count * block
+        width = first + (count + 1) * block + 1
+        small = empty((count + 1, self.batch, block, width), self.like, "float64")
+        _native.lanczos_steps(self._a, self._scale, basis, first, small, fresh=fresh)
+        return to_numpy(small)
+
     def ends(self, k: int, which: str) -> tuple[Host, Host, Host, Host]:
         """`k` pairs at the ends of each scaled spectrum: values (e, k) in no order, vectors.
 

@@ -7,6 +7,7 @@ from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.linalg import (
     eigh_ends,
+    lanczos_steps,
     largest,
     moments,
     panel_combine,
@@ -30,6 +31,7 @@ __all__ = [
     "eigh_ends",
     "gram",
     "jvp",
+    "lanczos_steps",
     "largest",
     "matmul",
     "moments",

@@ -36,6 +36,32 @@ def largest(x: Array) -> float:
     return float(np.abs(x.astype(np.float64)).max(initial=0.0))
 
 
+def lanczos_steps(
+    a: Array, scale: Array, basis: Array, first: int, count: int, b: int, *, fresh: bool
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """`basis` with `count` blocks more, and (part, r) of the first block and of each step.
+
+    ``scale[e]^2 a[e] q = part basis + r q'`` with r lower triangular, its diagonal positive.
+    """
+    lower = np.tril(a.astype(np.float64))
+    full = lower + np.tril(lower, -1).transpose(0, 2, 1)
+    full *= scale[:, None, None] ** 2
+    rows = basis.astype(np.float64)
+    steps = []
+    for step in range(count + 1):
+        p = first + step * b
+        w = rows[:, p - b : p] @ full if step else rows[:, p : p + b]
+        part = w @ rows[:, :p].transpose(0, 2, 1)
+        rest = w - part @ rows[:, :p]
+        q, r = np.linalg.qr(rest.transpose(0, 2, 1))
+        signs = np.where(np.diagonal(r, axis1=1, axis2=2) < 0, -1.0, 1.0)
+        factor = (signs[:, :, None] * r).transpose(0, 2, 1)
+        if step or fresh:
+            rows[:, p : p + b] = (q * signs[:, None, :]).transpose(0, 2, 1)
+        steps.append((part, factor))
+    return rows, steps
+
+
 def moments(a: Array, scale: float, *, one: bool = False) -> Array:
     """``scale a^T a`` for `a` (n, i), with `one` of ``[a 1]``."""
     wide = a.astype(np.float64)

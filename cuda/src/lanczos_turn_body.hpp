@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Kernel body of lanczos_steps, see lanczos.cu: from the dots of a block of vectors with the rows
+// before and with itself to the weights that make it orthonormal, all of it small and in float64.
+#pragma once
+
+#include "block.hpp"
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+namespace fastfisher::cuda {
+
+struct TurnProblem {
+  const double* dots = nullptr;  // [e, j, i], i of the rows before and then of the block
+  double* weights = nullptr;     // [e, j, i]
+  double* step = nullptr;        // what the caller gets of this step [e, j, width]
+  std::int64_t step_strides[3] = {0, 0, 0};
+  std::int64_t networks = 0, before = 0, width = 0;
+  int vectors = 0;
+  bool again = false;  // the second of two sweeps
+};
+
+// A block of Threads for a network; Most vectors at most.
+template <int Most, int Threads>
+struct LanczosTurn {
+  static constexpr int kThreads = Threads;
+  static constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  static_assert(Threads % (Most * Most) == 0 && (Threads & (Threads - 1)) == 0);
+
+  struct Shared {
+    double parts[Threads], gram[Most][Most], lower[Most][Most], worst[Threads];
+    int singular;
+  };
+
+  template <BlockContext Block>
+  FF_HD static void run(const Block& block, Shared& shared, const TurnProblem& problem) {
+    for (std::int64_t e = block.index(); e < problem.networks; e += block.blocks()) {
+      block.sync();  // the last network has been read
+      one(block, shared, problem, e);
+    }
+  }
+
+ private:
+  FF_HD static double& step(const TurnProblem& problem, std::int64_t e, std::int64_t j,
+                            std::int64_t i) {
+    return problem.step[e * problem.step_strides[0] + j * problem.step_strides[1] +
+                        i * problem.step_strides[2]];
+  }
+
+  template <BlockContext Block>
+  FF_HD static void one(const Block& block, Shared& shared, const TurnProblem& problem,
+                        std::int64_t e) {
+    const int t = block.thread(), b = problem.vectors;
+    const std::int64_t p = problem.before, row = p + b;
+    const double* const dots = problem.dots + e * b * row;
+    double* const weights = problem.weights + e * b * row;
+    gram(block, shared, dots, p, b);
+    depart(block, shared, dots, p, b);
+    factorise(block, shared, b);
+    const bool singular = shared.singular != 0;
+
+    for (std::int64_t i = t; i < row; i += Threads) {
+      double z[Most];
+      FF_UNROLL
+      for (int j = 0; j < Most; ++j) {
+        if (j >= b) break;
+        double sum = i < p ? (singular ? 0.0 : -dots[j * row + i]) : (i == p + j ? 1.0 : 0.0);
+        FF_UNROLL
+        for (int k = 0; k < Most; ++k) {
+          if (k < j) sum -= shared.lower[j][k] * z[k];
+        }
+        z[j] = sum / shared.lower[j][j];
+        weights[j * row + i] = z[j];
+        if (!problem.again && i < p) step(problem, e, j, i) += dots[j * row + i];
+      }
+    }
+    // The factor of the first sweep, then its product with the one of the second.
+    double factor = 0;
+    const int j = t / Most, k = t % Most;
+    const bool inside = j < b && k < b;
+    if (inside && problem.again) {
+      for (int m = k; m <= j; ++m) factor += step(problem, e, j, p + m) * shared.lower[m][k];
+    } else if (inside) {
+      factor = shared.lower[j][k];
+    }
+    block.sync();
+    if (inside) step(problem, e, j, p + k) = factor;
+    if (t >= b) return;
+    double& last = step(problem, e, t, problem.width - 1);
+    const double apart = singular ? kInfinite : (problem.again ? shared.worst[0] : 0.0);
+    last = problem.again && last > apart ? last : apart;
+  }
+
+  // Dots of the block without its part in the rows before.
+  template <BlockContext Block>
+  FF_HD static void gram(const Block& block, Shared& shared, const double* dots, std::int64_t p,
+                         int b) {
+    constexpr int kParts = Threads / (Most * Most);
+    const int t = block.thread(), j = t / Most % Most, k = t % Most, part = t / (Most * Most);
+    double sum = 0;
+    if (j < b && k < b) {
+      for (std::int64_t i = part; i < p; i += kParts)
+        sum += dots[j * (p + b) + i] * dots[k * (p + b) + i];
+    }
+    shared.parts[t] = sum;
+    block.sync();
+    if (part != 0 || j >= b || k >= b) return;
+    sum = dots[j * (p + b) + p + k];
+    for (int q = 0; q < kParts; ++q) sum -= shared.parts[q * Most * Most + t];
+    shared.gram[j][k] = sum;
+  }
+
+  // How far from orthonormal the block is, to worst[0]; what is not finite counts as infinite.
+  template <BlockContext Block>
+  FF_HD static void depart(const Block& block, Shared& shared, const double* dots, std::int64_t p,
+                           int b) {
+    const int t = block.thread();
+    double worst = 0;
+    for (std::int64_t q = t; q < b * (p + b); q += Threads) {
+      const std::int64_t j = q / (p + b), i = q % (p + b);
+      const double apart = std::abs(dots[q] - (i == p + j ? 1.0 : 0.0));
+      if (!(apart <= worst)) worst = apart > worst ? apart : kInfinite;
+    }
+    shared.worst[t] = worst;
+    for (int half = Threads / 2; half > 0; half /= 2) {
+      block.sync();
+      if (t < half && shared.worst[t] < shared.worst[t + half])
+        shared.worst[t] = shared.worst[t + half];
+    }
+  }
+
+  // Lower factor of the Gram matrix; the unit matrix where it is singular or not finite.
+  template <BlockContext Block>
+  FF_HD static void factorise(const Block& block, Shared& shared, int b) {
+    const int t = block.thread();
+    if (t == 0) shared.singular = 0;
+    for (int c = 0; c < b; ++c) {
+      block.sync();
+      // Each row its own sum, and the diagonal's beside it: no one waits for another's root.
+      if (t < b) {
+        double sum = shared.gram[t][c], own = shared.gram[c][c];
+        for (int k = 0; k < c; ++k) {
+          sum -= shared.lower[t][k] * shared.lower[c][k];
+          own -= shared.lower[c][k] * shared.lower[c][k];
+        }
+        const bool positive = own > 0 && own < kInfinite;
+        if (!positive && t == c) shared.singular = 1;
+        const double root = std::sqrt(positive ? own : 1.0);
+        // Written by the row's own thread; read by others after the next barrier.
+        shared.parts[t] = t < c ? 0.0 : (t == c ? root : sum / root);
+      }
+      block.sync();
+      if (t < b) shared.lower[t][c] = shared.parts[t];
+    }
+    block.sync();
+    if (shared.singular != 0 && t < b) {
+      for (int c = 0; c < b; ++c) shared.lower[t][c] = t == c ? 1.0 : 0.0;
+    }
+    block.sync();
+  }
+};
+
+}  // namespace fastfisher::cuda
