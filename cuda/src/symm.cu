@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // out[e,k,n] = scale[e]^2 A_e x_e of symmetric matrices, reading the lower triangle alone and once
-// for up to 32 vectors: n^2 / 2 entries of traffic, 2 n^2 k flops.
+// for up to 32 vectors (16 of float64): n^2 / 2 entries of traffic, 2 n^2 k flops.
 //
-//   pack x in panels of 8 vectors (4 of float64), times scale                    one launch
+//   pack x in panels of 8, 16, 24 or 32 vectors (4 of float64), times scale      one launch
 //   for each strip of 128 rows and chunk of up to 512 columns                    one block each
-//     for each tile of 128 x 64, the next one on its way to shared memory
+//     for each tile of 128 x 128 (32 of float64), the next part on its way to shared memory
 //       sums over its columns stay in registers, for the rows of the strip
 //       sums over its rows, for its columns, go to the workspace
 //   add the chunks of a row and the strips below it, in order, in float64        one launch
 //
+// float32 takes tensor cores, see symm_mma_body.hpp. Each 8192 entries and 8 vectors cost a
+// multiprocessor of an H200 at least 384 products of 16 x 8 x 8, 800 cycles or fewer, and with
+// them 1150 cycles of issue (16 vectors: 1450) and 1000 of shared memory (1300); to read the entries
+// from memory takes 1700.
 // Sums of a chunk or strip are in the dtype. No atomics: the bits depend on n alone.
 // symmetry: largest magnitude and largest |a_ij - a_ji| in one read of the whole; maxima of
 // integers, whose order does not matter.

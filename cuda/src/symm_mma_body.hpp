@@ -110,7 +110,7 @@ struct SymmMma : SymmSums<float, 32 * RowWarps * Parts, Width, 32 * RowWarps * C
   // Where a part keeps an entry. Groups of 8 columns trade places within 32 so that neither eight
   // lanes with four columns each of rows 2t (or 2t + 1) meet in a bank, nor sixteen with two of
   // four consecutive rows; there is no padding.
-  FF_HD static int shift_of(int row) { return (row / 2 % 2 * 8) | ((row ^ row / 4) % 2 * 16); }
+  FF_HD static int shift_of(int row) { return ((row << 2) & 8) | (((row ^ (row >> 2)) & 1) << 4); }
   FF_HD static int at(int row, int col) { return row * kCols + (col ^ shift_of(row)); }
 
   FF_HD static void split(float value, float& high, float& low) {
@@ -224,32 +224,35 @@ struct SymmMma : SymmSums<float, 32 * RowWarps * Parts, Width, 32 * RowWarps * C
     }
   }
 
-  FF_HD static void read(const Place& place, const float* panel, int rows,
-                         Four<float> (&x)[kPanel]) {
+  // The lane's part of the vectors from a row on, and of those k rows further.
+  FF_HD static const float* panel_at(const Place& place, const float* panel, int row) {
+    return panel + row * Width * 2 + (place.g * 4 + place.t) * 4;
+  }
+  FF_HD static void read(const float* panel, int k, Four<float> (&x)[kPanel]) {
     FF_UNROLL
-    for (int b = 0; b < kPanel; ++b)
-      x[b] = four_at(panel + (rows / 8 * kPanel + b) * 128 + (place.g * 4 + place.t) * 4);
+    for (int b = 0; b < kPanel; ++b) x[b] = four_at(panel + k * Width * 2 + b * 128);
   }
 
   // acc[m] += the patch's rows 16 m ... times the vectors of its columns.
   template <WarpContext Block>
   FF_HD static void along_rows(const Block& block, const Place& place, const float* tile,
                                const float* right, float lift, float (&acc)[2][kPanel][4]) {
-    const float* const base = tile + (place.row + place.g) * kCols;
+    const float* const base = tile + (place.row + place.g) * kCols + place.col + 2 * place.t;
     const int shift = shift_of(place.g);  // of row + 8 as well
+    const float* const panel = panel_at(place, right, place.col);
 #if defined(__CUDA_ARCH__)
 #pragma unroll(kUnroll)
 #endif
     for (int k = 0; k < 32; k += 8) {
       Four<float> x[kPanel];
-      read(place, right, place.col + k, x);
+      read(panel, k, x);
       FF_UNROLL
       for (int m = 0; m < 2; ++m) {
         Two a[2];
         FF_UNROLL
         for (int h = 0; h < 2; ++h) {
-          a[h] = *reinterpret_cast<const Two*>(base + (m * 16 + h * 8) * kCols + place.col +
-                                               ((k + 2 * place.t) ^ shift));
+          const float* const from = base + (m * 16 + h * 8) * kCols + (k ^ shift);
+          a[h] = *reinterpret_cast<const Two*>(from);
         }
         multiply(block, {a[0].v[0], a[1].v[0], a[0].v[1], a[1].v[1]}, lift, x, acc[m]);
       }
@@ -261,18 +264,21 @@ struct SymmMma : SymmSums<float, 32 * RowWarps * Parts, Width, 32 * RowWarps * C
   template <WarpContext Block>
   FF_HD static void along_cols(const Block& block, const Place& place, const float* tile,
                                const float* left, float lift, float (&acc)[2][kPanel][4]) {
+    const float* const panel = panel_at(place, left, place.row);
+    const float* base[2];
+    FF_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int row = 2 * place.t + h;
+      base[h] = tile + at(place.row + row, place.col + 4 * place.g);
+    }
 #if defined(__CUDA_ARCH__)
 #pragma unroll(kUnroll)
 #endif
     for (int k = 0; k < 32; k += 8) {
       Four<float> x[kPanel], a[2];
-      read(place, left, place.row + k, x);
+      read(panel, k, x);
       FF_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        const int row = 2 * place.t + h;
-        a[h] = four_at(tile + (place.row + k + row) * kCols + place.col +
-                       ((4 * place.g) ^ shift_of(row)));
-      }
+      for (int h = 0; h < 2; ++h) a[h] = four_at(base[h] + k * kCols);
       FF_UNROLL
       for (int m = 0; m < 2; ++m) {
         multiply(block, {a[0].v[2 * m], a[0].v[2 * m + 1], a[1].v[2 * m], a[1].v[2 * m + 1]}, lift,
@@ -354,11 +360,15 @@ struct SymmMma : SymmSums<float, 32 * RowWarps * Parts, Width, 32 * RowWarps * C
       static_assert(kThreads * 4 % kCols == 0 && kPartRows % kHop == 0);
       const int c = block.thread() * 4 % kCols, first = block.thread() * 4 / kCols;
       const float* next = from + first * problem.row_stride + c;
-      FF_UNROLL
-      for (int r = first, m = 0; m < kPartRows / kHop; ++m, r += kHop) {
-        const bool inside = r < down;
-        block.template copy<16>(tile + at(r, c), inside ? next : a, inside);
-        next += kHop * problem.row_stride;
+      const std::int64_t hop = kHop * problem.row_stride;
+      if (down >= kPartRows) {
+        FF_UNROLL
+        for (int r = first, m = 0; m < kPartRows / kHop; ++m, r += kHop, next += hop)
+          block.template copy<16>(tile + at(r, c), next, true);
+      } else {
+        FF_UNROLL
+        for (int r = first, m = 0; m < kPartRows / kHop; ++m, r += kHop, next += hop)
+          block.template copy<16>(tile + at(r, c), r < down ? next : a, r < down);
       }
     } else {
       constexpr int kHop = kThreads / kCols;
