@@ -10,10 +10,10 @@
 //       sums over its rows, for its columns, go to the workspace
 //   add the chunks of a row and the strips below it, in order, in float64        one launch
 //
-// float32 takes tensor cores, see symm_mma_body.hpp. Each 8192 entries and 8 vectors cost a
-// multiprocessor of an H200 at least 384 products of 16 x 8 x 8, 800 cycles or fewer, and with
-// them 1150 cycles of issue (16 vectors: 1450) and 1000 of shared memory (1300); to read the entries
-// from memory takes 1700.
+// float32 takes tensor cores, see symm_mma_body.hpp. By count, each 8192 entries with 8 vectors
+// cost a multiprocessor of Hopper 384 products of 16 x 8 x 8, at most 800 cycles, 1150 cycles of
+// issue and 1000 of shared memory; with 16 vectors twice that, 1450 and 1300. To read them from
+// memory takes 1700.
 // Sums of a chunk or strip are in the dtype. No atomics: the bits depend on n alone.
 // symmetry: largest magnitude and largest |a_ij - a_ji| in one read of the whole; maxima of
 // integers, whose order does not matter.

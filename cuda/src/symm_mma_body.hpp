@@ -11,9 +11,9 @@
 // The matrix is multiplied by a power of two first (SymmLift), which the result makes up for.
 // Halved, its largest finite entries do not round to infinity. With a large scale, which says that
 // the entries are tiny, it is 2^32, or a1 would lie below the least normal number, where TF32 has
-// no digits left. Without such a scale a1 fades out for |a| below 2^-112 or so: an error of at most
-// 2^-136 (2^-126 if the hardware takes such numbers for zero), to be seen only where no entry is
-// much larger. The same goes for vectors (times scale) without an entry above 2^-112.
+// no digits left. Without such a scale a1 fades out for |a| below 2^-100 or so: an error of at most
+// 2^-135 (2^-125 if the hardware takes such numbers for zero), to be seen only where no entry is
+// much larger. The same goes for vectors (times scale) without an entry above 2^-100.
 #pragma once
 
 #include "element.hpp"
