@@ -26,15 +26,14 @@ struct SymmLift {
 };
 
 // A block of RowWarps x ColWarps warps, each with a patch of 32 x 32 of a part of a tile; strips
-// are Parts of these parts high. Both directions read the patch from shared memory: along its rows
-// and along its columns the first operand of a product wants it, transposed, in other lanes.
+// are Parts of these parts high. Both directions read the patch from shared memory: for its columns
+// a product wants it transposed, in other lanes than for its rows.
 template <int Width, int RowWarps, int ColWarps, int Parts>
 struct SymmMma : SymmSums<float, 32 * RowWarps * Parts, Width, 32 * RowWarps * ColWarps> {
   static constexpr int kThreads = 32 * RowWarps * ColWarps, kWidth = Width;
   static constexpr int kPartRows = 32 * RowWarps, kRows = kPartRows * Parts, kCols = 32 * ColWarps;
-  static constexpr int kPanels =
-      32 / Width;                           // of one launch at most: what they add up takes memory
-  static constexpr int kPanel = Width / 8;  // operands of 8 vectors side by side
+  static constexpr int kPanels = 32 / Width;           // of one launch at most, see SymmTile
+  static constexpr int kPanel = Width / 8;             // operands of 8 vectors side by side
   static constexpr int kUnroll = Width <= 24 ? 2 : 1;  // steps of 8, as far as registers go
   using Sums = SymmSums<float, kRows, Width, kThreads>;
   using Sums::by_col_at, Sums::by_col_size, Sums::by_row_size;
