@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Four numbers that are read and written together.
+// Four numbers, or two floats, that are read and written together.
 #pragma once
 
 #include "block.hpp"
@@ -10,6 +10,10 @@ namespace fastfisher::cuda {
 template <class T>
 struct alignas(16) Four {
   T v[4];
+};
+
+struct alignas(8) Two {
+  float v[2];
 };
 
 /// `from` is a multiple of 16 bytes.

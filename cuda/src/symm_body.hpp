@@ -52,10 +52,60 @@ struct SymmProblem {
   void *packed = nullptr, *by_row = nullptr, *by_col = nullptr;
 };
 
+// What is left to add up once each item has its sums: the parts of the workspace for them.
+template <class T, int Rows, int Width, int Threads>
+struct SymmSums {
+  FF_HD static std::int64_t padded(const SymmCut& cut) { return cut.strips * Rows; }
+  // Entries of a network's panel in the parts of the workspace for sums.
+  FF_HD static std::int64_t by_row_size(const SymmCut& cut) { return cut.items() * Width * Rows; }
+  FF_HD static std::int64_t by_col_at(std::int64_t strip) {
+    return strip * (strip + 1) / 2 * Width * Rows;
+  }
+  FF_HD static std::int64_t by_col_size(const SymmCut& cut) { return by_col_at(cut.strips); }
+
+  // out = scale (sums over the chunks of the row's strip + sums over the strips below), of a matrix
+  // that was multiplied by Lift::of(scale), a power of two.
+  template <class Lift, BlockContext Block>
+  FF_HD static void reduce(const Block& block, const SymmProblem& problem) {
+    const SymmCut& cut = problem.cut;
+    const std::int64_t n = problem.n;
+    for (std::int64_t at = block.index() * Threads + block.thread();
+         at < problem.networks * problem.vectors * n; at += block.blocks() * Threads) {
+      const std::int64_t e = at / (problem.vectors * n), k = at / n % problem.vectors, i = at % n;
+      const std::int64_t plane = e * problem.panels + k / Width, w = k % Width;
+      const std::int64_t strip = i / Rows, first = cut.first(strip);
+      const T* rows = static_cast<const T*>(problem.by_row) + plane * by_row_size(cut) +
+                      (first * Width + w) * Rows + i % Rows;
+      double sum = 0;
+      for (std::int64_t chunk = 0; chunk < cut.chunks(strip); ++chunk)
+        sum += static_cast<double>(rows[chunk * Width * Rows]);
+      const T* cols = static_cast<const T*>(problem.by_col) + plane * by_col_size(cut);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 8
+#endif
+      for (std::int64_t s = strip; s < cut.strips; ++s)
+        sum += static_cast<double>(cols[by_col_at(s) + w * (s + 1) * Rows + i]);
+      const double scale = problem.scale[e * problem.scale_stride];
+      static_cast<T*>(problem.out)[e * problem.out_strides[0] + k * problem.out_strides[1] +
+                                   i * problem.out_strides[2]] =
+          static_cast<T>(sum / Lift::of(scale)) * static_cast<T>(scale);
+    }
+  }
+};
+
+// The matrix as it is.
+struct SymmPlain {
+  FF_HD static double of(double) { return 1; }
+};
+
 // A block of Threads works on tiles of Rows x Cols and Width vectors.
 template <class T, int Rows, int Cols, int Width, int Threads>
-struct SymmTile {
+struct SymmTile : SymmSums<T, Rows, Width, Threads> {
+  using Type = T;
+  using Sums = SymmSums<T, Rows, Width, Threads>;
+  using Sums::by_col_at, Sums::by_col_size, Sums::by_row_size;
   static constexpr int kThreads = Threads, kRows = Rows, kCols = Cols, kWidth = Width;
+  static constexpr int kPanels = 4;  // of one launch at most: what they add up takes memory
   static constexpr int kPitch = Cols + 16 / static_cast<int>(sizeof(T));  // rows shift by 4 banks
   static constexpr int kRowLanes = Rows / 4, kSlices = Threads / kRowLanes, kSlice = Cols / kSlices;
   static constexpr int kColLanes = Cols / 4, kStacks = Threads / kColLanes, kStack = Rows / kStacks;
@@ -70,14 +120,8 @@ struct SymmTile {
     alignas(16) T sums[kSums * Width];
   };
 
-  FF_HD static std::int64_t padded(const SymmCut& cut) { return cut.strips * Rows; }
-  // Entries of a network's panel in each part of the workspace.
-  FF_HD static std::int64_t packed_size(const SymmCut& cut) { return padded(cut) * Width; }
-  FF_HD static std::int64_t by_row_size(const SymmCut& cut) { return cut.items() * Width * Rows; }
-  FF_HD static std::int64_t by_col_at(std::int64_t strip) {
-    return strip * (strip + 1) / 2 * Width * Rows;
-  }
-  FF_HD static std::int64_t by_col_size(const SymmCut& cut) { return by_col_at(cut.strips); }
+  // Entries of a network's panel of x in the workspace.
+  FF_HD static std::int64_t packed_size(const SymmCut& cut) { return Sums::padded(cut) * Width; }
 
   // packed = scale x, with zeros for the rows and vectors that there are not.
   template <BlockContext Block>
@@ -110,31 +154,9 @@ struct SymmTile {
     }
   }
 
-  // out = scale (sums over the chunks of the row's strip + sums over the strips below).
   template <BlockContext Block>
   FF_HD static void reduce(const Block& block, const SymmProblem& problem) {
-    const SymmCut& cut = problem.cut;
-    const std::int64_t n = problem.n;
-    for (std::int64_t at = block.index() * Threads + block.thread();
-         at < problem.networks * problem.vectors * n; at += block.blocks() * Threads) {
-      const std::int64_t e = at / (problem.vectors * n), k = at / n % problem.vectors, i = at % n;
-      const std::int64_t plane = e * problem.panels + k / Width, w = k % Width;
-      const std::int64_t strip = i / Rows, first = cut.first(strip);
-      const T* rows = static_cast<const T*>(problem.by_row) + plane * by_row_size(cut) +
-                      (first * Width + w) * Rows + i % Rows;
-      double sum = 0;
-      for (std::int64_t chunk = 0; chunk < cut.chunks(strip); ++chunk)
-        sum += static_cast<double>(rows[chunk * Width * Rows]);
-      const T* cols = static_cast<const T*>(problem.by_col) + plane * by_col_size(cut);
-#if defined(__CUDA_ARCH__)
-#pragma unroll 8
-#endif
-      for (std::int64_t s = strip; s < cut.strips; ++s)
-        sum += static_cast<double>(cols[by_col_at(s) + w * (s + 1) * Rows + i]);
-      static_cast<T*>(problem.out)[e * problem.out_strides[0] + k * problem.out_strides[1] +
-                                   i * problem.out_strides[2]] =
-          static_cast<T>(sum) * static_cast<T>(problem.scale[e * problem.scale_stride]);
-    }
+    Sums::template reduce<SymmPlain>(block, problem);
   }
 
  private:

@@ -13,9 +13,6 @@
 
 namespace fastfisher::cuda {
 
-// Vectors of one launch are at most this many panels: what they add up takes memory.
-inline constexpr std::int64_t kSymmPanels = 4;
-
 template <class Tile>
 SymmCut symm_cut(std::int64_t n) {
   SymmCut cut;
@@ -34,7 +31,8 @@ struct SymmMemory {
   SymmMemory(std::int64_t networks, std::int64_t n, std::int64_t vectors) {
     const SymmCut cut = symm_cut<Tile>(n);
     const std::int64_t planes =
-        networks * std::min(kSymmPanels, (vectors + Tile::kWidth - 1) / Tile::kWidth);
+        networks *
+        std::min<std::int64_t>(Tile::kPanels, (vectors + Tile::kWidth - 1) / Tile::kWidth);
     const auto room = [planes](std::int64_t entries) {
       const auto size = static_cast<std::int64_t>(sizeof(T)) * planes * entries;
       return (size + kAlign - 1) / kAlign * kAlign;
@@ -70,7 +68,7 @@ SymmProblem symm_problem(const ArrayRef& a, const ArrayRef& x, const ArrayRef& s
   problem.scale_stride = scale.stride(0);
   problem.n = a.extent(1);
   problem.networks = a.extent(0);
-  problem.vectors = std::min(x.extent(1) - first, kSymmPanels * Tile::kWidth);
+  problem.vectors = std::min<std::int64_t>(x.extent(1) - first, Tile::kPanels * Tile::kWidth);
   problem.panels = (problem.vectors + Tile::kWidth - 1) / Tile::kWidth;
   problem.cut = symm_cut<Tile>(problem.n);
   const SymmMemory<T, Tile> memory(problem.networks, problem.n, x.extent(1));

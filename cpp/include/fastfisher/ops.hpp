@@ -183,7 +183,9 @@ void small_eigh(const Context& ctx, const ArrayRef& a, const ArrayRef& values,
 /// read, once for all vectors. The scale (float64) is applied half before and half after, so that
 /// entries near the ends of the dtype's range neither overflow nor vanish. Needs at least
 /// symm_workspace(...) bytes in ctx.workspace. CUDA: once for each 32 vectors (16 of float64);
-/// nothing synchronises, as in the panel ops and symmetry.
+/// float32 numbers are sums of two of TF32 there, as good as float32 where the largest entry of the
+/// matrix is above 2^-100 or scale^2 above 2^90; nothing synchronises, as in the panel ops and
+/// symmetry.
 void symm(const Context& ctx, const ArrayRef& a, const ArrayRef& x, const ArrayRef& scale,
           const ArrayRef& out);
 
