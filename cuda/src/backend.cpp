@@ -26,7 +26,8 @@ std::vector<PsdReport> psd(const Context& ctx, std::span<const PsdItem> items,
 std::int64_t psd_workspace(const Context& ctx, std::span<const std::int64_t> sizes, DType dtype,
                            PsdTask task);
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
-                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small);
+                   const ArrayRef& basis, std::int64_t first, LanczosStart start,
+                   const ArrayRef& small);
 std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
                                      std::int64_t rows);
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,

@@ -27,7 +27,7 @@ namespace {
 
 constexpr std::int64_t kAlignment = 256;
 constexpr const char* kOp = "lanczos_steps";
-// One combine has all vectors of a block, so that it may write rows that it reads.
+// A block of combine has all vectors, as its substitution needs them.
 constexpr int kMostVectors = 8;
 static_assert(DeviceCombine<float>::kVectors >= kMostVectors);
 
@@ -38,6 +38,26 @@ using Block = LanczosBlock<DeviceDots<float>>;
 __global__ void __launch_bounds__(Turn::kThreads) turn_kernel(TurnProblem problem) {
   __shared__ Turn::Shared shared;
   Turn::run(DeviceBlock{}, shared, problem);
+}
+
+template <class T>
+using Draw = DrawRows<T, 256>;
+
+template <class T>
+__global__ void __launch_bounds__(Draw<T>::kThreads)
+    draw_kernel(PanelRows rows, std::int64_t networks, std::int64_t n, std::int64_t seed) {
+  Draw<T>::run(DeviceBlock{}, rows, networks, n, seed);
+}
+
+void draw(const ArrayRef& rows, std::int64_t seed, cudaStream_t stream) {
+  visit_dtype(rows.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    constexpr int kThreads = Draw<T>::kThreads;
+    draw_kernel<T><<<grid_of((rows.size() + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+        {rows.data, rows.stride(0), rows.stride(1), rows.extent(1)}, rows.extent(0), rows.extent(2),
+        seed);
+    check_launch(kOp, stream);
+  });
 }
 
 std::int64_t own_bytes(const ArrayRef& a, std::int64_t b, std::int64_t rows) {
@@ -66,7 +86,8 @@ std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std:
 }
 
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
-                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small) {
+                   const ArrayRef& basis, std::int64_t first, LanczosStart start,
+                   const ArrayRef& small) {
   const std::int64_t b = small.extent(2), count = small.extent(0) - 1;
   const std::int64_t rows = first + (count + 1) * b;
   if (basis.extent(0) == 0) return;
@@ -78,13 +99,14 @@ void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
   }
   const DeviceGuard guard(ctx.device.index, kOp);
   const auto stream = static_cast<cudaStream_t>(ctx.stream);
-  const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
+  const auto place = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
   const auto own = static_cast<std::size_t>(own_bytes(a, b, rows));
-  const std::size_t shift = (kAlignment - start % kAlignment) % kAlignment;
+  const std::size_t shift = (kAlignment - place % kAlignment) % kAlignment;
   auto* const numbers = reinterpret_cast<double*>(ctx.workspace.data() + shift);
   Context rest = ctx;
   rest.workspace = ctx.workspace.subspan(shift + own);
-  if (fresh) normalise(Block(basis, first, small, 0, numbers), a.dtype, stream);
+  if (start.fresh && start.seed >= 0) draw(rows_of(basis, first, b), start.seed, stream);
+  if (start.fresh) normalise(Block(basis, first, small, 0, numbers), a.dtype, stream);
   for (std::int64_t step = 1; step <= count; ++step) {
     const std::int64_t p = first + step * b;
     cuda::symm(rest, a, rows_of(basis, p - b, b), scale, rows_of(basis, p, b));

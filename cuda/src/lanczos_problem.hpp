@@ -21,20 +21,19 @@ inline ArrayRef rows_of(const ArrayRef& basis, std::int64_t first, std::int64_t 
 }
 
 // What is taken out first goes to the caller's small[step]; then two sweeps of dots, turn and
-// combine. Combine writes rows that it reads: it is done with a column before it writes there, as
-// one of its blocks has all vectors.
+// combine: what was missed is taken out, and the factor of what is left.
 template <class Dots>
 struct LanczosBlock {
   PanelProblem out_dots, out_combine, sweep_dots, sweep_combine;
   TurnProblem turn;
 
-  // In float64: dots and weights of a block, parts of dots.
+  // In float64: dots and factor of a block, parts of dots.
   static std::int64_t workspace(std::int64_t networks, std::int64_t b, std::int64_t rows,
                                 std::int64_t n) {
     std::int64_t parts = 0;
     for (std::int64_t p = 0; p <= rows; ++p)
       parts = std::max(parts, p * dot_parts<Dots>(networks, p, b, n));
-    return networks * b * (2 * rows + parts);
+    return networks * b * (rows + b + parts);
   }
 
   LanczosBlock(const ArrayRef& basis, std::int64_t p, const ArrayRef& small, std::int64_t step,
@@ -51,16 +50,19 @@ struct LanczosBlock {
     ArrayRef part = mine;
     part.extents[2] = p;
     const ArrayRef dots = array_ref(workspace, e, b, row);
-    const ArrayRef weights = array_ref(workspace + e * b * row, e, b, row);
+    double* const lower = workspace + e * b * row;
+    ArrayRef missed = dots;
+    missed.extents[2] = p;
     out_dots = panel_problem(before, block, part, false);
     out_combine = panel_problem(before, block, part, true);
     out_combine.sign = -1;
     sweep_dots = panel_problem(rows_of(basis, 0, row), block, dots, false);
-    sweep_combine = panel_problem(rows_of(basis, 0, row), block, weights, false);
-    for (PanelProblem* of : {&out_dots, &sweep_dots})
-      cut_dots<Dots>(*of, workspace + 2 * e * b * row);
+    sweep_combine = panel_problem(before, block, missed, true);
+    sweep_combine.sign = -1;
+    sweep_combine.lower = lower;
+    for (PanelProblem* of : {&out_dots, &sweep_dots}) cut_dots<Dots>(*of, lower + e * b * b);
     turn.dots = static_cast<const double*>(dots.data);
-    turn.weights = static_cast<double*>(weights.data);
+    turn.lower = lower;
     turn.step = static_cast<double*>(mine.data);
     for (int r = 0; r < 3; ++r) turn.step_strides[r] = mine.stride(r);
     turn.networks = e;

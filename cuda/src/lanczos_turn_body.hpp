@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Kernel body of lanczos_steps, see lanczos.cu: from the dots of a block of vectors with the rows
-// before and with itself to the weights that make it orthonormal, all of it small and in float64.
+// Kernel bodies of lanczos_steps, see lanczos.cu: from the dots of a block of vectors with the rows
+// before and with itself to the factor of its Gram matrix, all of it small and in float64; and the
+// numbers of a first block.
 #pragma once
 
-#include "block.hpp"
+#include "panel_steps_body.hpp"
 
 #include <cmath>
 #include <cstdint>
@@ -14,12 +15,36 @@ namespace fastfisher::cuda {
 
 struct TurnProblem {
   const double* dots = nullptr;  // [e, j, i], i of the rows before and then of the block
-  double* weights = nullptr;     // [e, j, i]
+  double* lower = nullptr;       // [e, j, j]
   double* step = nullptr;        // what the caller gets of this step [e, j, width]
   std::int64_t step_strides[3] = {0, 0, 0};
   std::int64_t networks = 0, before = 0, width = 0;
   int vectors = 0;
   bool again = false;  // the second of two sweeps
+};
+
+// Uniform numbers, counted through the rows: SplitMix64 of seed and count, its high 24 bits.
+template <class T, int Threads>
+struct DrawRows {
+  static constexpr int kThreads = Threads;
+  struct Shared {};
+
+  template <BlockContext Block>
+  FF_HD static void run(const Block& block, const PanelRows& rows, std::int64_t networks,
+                        std::int64_t n, std::int64_t seed) {
+    const std::int64_t size = networks * rows.rows * n;
+    for (std::int64_t at = block.index() * Threads + block.thread(); at < size;
+         at += block.blocks() * Threads) {
+      std::uint64_t z = (static_cast<std::uint64_t>(seed) << 32U) + static_cast<std::uint64_t>(at);
+      z = (z + 1) * 0x9e3779b97f4a7c15U;
+      z = (z ^ z >> 30U) * 0xbf58476d1ce4e5b9U;
+      z = (z ^ z >> 27U) * 0x94d049bb133111ebU;
+      const auto high = static_cast<int>((z ^ z >> 31U) >> 40U);
+      static_cast<T*>(rows.data)[at / (rows.rows * n) * rows.network_stride +
+                                 at / n % rows.rows * rows.row_stride + at % n] =
+          (static_cast<T>(high - (1 << 23)) + T{0.5}) / T{1 << 23};
+    }
+  }
 };
 
 // A block of Threads for a network; Most vectors at most.
@@ -55,27 +80,13 @@ struct LanczosTurn {
     const int t = block.thread(), b = problem.vectors;
     const std::int64_t p = problem.before, row = p + b;
     const double* const dots = problem.dots + e * b * row;
-    double* const weights = problem.weights + e * b * row;
     gram(block, shared, dots, p, b);
     depart(block, shared, dots, p, b);
     factorise(block, shared, b);
     const bool singular = shared.singular != 0;
 
-    for (std::int64_t i = t; i < row; i += Threads) {
-      double z[Most];
-      FF_UNROLL
-      for (int j = 0; j < Most; ++j) {
-        if (j >= b) break;
-        double sum = i < p ? (singular ? 0.0 : -dots[j * row + i]) : (i == p + j ? 1.0 : 0.0);
-        FF_UNROLL
-        for (int k = 0; k < Most; ++k) {
-          if (k < j) sum -= shared.lower[j][k] * z[k];
-        }
-        z[j] = sum / shared.lower[j][j];
-        weights[j * row + i] = z[j];
-        if (!problem.again && i < p) step(problem, e, j, i) += dots[j * row + i];
-      }
-    }
+    for (std::int64_t q = t; !problem.again && q < b * p; q += Threads)
+      step(problem, e, q / p, q % p) += dots[q / p * row + q % p];
     // The factor of the first sweep, then its product with the one of the second.
     double factor = 0;
     const int j = t / Most, k = t % Most;
@@ -86,7 +97,10 @@ struct LanczosTurn {
       factor = shared.lower[j][k];
     }
     block.sync();
-    if (inside) step(problem, e, j, p + k) = factor;
+    if (inside) {
+      step(problem, e, j, p + k) = factor;
+      problem.lower[(e * b + j) * b + k] = shared.lower[j][k];
+    }
     if (t >= b) return;
     double& last = step(problem, e, t, problem.width - 1);
     const double apart = singular ? kInfinite : (problem.again ? shared.worst[0] : 0.0);
@@ -101,6 +115,9 @@ struct LanczosTurn {
     const int t = block.thread(), j = t / Most % Most, k = t % Most, part = t / (Most * Most);
     double sum = 0;
     if (j < b && k < b) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll 8
+#endif
       for (std::int64_t i = part; i < p; i += kParts)
         sum += dots[j * (p + b) + i] * dots[k * (p + b) + i];
     }
@@ -118,6 +135,9 @@ struct LanczosTurn {
                            int b) {
     const int t = block.thread();
     double worst = 0;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 4
+#endif
     for (std::int64_t q = t; q < b * (p + b); q += Threads) {
       const std::int64_t j = q / (p + b), i = q % (p + b);
       const double apart = std::abs(dots[q] - (i == p + j ? 1.0 : 0.0));
@@ -148,7 +168,7 @@ struct LanczosTurn {
         const bool positive = own > 0 && own < kInfinite;
         if (!positive && t == c) shared.singular = 1;
         const double root = std::sqrt(positive ? own : 1.0);
-        // Written by the row's own thread; read by others after the next barrier.
+        // Row c is read by all threads of this column; they write their own rows' column c.
         shared.parts[t] = t < c ? 0.0 : (t == c ? root : sum / root);
       }
       block.sync();

@@ -26,6 +26,9 @@ struct PanelProblem {
   bool aligned = false;  // every row starts at a multiple of 16 bytes
   bool keep = false;
   double sign = 1;  // of the weights
+  // If there, lower triangular [e, row of y, row of y] without gaps: combine leaves lower^-1 of its
+  // result, by substitution, since an inverse would lose digits. Then one block has all rows of y.
+  const double* lower = nullptr;
   // Dots: n is cut into parts of `stretch` that are added up by sum(); partial [part,e,j,i].
   std::int64_t parts = 1, stretch = 0;
   double* partial = nullptr;
@@ -161,6 +164,7 @@ struct PanelCombine {
 
   struct Shared {
     alignas(16) T weights[Slab][Width];
+    T lower[Width][Width];
     T sums[Groups][Width][Columns];
   };
 
@@ -215,6 +219,13 @@ struct PanelCombine {
     }
     block.sync();
     for (int w = 0; w < Width; ++w) shared.sums[group][w][lane] = acc[w];
+    const std::int64_t ys = problem.y.rows;
+    for (int q = t; problem.lower != nullptr && q < Width * Width; q += kThreads) {
+      const int row = q / Width, other = q % Width;
+      shared.lower[row][other] = row < ys && other < ys
+                                     ? static_cast<T>(problem.lower[(e * ys + row) * ys + other])
+                                     : T{0};
+    }
     block.sync();
     for (int q = t; q < Width * Columns; q += kThreads) {
       const int w = q / Columns, place = q % Columns;
@@ -223,7 +234,27 @@ struct PanelCombine {
       for (int other = 1; other < Groups; ++other) sum += shared.sums[other][w][place];
       T* const y = static_cast<T*>(problem.y.data) + e * problem.y.network_stride +
                    (j + w) * problem.y.row_stride + first + place;
-      *y = problem.keep ? *y + sum : sum;
+      const T value = problem.keep ? *y + sum : sum;
+      if (problem.lower == nullptr)
+        *y = value;
+      else
+        shared.sums[0][w][place] = value;
+    }
+    if (problem.lower == nullptr) return;
+    block.sync();
+    for (int place = t; place < Columns && first + place < problem.n; place += kThreads) {
+      T* y = static_cast<T*>(problem.y.data) + e * problem.y.network_stride + first + place;
+      T z[Width];
+      FF_UNROLL
+      for (int w = 0; w < Width; ++w) {
+        if (w >= ys) break;
+        T sum = shared.sums[0][w][place];
+        FF_UNROLL
+        for (int k = 0; k < w; ++k) sum -= shared.lower[w][k] * z[k];
+        z[w] = sum / shared.lower[w][w];
+        *y = z[w];
+        y += problem.y.row_stride;
+      }
     }
   }
 };

@@ -54,19 +54,21 @@ void register_linalg(py::module_& module) {
                const Borrowed in_a = borrow(a, "a", Access::read, stream);
                return symm_workspace(context_for(in_a, stream, threads), in_a.ref(), vectors);
              });
-  module.def("lanczos_steps", [](py::handle a, py::handle scale, py::handle basis,
-                                 std::int64_t first, bool fresh, py::handle small,
-                                 py::handle workspace, std::intptr_t stream, int threads) {
-    const Borrowed in_a = borrow(a, "a", Access::read, stream),
-                   in_scale = borrow(scale, "scale", Access::read, stream);
-    const Borrowed rows = borrow(basis, "basis", Access::write, stream),
-                   result = borrow(small, "small", Access::write, stream);
-    const Workspace scratch(workspace, result.ref().device, stream);
-    Context context = context_for(result, stream, threads);
-    context.workspace = scratch.bytes();
-    const py::gil_scoped_release without_gil;
-    lanczos_steps(context, in_a.ref(), in_scale.ref(), rows.ref(), first, fresh, result.ref());
-  });
+  module.def("lanczos_steps",
+             [](py::handle a, py::handle scale, py::handle basis, std::int64_t first, bool fresh,
+                std::int64_t seed, py::handle small, py::handle workspace, std::intptr_t stream,
+                int threads) {
+               const Borrowed in_a = borrow(a, "a", Access::read, stream),
+                              in_scale = borrow(scale, "scale", Access::read, stream);
+               const Borrowed rows = borrow(basis, "basis", Access::write, stream),
+                              result = borrow(small, "small", Access::write, stream);
+               const Workspace scratch(workspace, result.ref().device, stream);
+               Context context = context_for(result, stream, threads);
+               context.workspace = scratch.bytes();
+               const py::gil_scoped_release without_gil;
+               lanczos_steps(context, in_a.ref(), in_scale.ref(), rows.ref(), first, {fresh, seed},
+                             result.ref());
+             });
   module.def("lanczos_steps_workspace", [](py::handle a, std::int64_t b, std::int64_t rows,
                                            std::intptr_t stream, int threads) {
     const Borrowed in_a = borrow(a, "a", Access::read, stream);

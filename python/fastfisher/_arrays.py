@@ -6,6 +6,7 @@ No numerics here. Other modules ask for ``namespace(x)`` and write ``xp.tanh(x)`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -243,6 +244,27 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if owner == "cupy":
         return x.get()  # type: ignore[no-any-return]
     return np.asarray(x)
+
+
+def read_later(x: Array) -> Callable[[], np.ndarray[Any, Any]]:
+    """Start to read `x` back; the result waits for that, not for what follows on the device.
+
+    So for tensors of torch on an NVIDIA GPU; others are read when the result is asked for.
+    """
+    if isinstance(x, np.ndarray) or library(x) != "torch" or x.device.type != "cuda":
+        return lambda: to_numpy(x)
+    import torch
+
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    read = torch.cuda.Event()
+    read.record(torch.cuda.current_stream(x.device))
+
+    def wait() -> np.ndarray[Any, Any]:
+        read.synchronize()
+        return host.numpy()  # type: ignore[no-any-return]
+
+    return wait
 
 
 def detached(x: Array) -> Array:

@@ -64,6 +64,7 @@ def lanczos_steps(
     basis: Any,
     first: int,
     fresh: bool,
+    seed: int,
     small: Any,
     workspace: Any,
     stream: int,

@@ -195,18 +195,21 @@ def lanczos_steps(
     small: Array,
     *,
     fresh: bool,
+    seed: int = -1,
     threads: int = 0,
 ) -> None:
     """Make passes of block Lanczos, one for each but the first row of `small`; read nothing back.
 
     On ``scale[e]^2 a[e]``, from rows ``first`` to ``first + b`` of `basis` (e, rows, n) on, which
-    with `fresh` are any vectors. `small` (count + 1, e, b, width), float64: for each step what of
-    the product lies in the rows before, then the factor of the rest, and in the last place how far
-    from orthonormal its block was.
+    with `fresh` are any vectors, drawn if `seed` is not negative. `small`
+    (count + 1, e, b, width), float64: for each step what of the product lies in the rows before,
+    then the factor of the rest, and in the last place how far from orthonormal its block was.
     """
     stream, rows = stream_of(small), first + small.shape[0] * small.shape[2]
     size = _core.lanczos_steps_workspace(a, small.shape[2], rows, stream, threads)
-    _core.lanczos_steps(a, scale, basis, first, fresh, small, scratch(size, small), stream, threads)
+    _core.lanczos_steps(
+        a, scale, basis, first, fresh, seed, small, scratch(size, small), stream, threads
+    )
 
 
 def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:

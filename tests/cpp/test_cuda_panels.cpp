@@ -9,6 +9,7 @@
 #include "lanczos_problem.hpp"
 #include "panel_steps_problem.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -236,6 +237,38 @@ void orthonormal_blocks() {
   FF_CHECK(e == 1 || small.at({step, 1, 0, width - 1}) < 1e-3);
 }
 
+// Numbers of other threads, blocks and dtypes are the same.
+void drawn_rows() {
+  const std::int64_t e = draw(1, 2), b = draw(1, 4), n = draw(1, 200), seed = draw(0, 1000);
+  Panel<float> narrow(e, b, n);
+  Panel<double> wide(e, b, n);
+  const auto fill = [&]<class T>(Panel<T>& panel, auto body, std::int64_t blocks) {
+    using Body = decltype(body);
+    const ArrayRef& to = panel.ref;
+    const cuda::PanelRows rows{to.data, to.stride(0), to.stride(1), b};
+    launch<Body>(blocks, [&](const HostBlock& block, typename Body::Shared&) {
+      Body::run(block, rows, e, n, seed);
+    });
+  };
+  fill(narrow, cuda::DrawRows<float, 4>{}, 3);
+  fill(wide, cuda::DrawRows<double, 8>{}, 1);
+  double sum = 0, most = 0;
+  bool same = true;
+  for (std::int64_t m = 0; m < e; ++m) {
+    for (std::int64_t j = 0; j < b; ++j) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        const double value = narrow.at(m, j, i);
+        same = same && value == wide.at(m, j, i);
+        sum += value;
+        most = std::max(most, std::abs(value));
+      }
+    }
+  }
+  FF_CHECK(same);
+  FF_CHECK(most < 1);
+  FF_CHECK(std::abs(sum) <= 4 * std::sqrt(static_cast<double>(e * b * n)));
+}
+
 template <class T>
 void all() {
   for (int k = 0; k < 30; ++k) panels<T>();
@@ -248,5 +281,6 @@ void all() {
 int main() {
   all<float>();
   all<double>();
+  for (int k = 0; k < 20; ++k) drawn_rows();
   return fastfisher::test::report();
 }

@@ -128,7 +128,10 @@ def test_lanczos_steps_equal_reference(n, first, b, dtype, fresh, rng, to_device
     basis = basis.astype(dtype)
     given, rows = to_device(a), to_device(basis)
     small = _arrays.empty((count + 1, 2, b, first + (count + 1) * b + 2), rows, "float64")
-    _native.lanczos_steps(given, to_device(scale), rows, first, small, fresh=fresh)
+    seed = 5 if fresh and first else -1
+    _native.lanczos_steps(given, to_device(scale), rows, first, small, fresh=fresh, seed=seed)
+    if seed > 0:
+        basis[:, first : first + b] = reference.drawn_rows(seed, 2, b, n)
     found = _arrays.to_numpy(small)
     expected, steps = reference.lanczos_steps(a, scale, basis, first, count, b, fresh=fresh)
     norm = 2 * np.linalg.norm(a[0]) / np.sqrt(n)

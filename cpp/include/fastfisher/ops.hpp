@@ -132,12 +132,18 @@ void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, cons
 std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
                                     std::int64_t j, std::int64_t n);
 
+/// What the first block of `lanczos_steps` is.
+struct LanczosStart {
+  bool fresh = false;      ///< any vectors, else orthonormal and orthogonal to the rows before
+  std::int64_t seed = -1;  ///< of fresh ones; negative: the rows of the basis as they are
+};
+
 /// Passes of block Lanczos without a look at what comes out, each with full reorthogonalisation, on
 /// the symmetric matrices scale[e]^2 a[e] (a [e,n,n] and scale as in symm). The rows
-/// [first, first + b) of basis [e,rows,n] are the next block; with `fresh` they are any vectors,
-/// else orthonormal and orthogonal to the rows before. small [count + 1,e,b,width], float64, where
-/// width >= first + (count + 1) b + 1, b <= 8, and the rows have room for as many blocks.
-///   Step 0, where `fresh`: the block is made orthonormal and orthogonal to the p = first rows.
+/// [first, first + b) of basis [e,rows,n] are the next block. small [count + 1,e,b,width], float64,
+/// where width >= first + (count + 1) b + 1, b <= 8, and the rows have room for as many blocks.
+///   Step 0, where the block is fresh: it is made orthonormal and orthogonal to the p = first rows;
+///   with a seed it is drawn: uniform numbers between -1 and 1 of 24 bits, the same everywhere.
 ///   Step s of count: with p = first + s b and w = scale^2 a q of the last block q, the rows
 ///   [p, p + b) become the q' of w - part basis[:p] = r q'.
 /// small[s,e,j,:p] is part, [p, p + b) is r, lower triangular; small[s,e,j,width - 1] is how far
@@ -146,7 +152,8 @@ std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, s
 /// written. Needs at least lanczos_steps_workspace(...) bytes in ctx.workspace.
 /// CUDA: nothing synchronises.
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
-                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small);
+                   const ArrayRef& basis, std::int64_t first, LanczosStart start,
+                   const ArrayRef& small);
 
 /// Bytes of workspace that `lanczos_steps` wants for blocks of b vectors and at most `rows` rows.
 std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,

@@ -62,10 +62,11 @@ double largest(const Context& ctx, const ArrayRef& x) {
 }
 
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
-                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small) {
+                   const ArrayRef& basis, std::int64_t first, LanczosStart start,
+                   const ArrayRef& small) {
   checks::lanczos_steps(ctx, a, scale, basis, first, small);
   const Backend& backend = backend_of(ctx);
-  entry(backend, backend.lanczos_steps, "lanczos_steps")(ctx, a, scale, basis, first, fresh, small);
+  entry(backend, backend.lanczos_steps, "lanczos_steps")(ctx, a, scale, basis, first, start, small);
 }
 
 std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,

@@ -25,7 +25,8 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
 void moments(const Context& ctx, std::span<const MomentItem> items);
 std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype);
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
-                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small);
+                   const ArrayRef& basis, std::int64_t first, LanczosStart start,
+                   const ArrayRef& small);
 std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
                                      std::int64_t rows);
 void panel_combine(const Context& ctx, const ArrayRef& weights, const ArrayRef& x, bool keep,

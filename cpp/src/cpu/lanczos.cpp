@@ -43,6 +43,26 @@ bool factorise(const View<double, 2>& gram, const View<double, 2>& lower) {
   return positive;
 }
 
+// Uniform numbers, counted through the rows: SplitMix64 of seed and count, its high 24 bits.
+void draw(const ArrayRef& rows, std::int64_t seed) {
+  visit_dtype(rows.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto to = view_of<T, 3>(rows);
+    std::uint64_t count = static_cast<std::uint64_t>(seed) << 32U;
+    for (std::int64_t e = 0; e < to.extent(0); ++e) {
+      for (std::int64_t j = 0; j < to.extent(1); ++j) {
+        for (std::int64_t i = 0; i < to.extent(2); ++i) {
+          std::uint64_t z = ++count * 0x9e3779b97f4a7c15U;
+          z = (z ^ z >> 30U) * 0xbf58476d1ce4e5b9U;
+          z = (z ^ z >> 27U) * 0x94d049bb133111ebU;
+          const auto high = static_cast<std::int64_t>((z ^ z >> 31U) >> 40U);
+          to(e, j, i) = (static_cast<T>(high - (1 << 23)) + T{0.5}) / T{1 << 23};
+        }
+      }
+    }
+  });
+}
+
 class Pass {
  public:
   Pass(const Context& ctx, const ArrayRef& basis, const ArrayRef& small, double* scratch)
@@ -52,8 +72,6 @@ class Pass {
   void normalise(std::int64_t p, std::int64_t step) {
     const std::int64_t e = basis_.extent(0);
     const ArrayRef w = rows_of(basis_, p, b_), before = rows_of(basis_, 0, p);
-    const View<double, 3> dots = view_of<double, 3>(array_ref(scratch_, e, b_, p + b_));
-    const ArrayRef weights = array_ref(scratch_ + e * b_ * (p + b_), e, b_, p + b_);
     View<double, 4> small = view_of<double, 4>(small_);
     small.data += step * small.stride(0);
     small.extents[0] = 1;
@@ -67,22 +85,20 @@ class Pass {
       });
       cpu::panel_combine(ctx_, some, before, true, w);
     }
+    const ArrayRef all = array_ref(scratch_, e, b_, p + b_);
+    const auto dots = view_of<double, 3>(all);
+    ArrayRef missed = all;
+    missed.extents[2] = p;
     for (const bool again : {false, true}) {
-      cpu::panel_dots(ctx_, rows_of(basis_, 0, p + b_), w, array_ref(scratch_, e, b_, p + b_));
-      for (std::int64_t n = 0; n < e; ++n)
-        turn(p, n, again, dots, view_of<double, 3>(weights), small);
-      // Of the rows that are written themselves: into memory of their own first.
-      std::vector<std::byte> memory(static_cast<std::size_t>(w.size() * size_of(w.dtype)));
-      ArrayRef q = array_ref(memory.data(), e, b_, w.extent(2));
-      q.dtype = w.dtype;
-      cpu::panel_combine(ctx_, weights, rows_of(basis_, 0, p + b_), false, q);
-      visit_dtype(w.dtype, [&](auto tag) {
-        using T = typename decltype(tag)::type;
-        const auto from = view_of<const T, 3>(q);
-        const auto to = view_of<T, 3>(w);
-        each(w.extent(2),
-             [&](std::int64_t m, std::int64_t j, std::int64_t i) { to(m, j, i) = from(m, j, i); });
-      });
+      cpu::panel_dots(ctx_, rows_of(basis_, 0, p + b_), w, all);
+      std::vector<double> lower(static_cast<std::size_t>(e * b_ * b_));
+      for (std::int64_t n = 0; n < e; ++n) {
+        const ArrayRef mine = array_ref(lower.data() + n * b_ * b_, b_, b_);
+        turn(p, n, again, dots, view_of<double, 2>(mine), small);
+      }
+      each(p, [&](std::int64_t n, std::int64_t j, std::int64_t i) { dots(n, j, i) *= -1; });
+      if (p > 0) cpu::panel_combine(ctx_, missed, before, true, w);
+      substitute(view_of<const double, 3>(array_ref(lower.data(), e, b_, b_)), w);
     }
   }
 
@@ -96,12 +112,31 @@ class Pass {
     }
   }
 
-  // Weights of a sweep and factor from the dots of the block with the rows before and with itself.
+  // w = lower^-1 w, row after row: an inverse would lose digits.
+  void substitute(const View<const double, 3>& lower, const ArrayRef& rows) const {
+    visit_dtype(rows.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const auto w = view_of<T, 3>(rows);
+      for (std::int64_t n = 0; n < w.extent(0); ++n) {
+        for (std::int64_t j = 0; j < b_; ++j) {
+          T* const row = &w(n, j, 0);
+          for (std::int64_t k = 0; k < j; ++k) {
+            const T factor = static_cast<T>(lower(n, j, k));
+            const T* const other = &w(n, k, 0);
+            for (std::int64_t i = 0; i < w.extent(2); ++i) row[i] -= factor * other[i];
+          }
+          const T own = static_cast<T>(lower(n, j, j));
+          for (std::int64_t i = 0; i < w.extent(2); ++i) row[i] /= own;
+        }
+      }
+    });
+  }
+
+  // Factor of a sweep from the dots of the block with the rows before and with itself.
   void turn(std::int64_t p, std::int64_t n, bool again, const View<double, 3>& dots,
-            const View<double, 3>& weights, const View<double, 4>& small) const {
-    std::vector<double> gram(static_cast<std::size_t>(b_ * b_)), lower(gram.size());
+            const View<double, 2>& l, const View<double, 4>& small) const {
+    std::vector<double> gram(static_cast<std::size_t>(b_ * b_));
     const auto g = view_of<double, 2>(array_ref(gram.data(), b_, b_));
-    const auto l = view_of<double, 2>(array_ref(lower.data(), b_, b_));
     double apart = 0;
     const auto meet = [&apart](double value) {
       apart = std::abs(value) <= apart ? apart : std::abs(value);
@@ -115,13 +150,6 @@ class Pass {
       }
     }
     const bool positive = factorise(g, l);
-    for (std::int64_t i = 0; i < p + b_; ++i) {
-      for (std::int64_t j = 0; j < b_; ++j) {
-        double sum = i < p ? (positive ? -dots(n, j, i) : 0.0) : (i == p + j ? 1.0 : 0.0);
-        for (std::int64_t k = 0; k < j; ++k) sum -= l(j, k) * weights(n, k, i);
-        weights(n, j, i) = sum / l(j, j);
-      }
-    }
     constexpr double kInfinite = std::numeric_limits<double>::infinity();
     const std::int64_t last = small.extent(3) - 1;
     for (std::int64_t j = 0; j < b_; ++j) {
@@ -149,7 +177,8 @@ class Pass {
 }  // namespace
 
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
-                   const ArrayRef& basis, std::int64_t first, bool fresh, const ArrayRef& small) {
+                   const ArrayRef& basis, std::int64_t first, LanczosStart start,
+                   const ArrayRef& small) {
   const std::int64_t b = small.extent(2), count = small.extent(0) - 1;
   const std::int64_t rows = first + (count + 1) * b;
   if (basis.extent(0) == 0) return;
@@ -161,11 +190,12 @@ void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
   std::size_t room = ctx.workspace.size();
   auto* const scratch =
       static_cast<double*>(std::align(kAlignment, room - kAlignment, place, room));
-  const std::int64_t own = 2 * a.extent(0) * b * rows * size_of(DType::f64);
+  const std::int64_t own = a.extent(0) * b * rows * size_of(DType::f64);
   Context rest = ctx;
   rest.workspace = {static_cast<std::byte*>(place) + own, room - static_cast<std::size_t>(own)};
   Pass pass(ctx, basis, small, scratch);
-  if (fresh) pass.normalise(first, 0);
+  if (start.fresh && start.seed >= 0) draw(rows_of(basis, first, b), start.seed);
+  if (start.fresh) pass.normalise(first, 0);
   for (std::int64_t step = 1; step <= count; ++step) {
     const std::int64_t p = first + step * b;
     cpu::symm(rest, a, rows_of(basis, p - b, b), scale, rows_of(basis, p, b));
@@ -175,7 +205,7 @@ void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
 
 std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std::int64_t b,
                                      std::int64_t rows) {
-  return 2 * a.extent(0) * b * rows * size_of(DType::f64) + cpu::symm_workspace(ctx, a, b) +
+  return a.extent(0) * b * rows * size_of(DType::f64) + cpu::symm_workspace(ctx, a, b) +
          static_cast<std::int64_t>(kAlignment);
 }
 

@@ -24,6 +24,7 @@ from fastfisher._arrays import (
     library,
     namespace,
     packed,
+    read_later,
     to_dtype,
     to_numpy,
 )
@@ -136,16 +137,20 @@ class Dense(Operator):
         _native.symm(self._a, x, self._scale, out)
         return out
 
-    def passes(self, basis: Array, first: int, count: int, block: int, *, fresh: bool) -> Host:
-        """Take `count` blocks of Lanczos into `basis` at once; what is read back of each step.
+    def passes(
+        self, basis: Array, first: int, count: int, block: int, *, fresh: bool, seed: int
+    ) -> Callable[[], Host]:
+        """Queue `count` passes of Lanczos into `basis`; the result reads back what each found.
 
-        See `_native.lanczos_steps`: (count + 1, e, block, width).
+        See `_native.lanczos_steps`: (count + 1, e, block, width), zeros where that writes nothing.
         """
         self.matvecs += count * block
         width = first + (count + 1) * block + 1
         small = empty((count + 1, self.batch, block, width), self.like, "float64")
-        _native.lanczos_steps(self._a, self._scale, basis, first, small, fresh=fresh)
-        return to_numpy(small)
+        small[:] = 0
+        _native.lanczos_steps(self._a, self._scale, basis, first, small, fresh=fresh, seed=seed)
+        read: Callable[[], Host] = read_later(small)
+        return read
 
     def ends(self, k: int, which: str) -> tuple[Host, Host, Host, Host]:
         """`k` pairs at the ends of each scaled spectrum: values (e, k) in no order, vectors.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from fastfisher.reference.gram import gram
 from fastfisher.reference.layers import Conv, Explicit, Separable, Shared, dense_jacobian
 from fastfisher.reference.linalg import (
+    drawn_rows,
     eigh_ends,
     lanczos_steps,
     largest,
@@ -28,6 +29,7 @@ __all__ = [
     "Separable",
     "Shared",
     "dense_jacobian",
+    "drawn_rows",
     "eigh_ends",
     "gram",
     "jvp",

@@ -36,6 +36,16 @@ def largest(x: Array) -> float:
     return float(np.abs(x.astype(np.float64)).max(initial=0.0))
 
 
+def drawn_rows(seed: int, e: int, b: int, n: int) -> Array:
+    """Uniform numbers (e, b, n) between -1 and 1: high bits of SplitMix64 of seed and count."""
+    z = np.arange(1, e * b * n + 1, dtype=np.uint64) + np.uint64(seed % 2**32 * 2**32)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ z >> np.uint64(shift)) * np.uint64(factor)
+    high = (z ^ z >> np.uint64(31)) >> np.uint64(40)
+    return ((high.astype(np.float64) - 2**23 + 0.5) / 2**23).reshape(e, b, n)
+
+
 def lanczos_steps(
     a: Array, scale: Array, basis: Array, first: int, count: int, b: int, *, fresh: bool
 ) -> tuple[Array, list[tuple[Array, Array]]]:
