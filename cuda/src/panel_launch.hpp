@@ -9,7 +9,7 @@
 namespace fastfisher::cuda {
 
 template <class T>
-using DeviceDots = PanelDots<T, 2, 8, 256>;
+using DeviceDots = PanelDots<T, 4, 8, 128>;
 
 template <class T>
 using DeviceCombine = PanelCombine<T, 64, 4, 8, 128>;

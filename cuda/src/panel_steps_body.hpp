@@ -42,8 +42,13 @@ struct PanelDots {
   static constexpr int kStretch = 16;  // fours of a thread that are added up in T
   static_assert((Threads & (Threads - 1)) == 0);
 
+  // Threads that add up the sums of one product, and in which banks these lie.
+  static constexpr int kProducts = Across * Width;
+  static constexpr int kShare = Threads > kProducts ? Threads / kProducts : 1;
+  static_assert(Threads % kShare == 0);
+
   struct Shared {
-    double sums[Across * Width][Threads];
+    double sums[kProducts][Threads + 4], parts[kProducts][kShare];
   };
 
   FF_HD static std::int64_t tasks(std::int64_t networks, std::int64_t i, std::int64_t j) {
@@ -128,21 +133,26 @@ struct PanelDots {
     for (int p = 0; p < Across; ++p) {
       for (int q = 0; q < Width; ++q) shared.sums[p * Width + q][t] = total[p][q];
     }
-    for (int half = Threads / 2; half > 0; half /= 2) {
-      block.sync();
-      for (int q = t; q < Across * Width * half; q += Threads)
-        shared.sums[q / half][q % half] += shared.sums[q / half][q % half + half];
+    block.sync();
+    for (int q = t; q < kProducts * kShare; q += Threads) {
+      double sum = 0;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 8
+#endif
+      for (int k = q % kShare; k < Threads; k += kShare) sum += shared.sums[q / kShare][k];
+      shared.parts[q / kShare][q % kShare] = sum;
     }
     block.sync();
     for (int q = t; q < Across * Width; q += Threads) {
       const std::int64_t row = j + q % Width, other = i + q / Width;
       if (row >= problem.y.rows || other >= problem.x.rows) continue;
+      double sum = shared.parts[q][0];
+      for (int k = 1; k < kShare; ++k) sum += shared.parts[q][k];
       if (problem.parts == 1) {
-        put(problem, e, row, other, shared.sums[q][0]);
+        put(problem, e, row, other, sum);
       } else {
         const std::int64_t plane = piece * problem.networks + e;
-        problem.partial[(plane * problem.y.rows + row) * problem.x.rows + other] =
-            shared.sums[q][0];
+        problem.partial[(plane * problem.y.rows + row) * problem.x.rows + other] = sum;
       }
     }
   }

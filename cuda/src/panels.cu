@@ -4,10 +4,11 @@
 //   panel_dots     out[e,j,i] = <y[e,j], x[e,i]>                       2 e i j n flops
 //   panel_combine  y[e,j] = keep y[e,j] + sum_i weights[e,j,i] x[e,i]  the same
 //   panel_remove   y -= (y x^T) x, twice, and the dots of what is left  8 e i j n
-// Bound by reading x, which mostly lies in the second-level cache. Dots: a block takes two rows of
-// x and eight of y from end to end, so that there is nothing to add up afterwards and no workspace
-// (panel_remove cuts very long rows into parts, which a second launch adds up in order);
-// stretches of 64 products a thread in the dtype, sums of them in float64. Combine: a block takes
+// Bound by reading x, which mostly lies in the second-level cache. Dots: a block takes four rows
+// of x and eight of y from end to end, so that there is nothing to add up afterwards and no
+// workspace (panel_remove and lanczos_steps cut rows into parts, enough for a whole device, which a
+// second launch adds up in order); stretches of 64 products a thread in the dtype, sums of them in
+// float64. Combine: a block takes
 // 64 places, four groups of threads a quarter of the rows of x each. No atomics.
 #include "device_guard.hpp"
 #include "fastfisher/ops.hpp"

@@ -81,7 +81,7 @@ struct SymmSums {
         sum += static_cast<double>(rows[chunk * Width * Rows]);
       const T* cols = static_cast<const T*>(problem.by_col) + plane * by_col_size(cut);
 #if defined(__CUDA_ARCH__)
-#pragma unroll 8
+#pragma unroll 16
 #endif
       for (std::int64_t s = strip; s < cut.strips; ++s)
         sum += static_cast<double>(cols[by_col_at(s) + w * (s + 1) * Rows + i]);

@@ -184,14 +184,14 @@ class Queued(Iteration):
         first = self.k + 6 * self.block - self.size
         if first > 0 or self.seen is None or self.slope is None:
             return max(1, -(-first // self.block))
-        return max(1, math.ceil(0.65 * self.seen[1] / self.slope))
+        return max(1, math.ceil(0.75 * self.seen[1] / self.slope))
 
     def look(self, estimates: Host) -> None:
         """Note how far the estimates (e, k) are from the tolerance, and how fast they fall."""
         self.probe = None
-        far, before, earlier = self._far(estimates), self.seen, self.size - 2 * self.block
+        far, before, earlier = self._far(estimates), self.seen, self.size - self.block
         if before is None and earlier > self.k:
-            before = self.made - 2, self._far(self._earlier(earlier))
+            before = self.made - 1, self._far(self._earlier(earlier))
         if before is not None and before[0] < self.made:
             self.slope = max((before[1] - far) / (self.made - before[0]), 0.2)
         self.seen = self.made, far
