@@ -54,8 +54,12 @@ struct LanczosTurn {
   static constexpr double kInfinite = std::numeric_limits<double>::infinity();
   static_assert(Threads % (Most * Most) == 0 && (Threads & (Threads - 1)) == 0);
 
+  static constexpr int kParts = Threads / (Most * Most);
+
   struct Shared {
-    double parts[Threads], gram[Most][Most], lower[Most][Most], worst[Threads];
+    double slab[Most][Threads + 1];  // one more: rows in different banks
+    double own[Most][Most], parts[Threads], gram[Most][Most], lower[Most][Most];
+    double worst[Threads], worst_of[Most];
     int singular;
   };
 
@@ -80,17 +84,35 @@ struct LanczosTurn {
     const int t = block.thread(), b = problem.vectors;
     const std::int64_t p = problem.before, row = p + b;
     const double* const dots = problem.dots + e * b * row;
-    gram(block, shared, dots, p, b);
-    depart(block, shared, dots, p, b);
+    const int j = t / Most % Most, k = t % Most, part = t / (Most * Most);
+    double sum = 0, worst = 0;
+    for (std::int64_t from = 0; from < row; from += Threads) {
+      read(block, shared, problem, e, dots, from, worst);
+      const std::int64_t left = p - from;
+      const int count = left < Threads ? static_cast<int>(left) : Threads;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 8
+#endif
+      for (int c = part; c < count; c += kParts) sum += shared.slab[j][c] * shared.slab[k][c];
+    }
+    shared.parts[t] = sum;
+    shared.worst[t] = worst;
+    block.sync();
+    if (part == 0 && j < b && k < b) {  // dots of the block without its part in the rows before
+      double rest = shared.own[j][k];
+      for (int q = 0; q < kParts; ++q) rest -= shared.parts[q * Most * Most + t];
+      shared.gram[j][k] = rest;
+    }
+    if (t < Most) {
+      for (int q = t; q < Threads; q += Most)
+        worst = worst < shared.worst[q] ? shared.worst[q] : worst;
+      shared.worst_of[t] = worst;
+    }
     factorise(block, shared, b);
     const bool singular = shared.singular != 0;
-
-    for (std::int64_t q = t; !problem.again && q < b * p; q += Threads)
-      step(problem, e, q / p, q % p) += dots[q / p * row + q % p];
     // The factor of the first sweep, then its product with the one of the second.
     double factor = 0;
-    const int j = t / Most, k = t % Most;
-    const bool inside = j < b && k < b;
+    const bool inside = part == 0 && j < b && k < b;
     if (inside && problem.again) {
       for (int m = k; m <= j; ++m) factor += step(problem, e, j, p + m) * shared.lower[m][k];
     } else if (inside) {
@@ -103,52 +125,41 @@ struct LanczosTurn {
     }
     if (t >= b) return;
     double& last = step(problem, e, t, problem.width - 1);
-    const double apart = singular ? kInfinite : (problem.again ? shared.worst[0] : 0.0);
+    double apart = singular ? kInfinite : 0.0;
+    for (int q = 0; problem.again && q < Most; ++q)
+      apart = apart < shared.worst_of[q] ? shared.worst_of[q] : apart;
     last = problem.again && last > apart ? last : apart;
   }
 
-  // Dots of the block without its part in the rows before.
+  // A column of the dots a thread: to the caller's step, which counts what both sweeps took out, to
+  // the slab, without what is the block's own; how far from orthonormal they are to `worst`, what
+  // is not finite counts as infinite.
   template <BlockContext Block>
-  FF_HD static void gram(const Block& block, Shared& shared, const double* dots, std::int64_t p,
-                         int b) {
-    constexpr int kParts = Threads / (Most * Most);
-    const int t = block.thread(), j = t / Most % Most, k = t % Most, part = t / (Most * Most);
-    double sum = 0;
-    if (j < b && k < b) {
-#if defined(__CUDA_ARCH__)
-#pragma unroll 8
-#endif
-      for (std::int64_t i = part; i < p; i += kParts)
-        sum += dots[j * (p + b) + i] * dots[k * (p + b) + i];
+  FF_HD static void read(const Block& block, Shared& shared, const TurnProblem& problem,
+                         std::int64_t e, const double* dots, std::int64_t from, double& worst) {
+    const int b = problem.vectors, t = block.thread();
+    const std::int64_t p = problem.before, row = p + b, i = from + t;
+    double values[Most], was[Most];
+    FF_UNROLL
+    for (int j = 0; j < Most; ++j) values[j] = j < b && i < row ? dots[j * row + i] : 0.0;
+    if (!problem.again && i < p) {
+      FF_UNROLL
+      for (int j = 0; j < Most; ++j) was[j] = j < b ? step(problem, e, j, i) : 0.0;
+      FF_UNROLL
+      for (int j = 0; j < Most; ++j) {
+        if (j < b) step(problem, e, j, i) = was[j] + values[j];
+      }
     }
-    shared.parts[t] = sum;
-    block.sync();
-    if (part != 0 || j >= b || k >= b) return;
-    sum = dots[j * (p + b) + p + k];
-    for (int q = 0; q < kParts; ++q) sum -= shared.parts[q * Most * Most + t];
-    shared.gram[j][k] = sum;
-  }
-
-  // How far from orthonormal the block is, to worst[0]; what is not finite counts as infinite.
-  template <BlockContext Block>
-  FF_HD static void depart(const Block& block, Shared& shared, const double* dots, std::int64_t p,
-                           int b) {
-    const int t = block.thread();
-    double worst = 0;
-#if defined(__CUDA_ARCH__)
-#pragma unroll 4
-#endif
-    for (std::int64_t q = t; q < b * (p + b); q += Threads) {
-      const std::int64_t j = q / (p + b), i = q % (p + b);
-      const double apart = std::abs(dots[q] - (i == p + j ? 1.0 : 0.0));
+    block.sync();  // the last slab has been read
+    FF_UNROLL
+    for (int j = 0; j < Most; ++j) {
+      shared.slab[j][t] = i < p ? values[j] : 0.0;
+      if (j >= b || i >= row) continue;
+      if (i >= p) shared.own[j][i - p] = values[j];
+      const double apart = std::abs(values[j] - (i == p + j ? 1.0 : 0.0));
       if (!(apart <= worst)) worst = apart > worst ? apart : kInfinite;
     }
-    shared.worst[t] = worst;
-    for (int half = Threads / 2; half > 0; half /= 2) {
-      block.sync();
-      if (t < half && shared.worst[t] < shared.worst[t + half])
-        shared.worst[t] = shared.worst[t + half];
-    }
+    block.sync();
   }
 
   // Lower factor of the Gram matrix; the unit matrix where it is singular or not finite.

@@ -63,6 +63,20 @@ struct SymmSums {
   }
   FF_HD static std::int64_t by_col_size(const SymmCut& cut) { return by_col_at(cut.strips); }
 
+  // Adds up in order. Batches of loads, the last one with zeros: one after the other they would
+  // each wait for the memory.
+  template <class Place>
+  FF_HD static void add(double& sum, std::int64_t first, std::int64_t end, const Place& place) {
+    constexpr int kBatch = 16;
+    for (std::int64_t from = first; from < end; from += kBatch) {
+      T values[kBatch];
+      FF_UNROLL
+      for (int u = 0; u < kBatch; ++u) values[u] = from + u < end ? *place(from + u) : T{0};
+      FF_UNROLL
+      for (int u = 0; u < kBatch; ++u) sum += static_cast<double>(values[u]);
+    }
+  }
+
   // out = scale (sums over the chunks of the row's strip + sums over the strips below), of a matrix
   // that was multiplied by Lift::of(scale), a power of two.
   template <class Lift, BlockContext Block>
@@ -77,14 +91,11 @@ struct SymmSums {
       const T* rows = static_cast<const T*>(problem.by_row) + plane * by_row_size(cut) +
                       (first * Width + w) * Rows + i % Rows;
       double sum = 0;
-      for (std::int64_t chunk = 0; chunk < cut.chunks(strip); ++chunk)
-        sum += static_cast<double>(rows[chunk * Width * Rows]);
+      add(sum, 0, cut.chunks(strip),
+          [rows](std::int64_t chunk) { return rows + chunk * Width * Rows; });
       const T* cols = static_cast<const T*>(problem.by_col) + plane * by_col_size(cut);
-#if defined(__CUDA_ARCH__)
-#pragma unroll 16
-#endif
-      for (std::int64_t s = strip; s < cut.strips; ++s)
-        sum += static_cast<double>(cols[by_col_at(s) + w * (s + 1) * Rows + i]);
+      add(sum, strip, cut.strips,
+          [=](std::int64_t s) { return cols + by_col_at(s) + w * (s + 1) * Rows + i; });
       const double scale = problem.scale[e * problem.scale_stride];
       static_cast<T*>(problem.out)[e * problem.out_strides[0] + k * problem.out_strides[1] +
                                    i * problem.out_strides[2]] =
