@@ -25,6 +25,7 @@
 #include "symmetry_body.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 namespace fastfisher::cuda {
@@ -39,7 +40,7 @@ using DeviceCheck = Symmetry<T, sizeof(T) == 4 ? 64 : 32, sizeof(T) == 4 ? 4 : 8
 
 // Two blocks have room on a multiprocessor of Hopper with tiles of up to 16 vectors.
 template <class Tile>
-inline constexpr int kPlaces = sizeof(typename Tile::Shared) <= 113 * 1024 ? 2 : 1;
+inline constexpr int kPlaces = sizeof(typename Tile::Shared) <= 56 * 1024 && Tile::kThreads == 128 && Tile::kWidth == 8 ? 4 : sizeof(typename Tile::Shared) <= 113 * 1024 ? 2 : 1;
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads) pack_kernel(SymmProblem problem) {
@@ -86,6 +87,9 @@ auto with_tile(const Context& ctx, DType dtype, std::int64_t vectors, const Visi
     return visit.template operator()<float, FloatTile<24>>();
   if (vectors > 8 && fits.template operator()<FloatTile<16>>())
     return visit.template operator()<float, FloatTile<16>>();
+  const char* const variant = std::getenv("FF_SYMM");
+  if (variant != nullptr && *variant == '1') return visit.template operator()<float, SymmMma<8, 1, 4, 4>>();
+  if (variant != nullptr && *variant == '2') return visit.template operator()<float, SymmMma<8, 2, 4, 4>>();
   return visit.template operator()<float, FloatTile<8>>();
 }
 

@@ -238,7 +238,10 @@ void tensor_products() {
   symmetric_products<float, TallMma<16>>(300, 20);
   aligned_products<float, TallMma<8>>(256, 8);
   aligned_products<float, TallMma<24>>(259, 24);
-  aligned_products<float, cuda::SymmMma<32, 2, 4, 2>>(257, 33);  // as on a device
+  // As on a device.
+  aligned_products<float, cuda::SymmMma<32, 2, 4, 2>>(257, 33);
+  aligned_products<float, cuda::SymmMma<8, 1, 4, 4>>(257, 9);
+  aligned_products<float, cuda::SymmMma<8, 2, 4, 4>>(300, 3);
   extreme_products();
   widths();
 }

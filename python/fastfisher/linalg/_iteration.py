@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -48,13 +49,13 @@ class Iteration:
     which: Which
     tol: float
     block: int
-    rng: np.random.Generator
     limit: int
     basis: Array = field(init=False)
     h: Host = field(init=False)
     q: Array = field(init=False)
     s: Host = field(init=False)
     norm: Host = field(init=False)
+    seed: int = 0
     size: int = 0
     spare: int = 0  # rows of the basis behind the limit
     last: tuple[Host, Host, Host] | None = None
@@ -64,6 +65,11 @@ class Iteration:
         self.basis = self.a.empty((e, self.limit + self.spare, self.a.n))
         self.h = np.zeros((e, self.limit, self.limit))
         self.norm = np.zeros(e)
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Of what is drawn on the host."""
+        return np.random.default_rng(self.seed)
 
     def start(self, given: Host | None) -> None:
         """Random first block, with the caller's vectors in front."""

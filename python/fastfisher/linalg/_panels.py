@@ -53,6 +53,23 @@ def row_dots(x: Array, y: Array) -> Host:
     return to_numpy(namespace(x).einsum("ekn,ekn->ek", *wide))
 
 
+def quotients(x: Array, product: Array) -> tuple[Host, Host]:
+    """Rayleigh quotients (e, k) of unit rows `x`, and residual norms of these in their dtype."""
+    name = dtype_name(x)
+    if isinstance(x, np.ndarray):
+        values = row_dots(x, product)
+        residual = product - values[:, :, None].astype(name) * x
+        return values, np.sqrt(row_dots(residual, residual))
+    xp = namespace(x)
+    wide, exact = to_dtype(x, "float64"), to_dtype(product, "float64")
+    found = xp.einsum("ekn,ekn->ek", wide, exact)
+    residual = exact - to_dtype(to_dtype(found, name), "float64")[:, :, None] * wide
+    squares = xp.einsum("ekn,ekn->ek", residual, residual)
+    # Read back at once.
+    values, squares = to_numpy(xp.stack([found, squares]))
+    return values, np.sqrt(squares)
+
+
 def combine(weights: Host, x: Array) -> Array:
     """``weights x`` (e, j, n) in the dtype of `x`."""
     out = empty((x.shape[0], weights.shape[1], x.shape[2]), x, dtype_name(x))

@@ -46,7 +46,6 @@ class Passes:
 class Queued(Iteration):
     """Iteration that does not wait. Its q is the rows of the basis behind the first `size`."""
 
-    seed: int = 0
     queue: bool = True  # until a direction vanishes
     pending: list[Passes] = field(default_factory=list)
     probe: Passes | None = None
