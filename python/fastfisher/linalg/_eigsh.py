@@ -130,10 +130,11 @@ def eigsh(
     up to 1500 rows, a reduction follows if they may have missed one. The result is the same bits
     for any number of threads.
 
-    On a GPU the same iteration runs with its vectors there and starts from the same random numbers.
-    A step reads a few small matrices back, mostly twice; the products of a callable are checked by
-    one more read. Reductions, of batches too, are the decompositions of the caller's library, in
-    float64.
+    On a GPU the same iteration runs with its vectors there. Passes over dense matrices, in blocks
+    of up to 8 vectors, are queued as many at a time as can be told ahead, at times some too many,
+    which `matvecs` counts; random vectors are drawn there. Of a callable each pass reads a few
+    small matrices back, mostly twice, and once more to check its products. Reductions, of batches
+    too, are the decompositions of the caller's library, in float64.
 
     Examples
     --------

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes that are queued on a device, shown on CPU tensors that pass for one."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+import fastfisher as ff
+from fastfisher.errors import ConvergenceWarning
+from fastfisher.linalg._queued import Queued
+from test_linalg import assert_pairs, rotated
+
+torch = pytest.importorskip("torch")
+pretend_device = pytest.importorskip("pretend_device")
+
+
+@pytest.fixture
+def device():
+    with pretend_device.pretend():
+        yield pretend_device
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What every probe that was queued ahead said, None where it did not fit."""
+    said = []
+    plain = Queued.looked_ahead
+
+    def spy(self, before, slack):
+        said.append(plain(self, before, slack))
+        return said[-1]
+
+    monkeypatch.setattr(Queued, "looked_ahead", spy)
+    return said
+
+
+def found_on(device, a, k, **options):
+    found = ff.linalg.eigsh(device.moved(a), k, **options)
+    arrays = map(device.host, (found.values, found.vectors, found.residual_norms))
+    return ff.linalg.EigshResult(*arrays, found.converged, found.certified, found.matvecs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_probe_ahead_certifies(which, dtype, rng, device, seen):
+    slow = np.arange(1, 301) ** -0.6  # not found before the first look
+    values = np.concatenate([10 * slow, -8 * slow, np.zeros(400)])
+    a = rotated(rng, values, dtype)
+    device.reads.clear()
+    found = found_on(device, a, 5, which=which)
+    assert len(seen) == 1
+    assert seen[0] is not None
+    assert not seen[0].any()
+    assert found.certified is True
+    assert found.converged.all()
+    assert_pairs(a, found)
+    expected = ff.linalg.eigsh(a, 5, which=which)
+    np.testing.assert_allclose(found.values, expected.values, atol=100 * np.finfo(dtype).eps)
+    # Looks, a probe, the check of the matrix and the residuals: not each pass.
+    assert sum(device.reads.values()) < 16 < found.matvecs / 4
+
+
+@pytest.mark.parametrize("tol", [1e-6, 1e-9])
+def test_what_the_start_lacks_is_found_by_the_probe(tol, rng, device, seen):
+    # Start vectors without the first eigenvector: the iteration settles on the others.
+    values = np.concatenate([[12.0], 10 * np.arange(1, 1500) ** -0.6])
+    a, basis = np.diag(values), np.zeros((1500, 8))
+    basis[1:] = rng.standard_normal((1499, 8))
+    found = found_on(device, a, 4, v0=basis, tol=tol, max_iter=500)
+    assert any(one is not None and one.all() for one in seen)
+    np.testing.assert_allclose(found.values, values[:4], atol=20 * tol)
+    assert found.certified is True
+
+
+def test_wide_blocks_are_not_queued(rng, device, seen):
+    a = rotated(rng, rng.standard_normal(1200) ** 3)
+    expected = ff.linalg.eigsh(a, 6)
+    for block in (1, 8, 9):
+        seen.clear()
+        found = found_on(device, a, 6, block=block, max_iter=1000)
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-11)
+        assert found.certified is True
+        assert (len(seen) > 0) == (block == 8)  # one vector certifies nothing ahead
+
+
+@pytest.mark.parametrize("most", [1, 3, 9, 10, 12, 17])
+def test_passes_are_bounded(most, rng, device):
+    a = rotated(rng, rng.standard_normal(1300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = found_on(device, a, 8, max_iter=most)
+    assert found.matvecs <= 8 * most + 8  # and the product that checks
+    assert np.isfinite(found.values).all()
+    assert not found.certified
+
+
+def test_same_bits_again(rng, device):
+    a = rotated(rng, rng.standard_normal(1000) ** 3, "float32")
+    first, again = (found_on(device, a, 7, max_iter=500) for _ in range(2))
+    np.testing.assert_array_equal(first.vectors, again.vectors)
+    other = found_on(device, a, 7, max_iter=500, seed=1)
+    assert (first.vectors != other.vectors).any()
