@@ -89,7 +89,7 @@ class Queued(Iteration):
 
     def _seed(self) -> int:
         self.draws += 1
-        return (self.seed * 1009 + self.draws) % 2**31
+        return (int(self.seed) * 1009 + self.draws) % 2**31
 
     def advance(self, most: int, count: int | None = None) -> int:
         """Take q into the basis, `most` times at most; return the passes made."""
@@ -187,6 +187,8 @@ class Queued(Iteration):
 
     def look(self, estimates: Host) -> None:
         """Note how far the estimates (e, k) are from the tolerance, and how fast they fall."""
+        if not self.queue:
+            return
         self.probe = None
         far, before, earlier = self._far(estimates), self.seen, self.size - self.block
         if before is None and earlier > self.k:
