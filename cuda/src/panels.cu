@@ -8,8 +8,8 @@
 // of x and eight of y from end to end, so that there is nothing to add up afterwards and no
 // workspace (panel_remove and lanczos_steps cut rows into parts, enough for a whole device, which a
 // second launch adds up in order); stretches of 64 products a thread in the dtype, sums of them in
-// float64. Combine: a block takes
-// 64 places, four groups of threads a quarter of the rows of x each. No atomics.
+// float64. Combine: a block takes 64 places, four groups of threads a quarter of the rows of x
+// each. No atomics.
 #include "device_guard.hpp"
 #include "fastfisher/ops.hpp"
 #include "launch.cuh"

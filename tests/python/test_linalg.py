@@ -238,3 +238,14 @@ def test_cg_names_bad_numbers_of_the_right_hand_side():
         NonFiniteError, match=r"b: expected finite numbers, got nan at index \(1,\)"
     ):
         ff.linalg.cg(np.eye(3), np.array([1.0, np.nan, 0.0]))
+
+
+@pytest.mark.parametrize(("copies", "seed"), [(6, 194), (5, 326), (4, 7), (5, 0), (6, 1)])
+def test_blocks_without_a_direction_of_their_own(copies, seed):
+    # The rest of the block is rounding that its Gram matrix cannot tell from a direction.
+    a = np.diag(np.r_[np.full(copies, 3.0), np.ones(520 - copies)])
+    found = ff.linalg.eigsh(a, 5, max_iter=3, block=8, seed=seed)
+    expected = np.r_[np.full(copies, 3.0), np.ones(5)][:5]
+    np.testing.assert_allclose(found.values, expected, atol=1e-12)
+    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(5), atol=1e-12)
+    assert (found.residual_norms < 1e-12).all()

@@ -103,3 +103,43 @@ def test_same_bits_again(rng, device):
     np.testing.assert_array_equal(first.vectors, again.vectors)
     other = found_on(device, a, 7, max_iter=500, seed=1)
     assert (first.vectors != other.vectors).any()
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 9, 12])
+def test_few_passes_give_all_pairs(most, rng, device):
+    twins = rng.standard_normal((700, 1)).repeat(8, 1)
+    for a, k, options in (
+        (np.eye(700), 15, {}),
+        (np.diag(np.r_[np.full(3, 3.0), np.ones(697)]), 15, {}),
+        (np.diag(np.arange(1, 701.0) ** -0.5), 20, {"v0": twins}),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = found_on(device, a, k, max_iter=most, **options)
+            expected = ff.linalg.eigsh(a, k, max_iter=most, **options)
+        assert found.values.shape == expected.values.shape == (k,)
+        overlap = found.vectors.T @ found.vectors
+        np.testing.assert_allclose(overlap, np.eye(k), atol=1e-12)
+
+
+def test_a_probe_cut_short_certifies_nothing(rng, device):
+    # Start vectors without the first eigenvector, and too few passes to see that.
+    a, v0 = np.diag(np.r_[12.0, 10 * np.arange(1, 1000) ** -0.6]), np.zeros((1000, 8))
+    v0[1:] = rng.standard_normal((999, 8))
+    for most in range(6, 24):
+        options = {"v0": v0, "tol": 1e-6, "max_iter": most}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            for found in (found_on(device, a, 4, **options), ff.linalg.eigsh(a, 4, **options)):
+                assert not found.certified or abs(found.values[0] - 12) < 1e-5
+                assert found.matvecs <= 8 * most + 4
+
+
+def test_warm_start_is_kept(rng, device):
+    # Eigenvectors and one of them again: the block is singular, its directions are not lost.
+    a = np.diag(np.arange(1, 1001.0) ** -0.3)
+    v0 = np.eye(1000)[:, [0, 1, 2, 3, 4, 5, 6, 6]]
+    found = found_on(device, a, 5, v0=v0, tol=1e-8, max_iter=500)
+    np.testing.assert_allclose(found.values, np.arange(1, 6.0) ** -0.3, atol=1e-12)
+    assert found.certified is True
+    assert found.matvecs <= 8 * 25

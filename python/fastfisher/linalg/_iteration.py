@@ -50,6 +50,7 @@ class Iteration:
     tol: float
     block: int
     limit: int
+    most: int  # passes
     basis: Array = field(init=False)
     h: Host = field(init=False)
     q: Array = field(init=False)
@@ -58,6 +59,7 @@ class Iteration:
     seed: int = 0
     size: int = 0
     spare: int = 0  # rows of the basis behind the limit
+    spent: int = 0  # passes made
     last: tuple[Host, Host, Host] | None = None
 
     def __post_init__(self) -> None:
@@ -96,8 +98,13 @@ class Iteration:
         self.q, _ = orthonormal(held, w, inner, self.rng, np.zeros(self.a.batch), room)
         self.s = np.zeros((self.a.batch, self.size, room))
 
-    def advance(self, most: int, count: int | None = None) -> int:
-        """Take q into the basis, `most` times at most; return the passes made.
+    @property
+    def left(self) -> int:
+        """Passes that may still be made: what k vectors take, at least."""
+        return max(self.most - self.spent, -(-(self.k - self.size) // self.block), 0)
+
+    def advance(self, count: int | None = None) -> int:
+        """Take q into the basis; return the passes that went in.
 
         About `count` times where several at once pay, or until the next look does.
         """
@@ -115,6 +122,7 @@ class Iteration:
 
     def expand(self) -> None:
         """Take q into the basis: one pass over the matrix."""
+        self.spent += 1
         m, b = self.size, self.q.shape[1]
         self.basis[:, m : m + b] = self.q
         w = self.a.apply(self.q, unit=True)

@@ -68,26 +68,24 @@ def lanczos(
     """Eigenpairs of each operator; `max_iter` counts the passes over them."""
     limit = min(a.n, k + max(k, 14 * block))
     kind = Queued if Queued.fits(a, block) else Iteration
-    it = kind(a, k, which, tol, block, limit, seed=seed)
+    it = kind(a, k, which, tol, block, limit, max_iter, seed=seed)
     it.start(start)
-    passes = _converge(it, max_iter)
-    certified, passes = _probe(it, passes)
+    _converge(it)
+    certified = _probe(it)
     theta, vectors = it.wanted()
     return _verified(it, theta, vectors, certified)
 
 
-def _converge(it: Iteration, passes: int) -> int:
-    """Expand and restart until the wanted estimates are small; return the passes left."""
+def _converge(it: Iteration) -> None:
+    """Expand and restart until the wanted estimates are small or no passes are left."""
     n, k, b = it.a.n, it.k, it.block
     since = 0
-    while passes > 0:
+    while it.left > 0:
         if it.size + it.q.shape[1] > it.limit:
             theta, rows, _ = it.ritz()
             keep = min(it.size - 1, k + max(b, (it.limit - k - b) // 2))
             it.restart(theta, rows, keep)
-        done = it.advance(passes)
-        passes -= done
-        since += done
+        since += it.advance()
         if it.size >= n:
             break
         full = it.size + it.q.shape[1] > it.limit
@@ -96,10 +94,9 @@ def _converge(it: Iteration, passes: int) -> int:
             if (estimates[:, :k] <= it.tol * it.norm[:, None]).all():
                 break
             it.look(estimates[:, :k])
-    return passes
 
 
-def _probe(it: Iteration, passes: int) -> tuple[Host, int]:
+def _probe(it: Iteration) -> Host:
     """Look for missed copies with random blocks orthogonal to what was found.
 
     A block finds as many copies of an eigenvalue as it is wide, so a short look serves unless a
@@ -108,7 +105,7 @@ def _probe(it: Iteration, passes: int) -> tuple[Host, int]:
     k, n, e = it.k, it.a.n, it.a.batch
     certified = np.zeros(e, bool)
     if it.size >= n:
-        return np.ones(e, bool), passes
+        return np.ones(e, bool)
     eps = float(np.finfo(it.a.dtype).eps)
     slack = (max(it.tol, 16 * eps) * it.norm)[:, None]
     gap = (max(1e-6, 64 * eps) * it.norm)[:, None, None]
@@ -121,18 +118,16 @@ def _probe(it: Iteration, passes: int) -> tuple[Host, int]:
         crowded = (near.sum(1) >= it.block).any(1)
         ahead = None if crowded.any() else it.looked_ahead(before, slack)
         if ahead is not None and not ahead.any():
-            return ~ahead, passes
+            return ~ahead
         it.restart(theta, rows, k)
         it.draw(min(it.block, n - k))
         moved = np.zeros(e, bool)
         settled = ~crowded
         steps = 0
         while steps < 12:
-            if passes <= 0 or it.size + it.q.shape[1] > it.limit:
+            if it.left == 0 or it.size + it.q.shape[1] > it.limit:
                 break
-            done = it.advance(passes, max(1, 3 - steps))
-            passes -= done
-            steps += done
+            steps += it.advance(max(1, 3 - steps))
             if steps < 3 and it.size < n:
                 continue
             after, _, estimates = it.ritz()
@@ -143,11 +138,12 @@ def _probe(it: Iteration, passes: int) -> tuple[Host, int]:
             settled = ~crowded | ((new <= slack) | (new < rest))[:, 0]
             if moved.any() or settled.all() or it.size >= n:
                 break
-        certified = settled & ~moved
+        # A look that was cut short says nothing.
+        certified = settled & ~moved & (steps >= 3 or it.size >= n)
         if not moved.any():
             break
-        passes = _converge(it, passes)
-    return certified, passes
+        _converge(it)
+    return certified
 
 
 def _verified(it: Iteration, theta: Host, vectors: Array, certified: Host) -> Found:

@@ -119,13 +119,44 @@ def orthonormal(
         fresh = rng.standard_normal(tuple(q.shape)) / np.sqrt(q.shape[2])
         q += from_numpy((fresh * ~kept[:, :, None]).astype(dtype_name(q)), q)
     # Small directions have grown, and with them what they hold of the basis and of each other.
-    for _ in range(4):
-        values, rows = eigh(remove(basis, q)[1])
+    for _ in range(6):
+        gram = remove(basis, q)[1]
+        values, rows = eigh(gram)
         if np.abs(values - 1).max(initial=0.0) < 8 * eps:
             break
+        if not (values > 0.25).all():
+            q, r = _untangled(q, r, gram, rng)
+            continue
         side = rows.transpose(0, 2, 1)
         size = np.sqrt(np.maximum(values, eps**2))[:, None, :]
         # The symmetric root, nearest to q itself; r follows.
         q = combine((side / size) @ side.transpose(0, 2, 1), q)
         r = r @ ((side * size) @ side.transpose(0, 2, 1))
     return q, r
+
+
+def _untangled(q: Array, r: Host, gram: Host, rng: np.random.Generator) -> tuple[Array, Host]:
+    """Rows `q` of ``w = r q`` where some are nearly those before: one by one, the largest first.
+
+    Directions of `w` whose size its Gram matrix could not tell come as rows of any size and
+    direction. Random ones take the place of what is nothing but rounding beside the larger ones.
+    """
+    e, j = gram.shape[:2]
+    lower, weights = np.zeros(gram.shape), np.zeros(gram.shape)
+    lost = np.zeros((e, j), bool)
+    for b, last in np.ndindex(e, j):
+        c = j - 1 - last  # rows come with ascending sizes
+        for k in range(j - 1, c, -1):
+            inner = gram[b, c, k] - lower[b, c, k + 1 :] @ lower[b, k, k + 1 :]
+            lower[b, c, k] = 0.0 if lost[b, k] else inner / lower[b, k, k]
+        rest = gram[b, c, c] - (lower[b, c, c + 1 :] ** 2).sum()
+        lost[b, c] = not rest > 1e-12 * gram[b, c, c]
+        lower[b, c, c] = 0.0 if lost[b, c] else np.sqrt(rest)
+        if not lost[b, c]:
+            weights[b, c, c] = 1.0
+            weights[b, c] -= lower[b, c, c + 1 :] @ weights[b, c + 1 :]
+            weights[b, c] /= lower[b, c, c]
+    fresh = rng.standard_normal(tuple(q.shape)) / np.sqrt(q.shape[2])
+    made = combine(weights, q)
+    made += from_numpy((fresh * lost[:, :, None]).astype(dtype_name(q)), q)
+    return made, r @ lower

@@ -51,6 +51,7 @@ class Queued(Iteration):
     probe: Passes | None = None
     found: tuple[Host, Host] | None = None  # Ritz values and weights of the rows, by a probe
     fresh: int | None = None  # seed of a q that is not orthonormal yet, -1 for one that was given
+    given: Host | None = None
     draws: int = 0
     made: int = 0
     seen: tuple[int, float] | None = None  # passes made and log of the estimates at the last look
@@ -84,34 +85,35 @@ class Queued(Iteration):
         self.pending, self.probe, self.seen = [], None, None
         if self._room() < 1:
             return super().draw(count)
-        self.fresh, self.s = self._seed(), np.zeros((self.a.batch, self.size, count))
+        self.fresh, self.given = self._seed(), None
+        self.s = np.zeros((self.a.batch, self.size, count))
         return None
 
     def _seed(self) -> int:
         self.draws += 1
         return (int(self.seed) * 1009 + self.draws) % 2**31
 
-    def advance(self, most: int, count: int | None = None) -> int:
-        """Take q into the basis, `most` times at most; return the passes made."""
-        room = min(self._room(), most)
-        if self.fresh is None and (room < 1 or not self.queue):
+    def advance(self, count: int | None = None) -> int:
+        """Take q into the basis; return the passes that went in."""
+        room = self._room()
+        if room < 1:
             self.pending = []
             self.expand()
             return 1
         told = self._ahead() if count is None else count
-        want, spent = min(told, room), 0
         queued = sum(passes.count for passes in self.pending)
-        if queued < want:
-            self._submit(want - queued)
-            queued = want
+        # What a vanished direction throws away has been spent: never more than half of the rest.
+        want = min(told, room, queued + max(1, self.left // 2))
+        self._submit(want - queued)
+        queued = max(queued, want)
         if count is None and self.slope is None:
-            self._submit(min(_MEANWHILE, room - queued))
-        elif count is None and self._probing(told <= queued, most - queued):
-            spent = self._submit_probe(self.size + (queued + 1) * self.block)
+            self._submit(min(_MEANWHILE, room - queued, self.left // 2))
+        elif count is None and self._probing(told <= queued):
+            self._submit_probe(self.size + (queued + 1) * self.block)
         done = 0
         while self.queue and done < want:
             done += self._absorb()
-        return done + spent
+        return done
 
     def _submit(self, count: int) -> None:
         if count < 1:
@@ -120,19 +122,18 @@ class Queued(Iteration):
         self.pending.append(self._passes(first, count, self.fresh))
         self.fresh = None
 
-    def _probing(self, told: bool, left: int) -> bool:
+    def _probing(self, told: bool) -> bool:
         """Whether a probe is worth its passes: if it is told, or if the device had to wait."""
         waits = self.a.n**2 * self.a.dtype.itemsize <= _SHORT
-        return left >= _PROBE if told else waits and left >= 4 * _PROBE
+        return self.left >= _PROBE if told else waits and self.left >= 4 * _PROBE
 
-    def _submit_probe(self, first: int) -> int:
+    def _submit_probe(self, first: int) -> None:
         """Queue a probe from a random block orthogonal to the basis and q as they will be."""
-        if first + (_PROBE + 1) * self.block > min(self.a.n, self.basis.shape[1]):
-            return 0
-        self.probe = self._passes(first, _PROBE, self._seed())
-        return _PROBE
+        if first + (_PROBE + 1) * self.block <= min(self.a.n, self.basis.shape[1]):
+            self.probe = self._passes(first, _PROBE, self._seed())
 
     def _passes(self, first: int, count: int, fresh: int | None) -> Passes:
+        self.spent += count
         seed = -1 if fresh is None else fresh
         read = self.a.passes(  # type: ignore[attr-defined]
             self.basis, first, count, self.block, fresh=fresh is not None, seed=seed
@@ -140,37 +141,39 @@ class Queued(Iteration):
         return Passes(first, count, read, fresh is not None)
 
     def _absorb(self) -> int:
-        """Take what the first queued passes found into H; return their number."""
+        """Take what the first queued passes found into H; return how many went in."""
         passes = self.pending.pop(0)
         small, b, count = passes.read(), self.block, passes.count
-        self.made += count
         apart = small[:, :, :, -1]
         if passes.fresh and not (apart[0] < _APART).all():
-            self.queue, self.pending, self.probe = False, [], None
-            super().draw(b)
-            return count
+            self._stop()
+            self.renew(self.random(b) if self.given is None else self.given)
+            return 0
         steps = small[1:]
         with np.errstate(over="ignore", invalid="ignore"):  # behind a singular step
             norm = np.sqrt((steps[:, :, :, :-1] ** 2).sum(3)).max(2)
-        norm = np.maximum.accumulate(np.maximum(norm, self.norm), 0)
-        at = passes.first + np.arange(1, count + 1)[:, None] * b + np.arange(b)
-        sizes = steps[np.arange(count)[:, None], :, np.arange(b), at].transpose(0, 2, 1)
-        floor = np.finfo(self.a.dtype).eps * np.maximum(norm, 4 * sizes.max(2))
-        right = ((apart[1:] < _APART) & (sizes > floor[:, :, None])).all((1, 2))
+            norm = np.maximum.accumulate(np.maximum(norm, self.norm), 0)
+            at = passes.first + np.arange(1, count + 1)[:, None] * b + np.arange(b)
+            sizes = steps[np.arange(count)[:, None], :, np.arange(b), at].transpose(0, 2, 1)
+            floor = np.finfo(self.a.dtype).eps * np.maximum(norm, 4 * sizes.max(2))
+            right = ((apart[1:] < _APART) & (sizes > floor[:, :, None])).all((1, 2))
         taken = count if right.all() else int(np.argmin(right))
         for step in range(taken):
             self._project(steps[step, :, :, : self.size + b])
         m = self.size
+        self.made += taken
         self.q = self.basis[:, m : m + b]
         if taken > 0:
             self.norm = norm[taken - 1]
             self.s = np.zeros((self.a.batch, m, b))
             self.s[:, m - b :] = steps[taken - 1, :, :, m : m + b]
         if taken < count:
-            self.queue, self.pending, self.probe = False, [], None
-            self.expand()
-            return count + 1
-        return count
+            self._stop()
+        return taken
+
+    def _stop(self) -> None:
+        """Wait for each pass from here on."""
+        self.queue, self.pending, self.probe = False, [], None
 
     def due(self, since: int) -> bool:
         """Whether the estimates are worth a look."""
@@ -259,5 +262,5 @@ class Queued(Iteration):
         if self._room() < 1:
             return super().renew(start)
         self.basis[:, m : m + b] = from_numpy(unit_rows(start), self.a.like)
-        self.fresh, self.s = -1, np.zeros((self.a.batch, m, b))
+        self.fresh, self.given, self.s = -1, start, np.zeros((self.a.batch, m, b))
         return None
