@@ -144,13 +144,14 @@ def _untangled(q: Array, r: Host, gram: Host, rng: np.random.Generator) -> tuple
     e, j = gram.shape[:2]
     lower, weights = np.zeros(gram.shape), np.zeros(gram.shape)
     lost = np.zeros((e, j), bool)
+    least = max(1e-12, 4 * float(np.finfo(dtype_name(q)).eps))
     for b, last in np.ndindex(e, j):
         c = j - 1 - last  # rows come with ascending sizes
         for k in range(j - 1, c, -1):
             inner = gram[b, c, k] - lower[b, c, k + 1 :] @ lower[b, k, k + 1 :]
             lower[b, c, k] = 0.0 if lost[b, k] else inner / lower[b, k, k]
         rest = gram[b, c, c] - (lower[b, c, c + 1 :] ** 2).sum()
-        lost[b, c] = not rest > 1e-12 * gram[b, c, c]
+        lost[b, c] = not rest > least * gram[b, c, c]
         lower[b, c, c] = 0.0 if lost[b, c] else np.sqrt(rest)
         if not lost[b, c]:
             weights[b, c, c] = 1.0
