@@ -89,7 +89,8 @@ def eigsh(
     tol : float
         Residual norm relative to the norm of A; 0 means the rounding unit of the dtype.
     max_iter : int, optional
-        Passes over the matrix at most, a block of vectors each.
+        Passes over the matrix at most, a block of vectors each; more only where k vectors take
+        them.
     block : int, optional
         Vectors a pass.
     v0 : array, shape (n,) or (n, j), optional
@@ -132,7 +133,7 @@ def eigsh(
 
     On a GPU the same iteration runs with its vectors there. Passes over dense matrices, in blocks
     of up to 8 vectors, are queued as many at a time as can be told ahead, at times some too many,
-    which `matvecs` counts; random vectors are drawn there. Of a callable each pass reads a few
+    which `matvecs` and `max_iter` count; random vectors are drawn there. Of a callable each pass reads a few
     small matrices back, mostly twice, and once more to check its products. Reductions, of batches
     too, are the decompositions of the caller's library, in float64.
 
