@@ -133,9 +133,9 @@ def eigsh(
 
     On a GPU the same iteration runs with its vectors there. Passes over dense matrices, in blocks
     of up to 8 vectors, are queued as many at a time as can be told ahead, at times some too many,
-    which `matvecs` and `max_iter` count; random vectors are drawn there. Of a callable each pass reads a few
-    small matrices back, mostly twice, and once more to check its products. Reductions, of batches
-    too, are the decompositions of the caller's library, in float64.
+    which `matvecs` and `max_iter` count; random vectors are drawn there. Of a callable each pass
+    reads a few small matrices back, mostly twice, and once more to check its products. Reductions,
+    of batches too, are the decompositions of the caller's library, in float64.
 
     Examples
     --------
