@@ -99,7 +99,7 @@ void removal() {
   using Dots = cuda::PanelDots<T, 2, 4, 4>;
   using Combine = cuda::PanelCombine<T, 4, 2, 4, 3>;
   const std::int64_t e = draw(1, 2), i = draw(0, 9), j = draw(1, 9);
-  const std::int64_t n = draw(20, draw(0, 1) == 0 ? 300 : 4000);
+  const std::int64_t n = draw(20, draw(0, 1) == 0 ? 60 : 700);
   Panel<T> x(e, i, n), y(e, j, n);
   for (std::int64_t b = 0; b < e; ++b) {
     for (std::int64_t q = 0; q < i; ++q) {
@@ -163,7 +163,7 @@ void orthonormal_blocks() {
   using Combine = cuda::PanelCombine<T, 4, 2, 4, 3>;
   using Turn = cuda::LanczosTurn<4, 16>;
   const std::int64_t e = draw(1, 2), p = draw(0, 9), b = draw(1, 4), gap = draw(1, 3);
-  const std::int64_t n = draw(0, 1) == 0 ? draw(20, 300) : draw(300, 2000);
+  const std::int64_t n = draw(20, draw(0, 1) == 0 ? 60 : 600);
   Panel<T> basis(e, p + b + 1, n);
   for (std::int64_t m = 0; m < e; ++m) {
     for (std::int64_t q = 0; q < p; ++q) {
@@ -271,9 +271,9 @@ void drawn_rows() {
 
 template <class T>
 void all() {
-  for (int k = 0; k < 30; ++k) panels<T>();
+  for (int k = 0; k < 20; ++k) panels<T>();
   for (int k = 0; k < 15; ++k) removal<T>();
-  for (int k = 0; k < 20; ++k) orthonormal_blocks<T>();
+  for (int k = 0; k < 12; ++k) orthonormal_blocks<T>();
 }
 
 }  // namespace
