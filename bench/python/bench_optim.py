@@ -19,7 +19,11 @@ cosine decay over the budget and the learning rates `RATES`, L-BFGS a strong Wol
 the histories `HISTORIES`. NGD adapts its damping; SPRING has the norm constraint of its paper, over
 the values `NORMS`: full steps without it (or a learning rate of 0.1) overshoot at the start.
 
-Run: ``python -m bench.python.bench_optim [--part digits|poisson] [--seconds 20] [--seeds 0 1 2]``.
+Step: one damped step of NGD on the 784-1024x3-10 MLP, N = 1024, C = 10, against the floor of the
+kernel's call (see `peers`) and the flops of a Cholesky factor, n^3 / 3 for its 10240 rows.
+
+Run: ``python -m bench.python.bench_optim [--part digits|poisson|step] [--seconds 20]
+[--seeds 0 1 2]``; without `--part` digits and poisson.
 """
 
 from __future__ import annotations
@@ -38,6 +42,9 @@ import torch
 
 import fastfisher as ff
 import fastfisher.optim
+
+from . import harness
+from .peers_models import MLP
 
 ADAM = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DAMPINGS, CLIPS = (1e-4, 3e-4, 1e-3), (3e-3, 1e-2)
@@ -268,18 +275,38 @@ def bench_poisson(budget: float, seeds: list[int]) -> None:
             )  # fmt: skip
 
 
+def bench_step(rounds: int = 3) -> None:
+    """Time a damped step, with its system solved in float32 and in float64."""
+    torch.set_num_threads(2)
+    n, rate = 1024, harness.MatmulRate("float32")
+    for solve in ("float32", "float64"):
+        model, x = MLP.build(n)
+        y = torch.randn(n, 10, generator=torch.Generator().manual_seed(0))
+        optimizer = ff.optim.NGD(model, lr=1e-3, relative_damping=1e-2, solve_dtype=solve)
+        flops = MLP.floor(n, "full") + (10 * n) ** 3 / 3
+        timing = harness.interleave(
+            lambda o=optimizer, x=x, y=y: o.step(x=x, y=y), flops, rate, None, rounds
+        )
+        say(
+            bench="step", solve=solve, n=n, seconds=timing.seconds,
+            of_floor=round(timing.ratio_to_floor, 3),
+        )  # fmt: skip
+
+
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--part", choices=["digits", "poisson"])
+    parser.add_argument("--part", choices=["digits", "poisson", "step"])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.set_num_threads(1)
-    if given.part != "poisson":
+    if given.part == "step":
+        bench_step()
+    if given.part in (None, "digits"):
         bench_digits(given.seeds)
-    if given.part != "digits":
+    if given.part in (None, "poisson"):
         bench_poisson(given.seconds, given.seeds)
 
 
