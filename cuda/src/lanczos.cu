@@ -3,8 +3,7 @@
 // Passes of block Lanczos that wait for nothing: all decisions are left to whoever reads `small`.
 //   symm                              w = A q, to the rows after q
 //   dots, combine                     w -= (w x^T) x, the rows x before
-//   twice: dots, turn, combine        w = L^-1 (w - (w x^T) x), L the Cholesky factor of what is
-//   left
+//   twice: dots, turn, combine        w = L^-1 (w - (w x^T) x), L the factor of what is left
 // 2 n^2 b flops and n^2 / 2 entries of traffic a pass, beside that 12 n b p flops and six reads of
 // the p rows, which the second-level cache holds; about 14 launches.
 #include "device_guard.hpp"

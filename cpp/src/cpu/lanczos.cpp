@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// lanczos_steps out of the other steps: symm, two sweeps of dots and combine, a Cholesky factor of
-// what is left, one more sweep and factor. A pass costs 2 n^2 b flops and 12 n b p for p rows.
+// lanczos_steps out of the other steps: symm, what lies in the p rows before taken out, then twice
+// what was missed and the Cholesky factor of the rest. A pass costs 2 n^2 b flops and 12 n b p.
 #include "backend.hpp"
 
 #include <algorithm>
