@@ -32,6 +32,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -277,7 +278,7 @@ def bench_poisson(budget: float, seeds: list[int]) -> None:
 
 def bench_step(rounds: int = 3) -> None:
     """Time a damped step, with its system solved in float32 and in float64."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     n, rate = 1024, harness.MatmulRate("float32")
     for solve in ("float32", "float64"):
         model, x = MLP.build(n)

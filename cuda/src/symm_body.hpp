@@ -52,7 +52,7 @@ struct SymmProblem {
   void *packed = nullptr, *by_row = nullptr, *by_col = nullptr;
 };
 
-// What is left to add up once each item has its sums: the parts of the workspace for them.
+// What tiles share: who does which item, and what is left to add up once each has its sums.
 template <class T, int Rows, int Width, int Threads>
 struct SymmSums {
   FF_HD static std::int64_t padded(const SymmCut& cut) { return cut.strips * Rows; }
@@ -62,6 +62,17 @@ struct SymmSums {
     return strip * (strip + 1) / 2 * Width * Rows;
   }
   FF_HD static std::int64_t by_col_size(const SymmCut& cut) { return by_col_at(cut.strips); }
+
+  // Calls item(network, item, panel) for the share of a block. Panels of an item run side by side:
+  // the second reads the matrix from the cache.
+  template <BlockContext Block, class Item>
+  FF_HD static void each_item(const Block& block, const SymmProblem& problem, const Item& item) {
+    const std::int64_t items = problem.cut.items();
+    for (std::int64_t index = block.index(); index < problem.networks * items * problem.panels;
+         index += block.blocks())
+      item(index / (items * problem.panels), index / problem.panels % items,
+           index % problem.panels);
+  }
 
   // Adds up in order. Batches of loads, the last one with zeros: one after the other they would
   // each wait for the memory.
@@ -156,13 +167,9 @@ struct SymmTile : SymmSums<T, Rows, Width, Threads> {
 
   template <WarpContext Block>
   FF_HD static void run(const Block& block, Shared& shared, const SymmProblem& problem) {
-    const std::int64_t items = problem.cut.items();
-    // Panels of an item run side by side: the second reads the matrix from the cache.
-    for (std::int64_t index = block.index(); index < problem.networks * items * problem.panels;
-         index += block.blocks()) {
-      const std::int64_t e = index / (items * problem.panels);
-      item(block, shared, problem, e, index / problem.panels % items, index % problem.panels);
-    }
+    Sums::each_item(block, problem, [&](std::int64_t e, std::int64_t index, std::int64_t panel) {
+      item(block, shared, problem, e, index, panel);
+    });
   }
 
   template <BlockContext Block>

@@ -81,13 +81,9 @@ struct SymmMma : SymmSums<float, 32 * RowWarps * Parts, Width, 32 * RowWarps * C
 
   template <WarpContext Block>
   FF_HD static void run(const Block& block, Shared& shared, const SymmProblem& problem) {
-    const std::int64_t items = problem.cut.items();
-    // Panels of an item run side by side: the second reads the matrix from the cache.
-    for (std::int64_t index = block.index(); index < problem.networks * items * problem.panels;
-         index += block.blocks()) {
-      const std::int64_t e = index / (items * problem.panels);
-      item(block, shared, problem, e, index / problem.panels % items, index % problem.panels);
-    }
+    Sums::each_item(block, problem, [&](std::int64_t e, std::int64_t index, std::int64_t panel) {
+      item(block, shared, problem, e, index, panel);
+    });
   }
 
   template <BlockContext Block>

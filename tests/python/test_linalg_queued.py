@@ -97,6 +97,14 @@ def test_passes_are_bounded(most, rng, device):
     assert not found.certified
 
 
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_start_vectors_of_any_size(scale, device, seen):
+    a = np.diag(np.arange(1, 1001.0) ** -0.3)
+    v0 = scale * np.eye(1000)[:, :3]
+    for found in (found_on(device, a, 3, v0=v0, max_iter=50), ff.linalg.eigsh(a, 3, v0=v0)):
+        np.testing.assert_allclose(found.values, np.arange(1, 4.0) ** -0.3, atol=1e-12)
+
+
 def test_same_bits_again(rng, device):
     a = rotated(rng, rng.standard_normal(1000) ** 3, "float32")
     first, again = (found_on(device, a, 7, max_iter=500) for _ in range(2))
