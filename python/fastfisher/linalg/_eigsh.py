@@ -207,7 +207,9 @@ def _start(v0: Array | None, a: Operator) -> np.ndarray[Any, Any] | None:
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(host))[0])
         raise NonFiniteError(f"v0: expected finite numbers, got {host[where]} at index {where}")
     rows = host.reshape(a.n, -1).T
-    return np.asarray(rows[np.linalg.norm(rows, axis=1) > 0])
+    # Neither their squares nor they themselves need fit into the dtype of the vectors.
+    largest = np.abs(rows).max(1, initial=0)
+    return np.asarray(rows[largest > 0] / largest[largest > 0, None])
 
 
 def _at_once(a: Operator, k: int, which: Which) -> Found:

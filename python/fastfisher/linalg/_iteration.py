@@ -35,10 +35,8 @@ def preferred(theta: Host, which: Which, k: int) -> Host:
 
 def unit_rows(rows: Host) -> Host:
     """Rows of length one."""
-    tiny = np.finfo(rows.dtype).tiny
-    # By the largest entry first, whose square may leave the range of the dtype.
-    unit: Host = rows / np.maximum(np.abs(rows).max(2, initial=0.0, keepdims=True), tiny)
-    unit /= np.maximum(np.linalg.norm(unit, axis=2, keepdims=True), tiny)
+    norms = np.linalg.norm(rows, axis=2, keepdims=True)
+    unit: Host = rows / np.maximum(norms, np.finfo(rows.dtype).tiny)
     return unit
 
 
