@@ -25,11 +25,14 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def settled_seconds_of(call: Callable[[], object]) -> float:
-    """Wall time of one call after a pause: idle threads of other libraries spin for a while.
+    """Wall time of a call that is made again and again, after a pause for other threads to rest.
 
-    Short calls are repeated and their median taken: the first one also wakes the threads.
+    Idle threads of other libraries spin for a while. The call before the timed one wakes threads
+    and asks the system for memory: fresh pages of a virtual machine took up to 0.1 s in 100 MB.
+    Short calls are repeated and their median taken.
     """
     time.sleep(0.3)
+    call()
     times = [seconds_of(call)]
     while sum(times) < SHORTEST:
         times.append(seconds_of(call))

@@ -191,7 +191,7 @@ def to_dtype(x: Array, name: str) -> Array:
 def scratch(size: int, like: Array) -> Array:
     """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
     if isinstance(like, np.ndarray) or device_name(like) == "cpu":
-        return _pool.empty((size,), np.uint8)
+        return _pool.workspace(size)
     owner = library(like)
     xp = _module(owner)
     if owner == "torch":

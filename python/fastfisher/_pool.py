@@ -19,6 +19,8 @@ Host = np.ndarray[Any, Any]
 
 _SMALLEST = 1 << 18
 """Bytes from which memory is kept: below, the system's own allocator keeps it."""
+_WORKSPACES = 1 << 27
+"""Bytes of workspaces that are kept where no pool is in use."""
 
 _active: ContextVar[Pool | None] = ContextVar("active", default=None)
 
@@ -103,8 +105,19 @@ class _Lent:
 
 def empty(shape: tuple[int, ...], dtype: str | type) -> Host:
     """Uninitialised array, of the memory of the pool in use if there is one."""
-    pool, kind = _active.get(), np.dtype(dtype)
+    return _array(shape, np.dtype(dtype), _active.get())
+
+
+def workspace(size: int) -> Host:
+    """Uninitialised bytes for one call, of the pool in use or of one that all calls share."""
+    return _array((size,), np.dtype(np.uint8), _active.get() or _workspaces)
+
+
+def _array(shape: tuple[int, ...], kind: np.dtype[Any], pool: Pool | None) -> Host:
     size = math.prod(shape) * kind.itemsize
     if pool is None or size < _SMALLEST:
         return np.empty(shape, kind)
     return np.asarray(_Lent(pool, pool.take(size))).view(kind).reshape(shape)
+
+
+_workspaces = Pool(limit=_WORKSPACES)

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 import fastfisher as ff
-from fastfisher._pool import Pool, empty
+from fastfisher._pool import _WORKSPACES, Pool, _workspaces, empty, workspace
 
 SHAPE = (512, 512)
 BYTES = 4 * 512 * 512
@@ -154,3 +154,24 @@ def test_fisher_matrices_made_in_turn_keep_the_memory_of_both():
             seen.append(address(fisher.structure.blocks[0].a))
             del fisher
     assert seen[2:4] == seen[4:6]
+
+
+def test_workspaces_of_calls_keep_their_memory_and_results_do_not():
+    big = workspace(BYTES)
+    at = address(big)
+    del big
+    again = workspace(BYTES)
+    assert address(again) == at
+    assert _workspaces.size <= _WORKSPACES
+    del again
+    with (pool := Pool()).use():
+        inside = workspace(BYTES)
+        assert address(inside) != at
+        del inside
+    assert pool.size == BYTES
+    kept = _workspaces.size
+    huge = workspace(_WORKSPACES + 1)
+    del huge
+    assert _workspaces.size in (0, kept), "nothing beyond the limit is kept"
+    a, g = np.ones((300, 40), "float32"), np.ones((300, 4, 50), "float32")
+    assert ff.gram(a, g).flags.owndata, "a result is memory of its own"

@@ -6,6 +6,7 @@
 #include "tile_kernels.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 namespace fastfisher::cpu {
@@ -15,26 +16,37 @@ namespace {
 // fused multiply-adds a cycle at 3 GHz; others differ by about one factor throughout.
 struct Rates {
   double multiply_adds;    // products of whole tiles
+  double combines;         // multiply-adds of weighted sums of panels, two loads each
   double folds = 1.0e9;    // entries of acc += P o Q
   double packs = 2.0e9;    // entries that go into panels
   double unfolds = 2.0e9;  // entries of patches
 };
 
 Rates rates_of(std::int64_t item_bytes) {
-  return {item_bytes == 4 ? 43e9 : 21e9};
+  return item_bytes == 4 ? Rates{43e9, 10e9} : Rates{21e9, 5e9};
 }
 
 struct Work {
-  double multiply_adds = 0;  // in whole tiles
+  double multiply_adds = 0;
+  double padding = 0;   // multiply-adds of tiles that few samples do not fill
+  double combines = 0;  // those of the multiply-adds and of the padding that are weighted sums
   double folds = 0;
   double packs = 0;
   double unfolds = 0;
 
   [[nodiscard]] double seconds(const Rates& rates) const {
-    return multiply_adds / rates.multiply_adds + folds / rates.folds + packs / rates.packs +
-           unfolds / rates.unfolds;
+    return (multiply_adds + padding - combines) / rates.multiply_adds + combines / rates.combines +
+           folds / rates.folds + packs / rates.packs + unfolds / rates.unfolds;
   }
 };
+
+// Entries that tiles of `high` rows and vectors of `wide` columns compute of a product, halved by
+// symmetry as far as whole tiles go.
+double in_tiles(double rows, double cols, double high, double wide, bool symmetric) {
+  rows = std::ceil(rows / high) * high;
+  cols = std::ceil(cols / wide) * wide;
+  return rows * (symmetric ? std::min(cols, 0.5 * (cols + high + wide)) : cols);
+}
 
 Work work_of(const GramShape& shape, const LayerShape& layer, GramMethod method) {
   const auto number = [](std::int64_t value) { return static_cast<double>(value); };
@@ -42,6 +54,7 @@ Work work_of(const GramShape& shape, const LayerShape& layer, GramMethod method)
   const double n = number(shape.rows / shape.left_outputs);
   const double m = number(shape.cols / shape.right_outputs);
   const double pairs = n * m * (shape.symmetric ? 0.5 : 1.0);
+  const double tiled = in_tiles(n, m, 6, 8, shape.symmetric);
   const double samples = shape.symmetric ? n : n + m;
   const double c = number(layer.outputs);
   // Products of outputs that each pair of samples needs, and how many entries take them.
@@ -58,7 +71,7 @@ Work work_of(const GramShape& shape, const LayerShape& layer, GramMethod method)
   switch (method) {
   case GramMethod::s1:
     work.multiply_adds = pairs * meets * p;
-    work.packs = 2 * samples * c * p;
+    work.packs = shape.in_place() ? 0 : 2 * samples * c * p;
     work.folds = pairs * entries;
     if (layer.form != LayerForm::jacobian) {
       work.multiply_adds += samples * positions * c * p;
@@ -82,10 +95,14 @@ Work work_of(const GramShape& shape, const LayerShape& layer, GramMethod method)
   default:
     if (full && layer.contracts(shape)) {
       const double d = number(shape.right_outputs);
+      const double met = in_tiles(n, m * d, 1, 16, shape.symmetric);
       work.multiply_adds = pairs * (s * t * (i * groups + d * o) + meets * s * o);
+      work.padding = s * t * ((tiled - pairs) * i * groups + (met - pairs * d) * o);
+      work.combines = s * t * met * o;
       work.folds = pairs * (s * meets * groups + meets);
     } else {
       work.multiply_adds = pairs * s * t * (i * groups * planes + meets * o);
+      work.padding = (tiled - pairs) * s * t * (i * groups * planes + meets * o);
       work.folds = pairs * s * t * entries * groups;
     }
     work.packs = 2 * samples * positions * (i * groups + c * o);
@@ -113,12 +130,12 @@ bool has_method(const LayerShape& layer, GramMethod method) {
 }
 
 // S3 holds the rows of every position of a tile at a time. Where that is more than this many
-// entries it would run from memory, or not fit at all.
-constexpr std::int64_t kMostPairEntries = std::int64_t{1} << 21;
+// entries for the smallest of tiles (16 MiB of float32), little memory would not do.
+constexpr std::int64_t kMostPairEntries = std::int64_t{1} << 22;
 
 bool pairs_fit(const GramShape& shape, const LayerShape& layer) {
   const std::int64_t rows =
-      std::min<std::int64_t>(shape.rows, 96) + std::min<std::int64_t>(shape.cols, 256);
+      std::min<std::int64_t>(shape.rows, 6) + std::min<std::int64_t>(shape.cols, 16);
   const std::int64_t outputs = shape.kind == GramOutputs::trace ? layer.outputs : 1;
   return rows * layer.positions() * (layer.in * layer.groups + layer.out * outputs) <=
          kMostPairEntries;
