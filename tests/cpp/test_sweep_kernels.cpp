@@ -103,6 +103,37 @@ void leaves(const SweepKernels<T>& kernels) {
   }
 }
 
+// L x = b and L^T x = b, with columns of L in the tile, or rows.
+template <class T>
+void substitutions(const SweepKernels<T>& kernels) {
+  const std::int64_t w = kernels.width;
+  for (const bool transposed : {false, true}) {
+    std::vector<T> tile = normals<T>(w * w);
+    const std::vector<T> b = normals<T>(w * w);
+    for (std::int64_t i = 0; i < w; ++i) {
+      T& pivot = tile[static_cast<std::size_t>(i * w + i)];
+      pivot = T(0.25) / (1 + std::abs(pivot));
+    }
+    std::vector<T> x = b;
+    kernels.substitute(tile.data(), transposed, x.data());
+    double worst = 0;
+    for (std::int64_t i = 0; i < w; ++i) {
+      for (std::int64_t j = 0; j < w; ++j) {
+        double sum = -static_cast<double>(b[static_cast<std::size_t>(i * w + j)]), size = 1;
+        for (std::int64_t p = transposed ? i : 0; p < (transposed ? w : i + 1); ++p) {
+          const double l = tile[static_cast<std::size_t>(p * w + i)];
+          const double term =
+              static_cast<double>(x[static_cast<std::size_t>(p * w + j)]) * (p == i ? 1 / l : l);
+          sum += term;
+          size += std::abs(term);
+        }
+        worst = std::max(worst, std::abs(sum) / size);
+      }
+    }
+    FF_CHECK(worst <= 8 * static_cast<double>(std::numeric_limits<T>::epsilon()));
+  }
+}
+
 // Panels of a matrix of two full ones and an edge: loaded, then stored, against the entries.
 template <class T>
 void passes(const SweepKernels<T>& kernels) {
@@ -188,6 +219,7 @@ template <class T>
 void kernels_agree(const SweepKernels<T>& kernels) {
   products(kernels);
   leaves(kernels);
+  substitutions(kernels);
   passes(kernels);
 }
 

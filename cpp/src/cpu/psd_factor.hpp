@@ -7,9 +7,11 @@
 // are L^-1 of each block, so that a substitution is made of products alone, and W = -L_R1, both as
 // they lie in panels of columns (W of rows R is a left operand of L^T x) and turned (of L x).
 // Products with the inverse of a block in place of substitution cost accuracy by the root of the
-// block's condition, no more.
+// block's condition, no more. Solutions are made with blocks that are factored instead, of which
+// only tiles are substituted: as accurate as LAPACK's.
 #pragma once
 
+#include "lapack.hpp"
 #include "parallel.hpp"
 #include "psd_inverse.hpp"
 #include "psd_panels.hpp"
@@ -19,6 +21,10 @@
 #include <cstdint>
 
 namespace fastfisher::cpu {
+
+/// What is kept of the blocks on the diagonal: L^-1, or L: -L in tiles below the diagonal, L with
+/// the inverses of its diagonal in those on it.
+enum class DiagonalBlocks { inverted, factored };
 
 /// Where the parts of a factor lie: a line that says what it is, scales, panels of columns, turned
 /// panels block by block.
@@ -32,20 +38,28 @@ struct FactorPanels {
   SweepPanels<T> columns;
   T* turned;
 
-  FactorPanels(T* data, std::int64_t n_)
+  FactorPanels(T* data, std::int64_t n_, DiagonalBlocks blocks = DiagonalBlocks::inverted)
       : n(n_),
         width(sweep_kernels<T>().width),
-        block(InverseSweep<T>::block_of(n_, width)),
+        block(block_of(n_, blocks)),
         line(data),
         scale(data + kLine),
         columns(scale + round_up(n_, kLine), n_, width),
         turned(columns.data + SweepPanels<T>::size(n_, width)) {}
 
+  static constexpr std::int64_t kHuge = 6144, kHugeBlock = 384;
+
+  /// Columns of a step. A matrix that no cache holds is read and written by each step: where no
+  /// inverse of a block is needed fewer, wider ones spare that.
+  static std::int64_t block_of(std::int64_t n, DiagonalBlocks blocks) {
+    if (blocks == DiagonalBlocks::factored && n > kHuge) return kHugeBlock;
+    return InverseSweep<T>::block_of(n, sweep_kernels<T>().width);
+  }
+
   /// Numbers of a factor.
-  static std::int64_t size(std::int64_t n) {
+  static std::int64_t size(std::int64_t n, DiagonalBlocks blocks = DiagonalBlocks::inverted) {
     if (n == 0) return 0;
-    const std::int64_t width = sweep_kernels<T>().width,
-                       block = InverseSweep<T>::block_of(n, width);
+    const std::int64_t width = sweep_kernels<T>().width, block = block_of(n, blocks);
     const std::int64_t last = (n - 1) / block, rest = round_up(n - last * block, width);
     return kLine + round_up(n, kLine) + SweepPanels<T>::size(n, width) +
            offset(last, round_up(n, width), block) + rest * rest;
@@ -79,8 +93,8 @@ struct FactorPanels {
     std::int64_t first, end;  ///< panels of the block
     std::int64_t k, b;        ///< its rows
     T* below;                 ///< W^T, [panel behind the block][b][width]
-    T* inverse;               ///< L^-1, [panel of rows][column][width]
-    std::int64_t pitch;       ///< between panels of `inverse`
+    T* block;                 ///< L^-1 or L of the block, [panel of rows][column][width]
+    std::int64_t pitch;       ///< between panels of `block`
   };
 
   [[nodiscard]] std::int64_t steps() const { return (n + block - 1) / block; }
@@ -99,7 +113,7 @@ struct FactorPanels {
   }
 };
 
-template <class T>
+template <class T, DiagonalBlocks Blocks = DiagonalBlocks::inverted>
 class FactorSweep {
  public:
   using Panels = FactorPanels<T>;
@@ -107,8 +121,8 @@ class FactorSweep {
 
   /// Numbers of scratch.
   static std::int64_t scratch(std::int64_t n) {
-    const std::int64_t width = sweep_kernels<T>().width,
-                       block = InverseSweep<T>::block_of(n, width);
+    const std::int64_t width = sweep_kernels<T>().width, block = Panels::block_of(n, Blocks);
+    if constexpr (Blocks == DiagonalBlocks::factored) return block * block;
     return SweepPanels<T>::size(block, width) +
            (block > width ? InverseSweep<T>::lower_scratch(block, width) : 0);
   }
@@ -122,13 +136,16 @@ class FactorSweep {
         columns_(panels.columns),
         width_(panels.width),
         factor_(scratch),
-        inner_(scratch + SweepPanels<T>::size(panels.block, width_)) {}
+        inner_(Blocks == DiagonalBlocks::factored
+                   ? nullptr
+                   : scratch + SweepPanels<T>::size(panels.block, width_)) {}
 
   /// 0, or the order of the leading minor that is not positive.
   std::int64_t run() {
     for (std::int64_t s = 0; s < panels_.steps(); ++s) {
       const Step at = panels_.step(s);
-      const std::int64_t bad = invert_block(at);
+      const std::int64_t bad =
+          Blocks == DiagonalBlocks::factored ? factor_block(at) : invert_block(at);
       if (bad != 0) return at.k + bad;
       const std::int64_t behind = columns_.rows / width_ - at.end;
       parallel_steps(ctx_, threads_, (behind + kGroup - 1) / kGroup, [&](std::int64_t task) {
@@ -146,6 +163,8 @@ class FactorSweep {
   }
 
  private:
+  static constexpr std::int64_t kMostBlock =
+      Blocks == DiagonalBlocks::factored ? Panels::kHugeBlock : InverseSweep<T>::kLargeBlock;
   static constexpr std::int64_t kGroup = 4;    // panels of a task of the products with L^-1
   static constexpr std::int64_t kChunk = 192;  // rows of a task of the update
 
@@ -168,9 +187,35 @@ class FactorSweep {
                 columns_.row(at.first + q, at.k + q * width_));
       for (std::int64_t p = 0; p <= q; ++p)
         kernels_.transpose(factor.row(p, q * width_),
-                           at.inverse + q * at.pitch + p * width_ * width_);
-      std::fill(at.inverse + q * at.pitch + (q + 1) * width_ * width_,
-                at.inverse + (q + 1) * at.pitch, T(0));
+                           at.block + q * at.pitch + p * width_ * width_);
+      std::fill(at.block + q * at.pitch + (q + 1) * width_ * width_, at.block + (q + 1) * at.pitch,
+                T(0));
+    }
+    return 0;
+  }
+
+  // L of the block in its place, and turned.
+  std::int64_t factor_block(const Step& at) {
+    T* const square = factor_;
+    for (std::int64_t i = 0; i < at.b; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) square[i * at.b + j] = -columns_(at.k + i, at.k + j);
+    }
+    const std::int64_t bad = factor(at.b, square, at.b);
+    if (bad != 0) return bad;
+    for (std::int64_t q = 0; q < at.end - at.first; ++q) {
+      for (std::int64_t p = 0; p <= q; ++p) {
+        // Rows of the tile are those of L: as in the panels of columns.
+        T* const tile = columns_.row(at.first + p, at.k + q * width_);
+        std::fill(tile, tile + width_ * width_, T(0));
+        for (std::int64_t i = q * width_; i < std::min((q + 1) * width_, at.b); ++i) {
+          const std::int64_t end = std::min((p + 1) * width_, i + 1);
+          for (std::int64_t j = p * width_; j < end; ++j) {
+            const T x = square[i * at.b + j];
+            tile[(i - q * width_) * width_ + j - p * width_] = p < q ? -x : i == j ? 1 / x : x;
+          }
+        }
+        kernels_.transpose(tile, at.block + q * at.pitch + p * width_ * width_);
+      }
     }
     return 0;
   }
@@ -179,15 +224,22 @@ class FactorSweep {
 
   // W^T = L^-1 V^T for the rows of one panel, and W in place of V.
   void scale(const Step& at, std::int64_t behind) {
-    alignas(64) T lines[InverseSweep<T>::kLargeBlock * kSweepWidth];
+    alignas(64) T lines[kMostBlock * kSweepWidth];
     const std::int64_t blocks = at.end - at.first, row = (at.end + behind) * width_;
     T* const w = below(at, behind);
     for (std::int64_t q = 0; q < blocks; ++q)
       kernels_.transpose(columns_.row(at.first + q, row), lines + q * width_ * width_);
     for (std::int64_t q = 0; q < blocks; ++q) {
       const std::int64_t from = q * width_;
-      kernels_.product(at.inverse + q * at.pitch, 0, lines, from + width_, width_,
-                       w + from * width_, false);
+      const T* const block = at.block + q * at.pitch;
+      if constexpr (Blocks == DiagonalBlocks::factored) {
+        T* const x = w + from * width_;
+        std::copy_n(lines + from * width_, width_ * width_, x);
+        if (q > 0) kernels_.product(block, 0, w, from, width_, x, true);
+        kernels_.substitute(block + from * width_, false, x);
+      } else {
+        kernels_.product(block, 0, lines, from + width_, width_, w + from * width_, false);
+      }
       kernels_.transpose(w + from * width_, columns_.row(at.first + q, row));
     }
   }
@@ -211,8 +263,9 @@ class FactorSweep {
   T *factor_, *inner_;
 };
 
-/// x = L^-T L^-1 x for a panel [row][width] of right-hand sides; `y` is scratch of the same size.
-/// Of rows beyond n, up to a whole panel, nothing is read and whatever comes is written.
+/// x = L^-T L^-1 x for a panel [row][width] of right-hand sides, with blocks that are inverted; `y`
+/// is scratch of the same size. Of rows beyond n, up to a whole panel, nothing is read and whatever
+/// comes is written.
 template <class T>
 void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T* x, T* y) {
   const std::int64_t width = factor.width, panels = factor.columns.rows / width;
@@ -220,7 +273,7 @@ void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T
     const auto at = factor.step(s);
     for (std::int64_t q = 0; q < at.end - at.first; ++q) {
       const std::int64_t from = q * width, rows = std::min(width, at.b - from);
-      kernels.product(at.inverse + q * at.pitch, at.pitch, x + at.k * width, from + rows, rows,
+      kernels.product(at.block + q * at.pitch, at.pitch, x + at.k * width, from + rows, rows,
                       y + (at.k + from) * width, false);
     }
     if (at.end < panels)
@@ -239,6 +292,43 @@ void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T
       const T* const left = factor.columns.row(p, at.k);
       kernels.product(left, factor.columns.row(p + 1, at.k) - left, x + at.k * width, at.b, width,
                       y + p * width * width, true);
+    }
+  }
+}
+
+/// The same in place with blocks that are factored; rows of x beyond n are zero.
+template <class T>
+void substitute_factored(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T* x) {
+  const std::int64_t width = factor.width, panels = factor.columns.rows / width;
+  for (std::int64_t s = 0; s < factor.steps(); ++s) {
+    const auto at = factor.step(s);
+    T* const here = x + at.k * width;
+    for (std::int64_t q = 0; q < at.end - at.first; ++q) {
+      const T* const block = at.block + q * at.pitch;
+      T* const mine = here + q * width * width;
+      if (q > 0) kernels.product(block, 0, here, q * width, width, mine, true);
+      kernels.substitute(block + q * width * width, false, mine);
+    }
+    if (at.end < panels)
+      kernels.product(at.below, at.b * width, here, at.b, factor.n - at.end * width,
+                      x + at.end * width * width, true);
+  }
+  for (std::int64_t s = factor.steps(); s-- > 0;) {
+    const auto at = factor.step(s);
+    T* const here = x + at.k * width;
+    for (std::int64_t q = at.end - at.first; q-- > 0;) {
+      const std::int64_t behind = (q + 1) * width;
+      T* const mine = here + q * width * width;
+      if (behind < at.b)
+        kernels.product(factor.columns.row(at.first + q, at.k + behind), 0, here + behind * width,
+                        at.b - behind, width, mine, true);
+      kernels.substitute(factor.columns.row(at.first + q, at.k + q * width), true, mine);
+    }
+    for (std::int64_t p = 0; p < at.first; ++p) {
+      // One panel: the pitch says where the next one to be read lies.
+      const T* const left = factor.columns.row(p, at.k);
+      kernels.product(left, factor.columns.row(p + 1, at.k) - left, here, at.b, width,
+                      x + p * width * width, true);
     }
   }
 }

@@ -11,6 +11,7 @@
 #include "psd_damping.hpp"
 #include "psd_factor.hpp"
 #include "psd_inverse.hpp"
+#include "psd_solve.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -30,10 +31,12 @@ inline std::int64_t rounded(std::int64_t bytes) {
 template <class T>
 std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
-  const bool in_panels = task == PsdTask::inverse || task == PsdTask::factor;
-  const std::int64_t passes = in_panels ? ceil_div(n, kPassRows) : 1;
+  const std::int64_t passes = in_panels(task, n) ? ceil_div(n, kPassRows) : 1;
   std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
-  if (task == PsdTask::solve) bytes += rounded(size * n * n);
+  if (task == PsdTask::solve) {
+    bytes += rounded(size * FactorPanels<T>::size(n, DiagonalBlocks::factored)) +
+             kSolvers * 2 * rounded(size * solver_panel<T>(n));
+  }
   if (task == PsdTask::inverse) {
     bytes += rounded(size * SweepPanels<T>::size(n, sweep_kernels<T>().width)) +
              rounded(size * InverseSweep<T>::scratch(n));
@@ -60,8 +63,7 @@ class PsdWork {
         out_(static_cast<T*>(item.out.data)),
         scratch_(scratch) {
     scale_ = take(n_);
-    const bool in_panels = options.task == PsdTask::inverse || options.task == PsdTask::factor;
-    sums_ = take(in_panels ? n_ * passes() : n_);
+    sums_ = take(in_panels(options.task, n_) ? n_ * passes() : n_);
   }
 
   PsdReport run() {
@@ -118,7 +120,9 @@ class PsdWork {
   void by_factor(PsdReport& report) {
     if (options_.task == PsdTask::inverse) return invert(report);
     if (options_.task == PsdTask::factor) return factor_panels(report);
-    T* const c = options_.task == PsdTask::solve ? take(n_ * n_) : out_;
+    const bool solves = options_.task == PsdTask::solve;
+    if (solves && in_panels(options_.task, n_)) return solve_in_panels(report);
+    T* const c = solves ? take(n_ * n_) : out_;
     const auto load = [&] {
       std::atomic<bool> good{true};
       by_rows([&](std::int64_t, std::int64_t from, std::int64_t to) {
@@ -127,7 +131,12 @@ class PsdWork {
       return good.load();
     };
     const auto factor = [&] { return Cholesky<T>(ctx_, threads_, n_, c).run(); };
-    if (factored(report, load, factor) && !finish_factor(report, c)) report.kind = Kind::overflow;
+    if (!factored(report, load, factor)) return;
+    report.condition = by_pivots([&](std::int64_t i) { return c[i * n_ + i]; });
+    if (!solves) return unscale(c);
+    const auto b = right_sides(report);
+    if (b.data != nullptr && !solve_by_square(ctx_, threads_, n_, c, scale_, b, out_))
+      report.kind = Kind::overflow;
   }
 
   // Loads and works, with more damping where that is automatic, until it is positive definite.
@@ -184,20 +193,29 @@ class PsdWork {
     return std::isfinite(norm) || first_bad(a_) < 0;
   }
 
-  void factor_panels(PsdReport& report) {
-    const FactorPanels<T> panels(out_, n_);
-    T* const scratch = take(FactorSweep<T>::scratch(n_));
+  // The factor in `panels`; false if there is none.
+  template <DiagonalBlocks Blocks>
+  bool factor_into(PsdReport& report, const FactorPanels<T>& panels) {
+    T* const scratch = take(FactorSweep<T, Blocks>::scratch(n_));
     int power = 0;
     double norm = 0;
     const auto load = [&] {
       panels.clear();
       return load_norm(report.damping, panels.columns, power, norm);
     };
-    const auto sweep = [&] { return FactorSweep<T>(ctx_, threads_, panels, scratch).run(); };
-    if (!factored(report, load, sweep)) return;
-    std::copy_n(scale_, n_, panels.scale);
+    const auto sweep = [&] {
+      return FactorSweep<T, Blocks>(ctx_, threads_, panels, scratch).run();
+    };
+    if (!factored(report, load, sweep)) return false;
     // On the diagonal are those of inverses.
     report.condition = by_pivots([&](std::int64_t i) { return 1 / panels.columns(i, i); });
+    return true;
+  }
+
+  void factor_panels(PsdReport& report) {
+    const FactorPanels<T> panels(out_, n_);
+    if (!factor_into<DiagonalBlocks::inverted>(report, panels)) return;
+    std::copy_n(scale_, n_, panels.scale);
     if (!std::isfinite(report.condition)) report.kind = Kind::overflow;
     panels.sign();
   }
@@ -235,48 +253,39 @@ class PsdWork {
     return high / low * (high / low);
   }
 
-  bool finish_factor(PsdReport& report, T* c) {
-    report.condition = by_pivots([&](std::int64_t i) { return c[i * n_ + i]; });
-    if (options_.task == PsdTask::solve) return solve(report, c);
+  // L = D^-1 L_C, zeros above.
+  void unscale(T* c) const {
     for (std::int64_t i = 0; i < n_; ++i) {
       const T back = 1 / scale_[i];
       for (std::int64_t j = 0; j <= i; ++j) c[i * n_ + j] *= back;
       std::fill(c + i * n_ + i + 1, c + (i + 1) * n_, T(0));
     }
-    return true;
   }
 
-  // x = D (D A D)^-1 D b.
-  bool solve(PsdReport& report, const T* c) {
-    const auto b = view_of<const T, 2>(item_.b);
-    const std::int64_t k = b.extent(1);
+  // b, or nothing and the report if that is not finite.
+  View<const T, 2> right_sides(PsdReport& report) const {
+    auto b = view_of<const T, 2>(item_.b);
     for (std::int64_t i = 0; i < n_; ++i) {
-      for (std::int64_t j = 0; j < k; ++j) {
-        const T x = b(i, j);
-        if (is_bad(x)) {
-          report.kind = Kind::non_finite;
-          report.index = -1 - (i * k + j);
-          return true;
-        }
-        out_[i * k + j] = x * scale_[i];
+      for (std::int64_t j = 0; j < b.extent(1); ++j) {
+        if (!is_bad(b(i, j))) continue;
+        report.kind = Kind::non_finite;
+        report.index = -1 - (i * b.extent(1) + j);
+        b.data = nullptr;
+        return b;
       }
     }
-    constexpr std::int64_t kColumns = 64;
-    const auto strip = [&](std::int64_t task) {
-      const std::int64_t from = task * kColumns, width = std::min(kColumns, k - from);
-      solve_lower(Side::left, Op::plain, n_, width, T(1), c, n_, out_ + from, k);
-      solve_lower(Side::left, Op::transposed, n_, width, T(1), c, n_, out_ + from, k);
-    };
-    parallel_for(ctx_, threads_, (k + kColumns - 1) / kColumns,
-                 [&](std::int64_t task, int) { strip(task); });
-    int bad = 0;
-    for (std::int64_t i = 0; i < n_; ++i) {
-      for (std::int64_t j = 0; j < k; ++j) {
-        const T x = out_[i * k + j] *= scale_[i];
-        bad |= static_cast<int>(is_bad(x));
-      }
-    }
-    return bad == 0;
+    return b;
+  }
+
+  void solve_in_panels(PsdReport& report) {
+    constexpr auto kind = DiagonalBlocks::factored;
+    const FactorPanels<T> factor(take(FactorPanels<T>::size(n_, kind)), n_, kind);
+    if (!factor_into<kind>(report, factor)) return;
+    T* panels[kSolvers];
+    for (T*& panel : panels) panel = take(solver_panel<T>(n_));
+    const auto b = right_sides(report);
+    if (b.data != nullptr && !solve_by_panels(ctx_, threads_, factor, scale_, b, panels, out_))
+      report.kind = Kind::overflow;
   }
 
   void spectral(PsdReport& report) {

@@ -29,6 +29,10 @@ struct SweepKernels {
   /// of `a` the lower triangle is read. 0, or the order of the leading minor that is not positive.
   std::int64_t (*leaf)(const T* a, std::int64_t size, T* inverse) = nullptr;
 
+  /// x = L^-1 x, or L^-T x if `transposed`, in place for x[width][width]. tile[width][width] holds
+  /// columns of L, or its rows if transposed, and on its diagonal the inverses of L's.
+  void (*substitute)(const T* tile, bool transposed, T* x) = nullptr;
+
   /// Pack `count` rows (padded to the width) of `depth` entries, `stride` apart, times `scale`.
   void (*pack)(const T* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
                std::int64_t depth, double scale, T* to) = nullptr;

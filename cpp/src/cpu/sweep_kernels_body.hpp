@@ -133,6 +133,27 @@ std::int64_t leaf(const T* a, std::int64_t size, T* inverse) {
   return 0;
 }
 
+// From the first row down, or from the last one up: what is done comes off all rows that are not.
+template <class T>
+void substitute(const T* tile, bool transposed, T* x) {
+  using V = typename VectorOf<T>::type;
+  constexpr std::int64_t lanes = kLanes<T>, width = kCols<T>;
+  for (std::int64_t step = 0; step < width; ++step) {
+    const std::int64_t row = transposed ? width - 1 - step : step;
+    const T* const factors = tile + row * width;
+    V& x_0 = *reinterpret_cast<V*>(x + row * width);
+    V& x_1 = *reinterpret_cast<V*>(x + row * width + lanes);
+    const V done_0 = x_0 * factors[row], done_1 = x_1 * factors[row];
+    x_0 = done_0;
+    x_1 = done_1;
+    const std::int64_t from = transposed ? 0 : row + 1, to = transposed ? row : width;
+    for (std::int64_t r = from; r < to; ++r) {
+      *reinterpret_cast<V*>(x + r * width) -= factors[r] * done_0;
+      *reinterpret_cast<V*>(x + r * width + lanes) -= factors[r] * done_1;
+    }
+  }
+}
+
 template <class T>
 void transpose(const T* from, T* to) {
   turn(from, T(1), to);
@@ -251,7 +272,8 @@ void store(const T* panel, std::int64_t count, std::int64_t i, std::int64_t j, c
 
 template <class T>
 SweepKernels<T> make_kernels(const char* name) {
-  return {kCols<T>, name, product<T>, leaf<T>, pack<T, T>, transpose<T>, load<T>, store<T>};
+  return {kCols<T>,   name,         product<T>, leaf<T>, substitute<T>,
+          pack<T, T>, transpose<T>, load<T>,    store<T>};
 }
 
 }  // namespace
