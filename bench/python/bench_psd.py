@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ff.psd on the K-FAC factors of a ResNet-50 and on many small matrices, against torch and scipy.
+"""ff.psd on the K-FAC factors of a ResNet-50, many small matrices and large ones, against others.
 
-The floor of an inverse is n^3 / 2 multiply-adds at the matrix-product rate of the same run. Beyond
-it lie the bytes: an inverse reads half of n^2 numbers and writes n^2 into memory that is fresh at
-each call, which the operating system clears first.
+The floor of an inverse is n^3 / 2 multiply-adds at the matrix-product rate of the same run,
+that of a solution with one side n^3 / 6. Beyond it lie the bytes: an inverse reads half of n^2
+numbers and writes n^2 into memory that is fresh at each call, which the operating system clears
+first.
 """
 
 from __future__ import annotations
@@ -182,6 +183,33 @@ def eigenvectors(count: int, n: int, rounds: int) -> Iterator[dict[str, object]]
     )
 
 
+def solution(n: int, rounds: int) -> Iterator[dict[str, object]]:
+    """Yield records of ff.psd.solve with one side against scipy and torch."""
+    rng = np.random.default_rng(3)
+    a, b = factor(n, rng), rng.standard_normal(n, dtype="float32")
+    a[np.diag_indices(n)] += np.float32(DAMPING)
+    x = ff.psd.solve(a, b).value
+    wide = a.astype(float)
+    scale = float(np.finfo(np.float32).eps) * np.linalg.norm(wide, 2) * np.linalg.norm(x)
+    error = float(np.linalg.norm(wide @ x - b) / scale)
+    ways: dict[str, Callable[[], Any]] = {}
+    torch = harness.torch_or_none()
+    if torch is not None:
+        ta, tb = torch.from_numpy(a), torch.from_numpy(b)[:, None]
+        ways["torch cholesky_solve"] = lambda: torch.cholesky_solve(tb, torch.linalg.cholesky(ta))
+    try:
+        from scipy.linalg import cho_factor, cho_solve
+    except ImportError:
+        pass
+    else:
+        ways["scipy cho_solve"] = lambda: cho_solve(cho_factor(a, lower=True), b)
+    case = f"n={n}, one side"
+    flops = n**3 / 3
+    yield from compare(
+        "psd.solve", case, lambda: ff.psd.solve(a, b), ways, flops, rounds, error, 30
+    )
+
+
 def run(quick: bool) -> Iterator[dict[str, object]]:
     """Yield the records; each result is checked by its residual before it is timed."""
     rng = np.random.default_rng(1)
@@ -192,6 +220,8 @@ def run(quick: bool) -> Iterator[dict[str, object]]:
     )
     yield from inverses("500 of 100", [factor(100, rng) for _ in range(500)], rounds)
     yield from eigenvectors(500, 100, rounds)
+    for n in (1024,) if quick else (1024, 2048, 4096, 10240):
+        yield from solution(n, 3)
     if not quick:
         everything = [factor(n, rng) for n in sizes]
         yield from inverses("ResNet-50, all 108", everything, 3, keep="loop cholesky_inverse")

@@ -189,7 +189,11 @@ def to_dtype(x: Array, name: str) -> Array:
 
 
 def scratch(size: int, like: Array) -> Array:
-    """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy)."""
+    """Uninitialised `size` bytes on the device of `like`, from its library (on CPU from numpy).
+
+    To be kept in a variable: memory of a pool that died within a native call would swallow an
+    interrupt, for its finaliser is the first Python code to run.
+    """
     if isinstance(like, np.ndarray) or device_name(like) == "cpu":
         return _pool.workspace(size)
     owner = library(like)

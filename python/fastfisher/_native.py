@@ -137,7 +137,8 @@ def _product(
     shapes = [_shapes(layer, -1) for layer in layers]
     size = query(shapes, dtype, stream != 0, vector.shape[-1], threads)
     numbered = [(*layer, -1) for layer in layers]
-    return ProductReport(*op(numbered, vector, out, scratch(size, out), stream, threads))
+    workspace = scratch(size, out)
+    return ProductReport(*op(numbered, vector, out, workspace, stream, threads))
 
 
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
@@ -157,7 +158,8 @@ def moments(
     stream = stream_of(outs[0])
     most = max(out.shape[0] for out in outs)
     size = _core.moments_workspace(most, DTYPES[dtype_name(outs[0])], stream != 0, threads)
-    _core.moments(arrays, outs, scales, scratch(size, outs[0]), stream, threads)
+    workspace = scratch(size, outs[0])
+    _core.moments(arrays, outs, scales, workspace, stream, threads)
 
 
 class SandwichItem(NamedTuple):
@@ -184,7 +186,8 @@ def sandwich(items: list[SandwichItem], *, threads: int = 0) -> None:
     columns = max(item.w.shape[1] + (len(item.b) > 0) for item in items)
     kind, cuda = DTYPES[dtype_name(out)], device_name(out) != "cpu"
     size = _core.sandwich_workspace(rows, columns, kind, cuda, threads)
-    _core.sandwich(list(items), scratch(size, out), stream, threads)
+    workspace = scratch(size, out)
+    _core.sandwich(list(items), workspace, stream, threads)
 
 
 def lanczos_steps(
@@ -207,9 +210,8 @@ def lanczos_steps(
     """
     stream, rows = stream_of(small), first + small.shape[0] * small.shape[2]
     size = _core.lanczos_steps_workspace(a, small.shape[2], rows, stream, threads)
-    _core.lanczos_steps(
-        a, scale, basis, first, fresh, seed, small, scratch(size, small), stream, threads
-    )
+    workspace = scratch(size, small)
+    _core.lanczos_steps(a, scale, basis, first, fresh, seed, small, workspace, stream, threads)
 
 
 def panel_combine(weights: Array, x: Array, y: Array, *, keep: bool, threads: int = 0) -> None:
@@ -230,7 +232,8 @@ def panel_remove(x: Array, y: Array, small: Array, *, threads: int = 0) -> None:
     stream = stream_of(y)
     e, j, n = y.shape
     size = _core.panel_remove_workspace(e, x.shape[1], j, n, stream != 0, threads)
-    _core.panel_remove(x, y, small, scratch(size, y), stream, threads)
+    workspace = scratch(size, y)
+    _core.panel_remove(x, y, small, workspace, stream, threads)
 
 
 SPECTRUM_ENDS = {"LA": 0, "SA": 1, "LM": 2, "BE": 3}
@@ -254,8 +257,9 @@ def eigh_ends(
     """
     stream, end = stream_of(values), SPECTRUM_ENDS[which]
     size = _core.eigh_ends_workspace(a, end, values.shape[1], stream, threads)
+    workspace = scratch(size, values)
     _core.eigh_ends(
-        a, scale, end, values, vectors, residual_norms, norm, scratch(size, values), stream, threads
+        a, scale, end, values, vectors, residual_norms, norm, workspace, stream, threads
     )
 
 
@@ -268,7 +272,8 @@ def symm(a: Array, x: Array, scale: Array, out: Array, *, threads: int = 0) -> N
     """``scale[e]^2 a[e] x[e, k]`` into `out` (e, k, n), for symmetric `a` (e, n, n)."""
     stream = stream_of(out)
     size = _core.symm_workspace(a, x.shape[1], stream, threads)
-    _core.symm(a, x, scale, out, scratch(size, out), stream, threads)
+    workspace = scratch(size, out)
+    _core.symm(a, x, scale, out, workspace, stream, threads)
 
 
 def largest(x: Array, *, threads: int = 0) -> float:
@@ -337,13 +342,14 @@ def psd(
     stream = stream_of(outs[0])
     number, cuda = PSD_TASKS[task], device_name(outs[0]) != "cpu"
     size = psd_workspace(task, sizes, dtype_name(outs[0]), cuda=cuda, threads=threads)
+    workspace = scratch(size, outs[0])
     reports = _core.psd(
         matrices,
         sides or [],
         outs,
         values or [],
         items,
-        scratch(size, outs[0]),
+        workspace,
         number,
         p,
         stream,

@@ -58,7 +58,25 @@ def test_convolutions_of_few_positions_meet_pair_by_pair(channels, edge, method)
         assert method_of(layer, outputs) == method
 
 
-def test_a_layer_of_very_many_positions_is_never_met_pair_by_pair():
-    # The pairs' rows alone would take more than little memory.
-    layer = ff.Shared(zeros(2, 1024, 8), zeros(2, 2, 1024, 1000))
-    assert method_of(layer, "trace") == "S1"
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [
+        ((2, 1024, 8, 1000, 2), "trace"),
+        ((2, 64, 2048, 4096, 3), "trace"),
+        ((2, 32, 1024, 1024, 20), "trace"),
+        ((2, 64, 4096, 4096, 2), "diagonal"),
+    ],
+)
+def test_pairs_that_would_take_much_memory_are_not_chosen(shape, outputs, dtype):
+    n, t, i, o, c = shape
+    layer = ff.Shared(zeros(n, t, i).astype(dtype), zeros(n, c, t, o).astype(dtype))
+    assert method_of(layer, outputs) == "S1"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pairs_that_are_chosen_fit_in_the_default_memory(dtype):
+    # The most entries of a position, 95,000, that S3 takes.
+    layer = ff.Shared(zeros(100, 4, 12_000).astype(dtype), zeros(100, 1, 4, 11_500).astype(dtype))
+    for outputs in ("full", "trace"):
+        assert method_of(layer, outputs) == "S3"

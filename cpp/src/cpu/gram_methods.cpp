@@ -129,16 +129,14 @@ bool has_method(const LayerShape& layer, GramMethod method) {
   }
 }
 
-// S3 holds the rows of every position of a tile at a time. Where that is more than this many
-// entries for the smallest of tiles (16 MiB of float32), little memory would not do.
-constexpr std::int64_t kMostPairEntries = std::int64_t{1} << 22;
+// S3 holds the rows of every position of a tile at a time. Where the smallest of tiles (6 x 16)
+// would take more than this for them in float64, a small `memory_limit` would not do.
+constexpr std::int64_t kMostPairBytes = std::int64_t{16} << 20;
 
 bool pairs_fit(const GramShape& shape, const LayerShape& layer) {
-  const std::int64_t rows =
-      std::min<std::int64_t>(shape.rows, 6) + std::min<std::int64_t>(shape.cols, 16);
   const std::int64_t outputs = shape.kind == GramOutputs::trace ? layer.outputs : 1;
-  return rows * layer.positions() * (layer.in * layer.groups + layer.out * outputs) <=
-         kMostPairEntries;
+  const std::int64_t entries = layer.in * layer.groups + layer.out * outputs;
+  return (6 + 16) * layer.positions() * entries * std::int64_t{8} <= kMostPairBytes;
 }
 
 GramMethod cheapest(const GramShape& shape, const LayerShape& layer) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Solutions x = D (D A D)^-1 D b, D = diag(scale), from a factor of D A D: a square, or, where the
-// matrix is large, panels of columns.
+// Solutions x = D (D A D)^-1 D b, D = diag(scale), from a factor of D A D: a square, or, but
+// for small matrices, panels of columns.
 #pragma once
 
 #include "fastfisher/ops.hpp"
@@ -15,8 +15,8 @@
 
 namespace fastfisher::cpu {
 
-/// Rows from which the factor is made in panels: of fewer, LAPACK's is as fast.
-inline constexpr std::int64_t kPanelSolve = 1281;
+/// Rows from which the factor is made in panels, blocks of several: of fewer LAPACK's is as fast.
+inline constexpr std::int64_t kPanelSolve = 129;
 
 /// Whether the matrix is worked on in panels, see psd_panels.hpp.
 inline bool in_panels(PsdTask task, std::int64_t n) {

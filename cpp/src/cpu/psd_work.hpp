@@ -132,7 +132,7 @@ class PsdWork {
     };
     const auto factor = [&] { return Cholesky<T>(ctx_, threads_, n_, c).run(); };
     if (!factored(report, load, factor)) return;
-    report.condition = by_pivots([&](std::int64_t i) { return c[i * n_ + i]; });
+    if (!condition_by_pivots(report, [&](std::int64_t i) { return c[i * n_ + i]; })) return;
     if (!solves) return unscale(c);
     const auto b = right_sides(report);
     if (b.data != nullptr && !solve_by_square(ctx_, threads_, n_, c, scale_, b, out_))
@@ -208,8 +208,7 @@ class PsdWork {
     };
     if (!factored(report, load, sweep)) return false;
     // On the diagonal are those of inverses.
-    report.condition = by_pivots([&](std::int64_t i) { return 1 / panels.columns(i, i); });
-    return true;
+    return condition_by_pivots(report, [&](std::int64_t i) { return 1 / panels.columns(i, i); });
   }
 
   void factor_panels(PsdReport& report) {
@@ -241,16 +240,20 @@ class PsdWork {
   }
 
   // A condition number's estimate from the diagonal of the factor of a scaled matrix: C = D A D,
-  // hence L = D^-1 L_C.
+  // hence L = D^-1 L_C. False and the report if a sum on the diagonal overflowed, as with a damping
+  // near the largest number.
   template <class Pivot>
-  double by_pivots(const Pivot& pivot_of) const {
+  bool condition_by_pivots(PsdReport& report, const Pivot& pivot_of) const {
     double low = kInfinity, high = 0;
     for (std::int64_t i = 0; i < n_; ++i) {
       const double pivot = static_cast<double>(pivot_of(i)) / static_cast<double>(scale_[i]);
       low = std::min(low, pivot);
       high = std::max(high, pivot);
     }
-    return high / low * (high / low);
+    report.condition = high / low * (high / low);
+    if (!std::isnan(report.condition)) return true;
+    report.kind = Kind::overflow;
+    return false;
   }
 
   // L = D^-1 L_C, zeros above.
