@@ -160,3 +160,13 @@ def solve_for(seconds, a, b):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         ff.psd.solve(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_smallest_sizes_of_panels_have_workspace_enough(dtype):
+    # Of these the blocks take more memory than the right-hand sides; a workspace that is counted
+    # too small is an error.
+    for n in (*range(126, 150), 289):
+        a = np.ones((n, n), dtype) + np.eye(n, dtype=dtype)
+        got = ff.psd.solve(a, np.ones(n, dtype)).value
+        np.testing.assert_allclose(got, 1 / (n + 1), rtol=1e-4)

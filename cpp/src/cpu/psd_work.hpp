@@ -4,6 +4,7 @@
 // store, report.
 #pragma once
 
+#include "fastfisher/error.hpp"
 #include "fastfisher/ops.hpp"
 #include "parallel.hpp"
 #include "psd_cholesky.hpp"
@@ -33,9 +34,11 @@ std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
   const std::int64_t passes = in_panels(task, n) ? ceil_div(n, kPassRows) : 1;
   std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
-  if (task == PsdTask::solve) {
+  if (task == PsdTask::solve && !in_panels(task, n)) bytes += rounded(size * n * n);
+  if (task == PsdTask::solve && in_panels(task, n)) {
     bytes += rounded(size * FactorPanels<T>::size(n, DiagonalBlocks::factored)) +
-             kSolvers * 2 * rounded(size * solver_panel<T>(n));
+             rounded(size * FactorSweep<T, DiagonalBlocks::factored>::scratch(n)) +
+             kSolvers * rounded(size * solver_panel<T>(n));
   }
   if (task == PsdTask::inverse) {
     bytes += rounded(size * SweepPanels<T>::size(n, sweep_kernels<T>().width)) +
@@ -61,7 +64,8 @@ class PsdWork {
         n_(item.a.extent(0)),
         ladder_(a_),
         out_(static_cast<T*>(item.out.data)),
-        scratch_(scratch) {
+        scratch_(scratch),
+        end_(scratch + scratch_bytes<T>(options.task, n_)) {
     scale_ = take(n_);
     sums_ = take(in_panels(options.task, n_) ? n_ * passes() : n_);
   }
@@ -94,6 +98,8 @@ class PsdWork {
   T* take(std::int64_t count) {
     T* const taken = reinterpret_cast<T*>(scratch_);
     scratch_ += rounded(static_cast<std::int64_t>(sizeof(T)) * count);
+    // Numbers written behind the workspace would be someone else's.
+    if (scratch_ > end_) throw Error(ErrorCode::memory, "psd", "workspace", "counted too small");
     return taken;
   }
 
@@ -384,7 +390,7 @@ class PsdWork {
   std::int64_t n_;
   DampingLadder<S, T> ladder_;
   T* out_;
-  std::byte* scratch_;
+  std::byte *scratch_, *end_;
   T* scale_ = nullptr;
   T* sums_ = nullptr;
 };
