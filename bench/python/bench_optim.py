@@ -48,7 +48,7 @@ from . import harness
 from .peers_models import MLP
 
 ADAM = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-DAMPINGS, CLIPS = (1e-4, 3e-4, 1e-3), (3e-3, 1e-2)
+DAMPINGS, CLIPS = (3e-5, 1e-4, 3e-4), (3e-3, 1e-2)
 KFAC: dict[str, Any] = {
     "lr": 1.0, "kind": "empirical", "momentum": 0.0, "ema_decay": 0.9,
     "factor_every": 2, "inverse_every": 4,
