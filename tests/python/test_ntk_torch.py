@@ -220,7 +220,7 @@ def test_functions_of_parameters() -> None:
 def test_info_says_what_was_done() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
     model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(4, 3))
-    _, info = ff.ntk(model, torch.randn(5, 1, 8, 8), return_info=True)
+    _, info = ff.ntk(model, torch.randn(5, 1, 20, 20), return_info=True)
     assert [layer.form for layer in info.layers] == ["Conv", "Conv", "Dense"]
     assert info.layers[1].method == "S4"  # below pooling and the linear head
     assert all(layer.bytes > 0 for layer in info.layers)
