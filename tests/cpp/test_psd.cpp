@@ -98,13 +98,15 @@ int main() {
   // Large enough for threads inside one matrix, and for blocks of either size; the last ones end
   // within a panel.
   for (const std::int64_t n : {400, 1301}) {
-    Problem<float> large;
-    large.add(n, 1, PsdTask::inverse, 1);
-    large.run(PsdTask::inverse, 3);
-    if (n == 400) FF_CHECK(residual(large, 0, PsdTask::inverse) < 30);
-    const auto bits = large.out;
-    large.run(PsdTask::inverse, 1);
-    FF_CHECK(bits == large.out);
+    for (const PsdTask task : {PsdTask::inverse, PsdTask::solve}) {
+      Problem<float> large;
+      large.add(n, 35, task, 1);
+      large.run(task, 3);
+      if (n == 400 || task == PsdTask::solve) FF_CHECK(residual(large, 0, task) < 30);
+      const auto bits = large.out;
+      large.run(task, 1);
+      FF_CHECK(bits == large.out);
+    }
   }
   mistakes();
   return test::report();

@@ -263,12 +263,35 @@ class FactorSweep {
   T *factor_, *inner_;
 };
 
+/// What the rows `solved` of a step, [row][width], take from those below it, in `x` from row 0 on.
+template <class T>
+void remove_below(const SweepKernels<T>& kernels, const FactorPanels<T>& factor,
+                  const typename FactorPanels<T>::Step& at, const T* solved, T* x) {
+  const std::int64_t width = factor.width;
+  if (at.end < factor.columns.rows / width)
+    kernels.product(at.below, at.b * width, solved, at.b, factor.n - at.end * width,
+                    x + at.end * width * width, true);
+}
+
+/// The same for those above it, on the way back.
+template <class T>
+void remove_above(const SweepKernels<T>& kernels, const FactorPanels<T>& factor,
+                  const typename FactorPanels<T>::Step& at, const T* solved, T* x) {
+  const std::int64_t width = factor.width;
+  for (std::int64_t p = 0; p < at.first; ++p) {
+    // One panel: the pitch says where the next one to be read lies.
+    const T* const left = factor.columns.row(p, at.k);
+    kernels.product(left, factor.columns.row(p + 1, at.k) - left, solved, at.b, width,
+                    x + p * width * width, true);
+  }
+}
+
 /// x = L^-T L^-1 x for a panel [row][width] of right-hand sides, with blocks that are inverted; `y`
 /// is scratch of the same size. Of rows beyond n, up to a whole panel, nothing is read and whatever
 /// comes is written.
 template <class T>
 void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T* x, T* y) {
-  const std::int64_t width = factor.width, panels = factor.columns.rows / width;
+  const std::int64_t width = factor.width;
   for (std::int64_t s = 0; s < factor.steps(); ++s) {
     const auto at = factor.step(s);
     for (std::int64_t q = 0; q < at.end - at.first; ++q) {
@@ -276,9 +299,7 @@ void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T
       kernels.product(at.block + q * at.pitch, at.pitch, x + at.k * width, from + rows, rows,
                       y + (at.k + from) * width, false);
     }
-    if (at.end < panels)
-      kernels.product(at.below, at.b * width, y + at.k * width, at.b, factor.n - at.end * width,
-                      x + at.end * width * width, true);
+    remove_below(kernels, factor, at, y + at.k * width, x);
   }
   for (std::int64_t s = factor.steps(); s-- > 0;) {
     const auto at = factor.step(s);
@@ -287,19 +308,14 @@ void substitute(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T
       kernels.product(factor.columns.row(at.first + q, from), 0, y + from * width, depth,
                       std::min(width, depth), x + from * width, false);
     }
-    for (std::int64_t p = 0; p < at.first; ++p) {
-      // One panel: the pitch says where the next one to be read lies.
-      const T* const left = factor.columns.row(p, at.k);
-      kernels.product(left, factor.columns.row(p + 1, at.k) - left, x + at.k * width, at.b, width,
-                      y + p * width * width, true);
-    }
+    remove_above(kernels, factor, at, x + at.k * width, y);
   }
 }
 
 /// The same in place with blocks that are factored; rows of x beyond n are zero.
 template <class T>
 void substitute_factored(const SweepKernels<T>& kernels, const FactorPanels<T>& factor, T* x) {
-  const std::int64_t width = factor.width, panels = factor.columns.rows / width;
+  const std::int64_t width = factor.width;
   for (std::int64_t s = 0; s < factor.steps(); ++s) {
     const auto at = factor.step(s);
     T* const here = x + at.k * width;
@@ -309,9 +325,7 @@ void substitute_factored(const SweepKernels<T>& kernels, const FactorPanels<T>& 
       if (q > 0) kernels.product(block, 0, here, q * width, width, mine, true);
       kernels.substitute(block + q * width * width, false, mine);
     }
-    if (at.end < panels)
-      kernels.product(at.below, at.b * width, here, at.b, factor.n - at.end * width,
-                      x + at.end * width * width, true);
+    remove_below(kernels, factor, at, here, x);
   }
   for (std::int64_t s = factor.steps(); s-- > 0;) {
     const auto at = factor.step(s);
@@ -324,12 +338,7 @@ void substitute_factored(const SweepKernels<T>& kernels, const FactorPanels<T>& 
                         at.b - behind, width, mine, true);
       kernels.substitute(factor.columns.row(at.first + q, at.k + q * width), true, mine);
     }
-    for (std::int64_t p = 0; p < at.first; ++p) {
-      // One panel: the pitch says where the next one to be read lies.
-      const T* const left = factor.columns.row(p, at.k);
-      kernels.product(left, factor.columns.row(p + 1, at.k) - left, here, at.b, width,
-                      x + p * width * width, true);
-    }
+    remove_above(kernels, factor, at, here, x);
   }
 }
 

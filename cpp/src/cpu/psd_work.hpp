@@ -34,10 +34,12 @@ std::int64_t scratch_bytes(PsdTask task, std::int64_t n) {
   const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
   const std::int64_t passes = in_panels(task, n) ? ceil_div(n, kPassRows) : 1;
   std::int64_t bytes = rounded(size * n) + rounded(size * n * passes);
-  if (task == PsdTask::solve && !in_panels(task, n)) bytes += rounded(size * n * n);
-  if (task == PsdTask::solve && in_panels(task, n)) {
-    bytes += rounded(size * FactorPanels<T>::size(n, DiagonalBlocks::factored)) +
-             rounded(size * FactorSweep<T, DiagonalBlocks::factored>::scratch(n)) +
+  if (task == PsdTask::solve && !in_panels(task, n)) {
+    bytes += rounded(size * n * n);
+  } else if (task == PsdTask::solve) {
+    constexpr auto kind = DiagonalBlocks::factored;
+    bytes += rounded(size * FactorPanels<T>::size(n, kind)) +
+             rounded(size * FactorSweep<T, kind>::scratch(n)) +
              kSolvers * rounded(size * solver_panel<T>(n));
   }
   if (task == PsdTask::inverse) {

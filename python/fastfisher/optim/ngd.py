@@ -155,7 +155,7 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         if lr is None and rate >= 2:
             raise ValueError(f"c: expected a number between 0 and 2, got {c!r}")
         self.damping_factor, self.skipped, self.steps = 1.0, 0, 0
-        self._memory = Pool(limit=_KEPT)
+        self.pool = Pool(limit=_KEPT)
         self.last: dict[str, Any] = {}
         self._capture: Capture | None = None
         self._captured: tuple[Any, ...] = ()
@@ -203,7 +203,7 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         """
         problem = Problem(self, closure, x, y, residual)
         try:
-            with recording(), self._memory.use():
+            with recording(), self.pool.use():
                 return self._stepped(problem)
         except NonFiniteError:
             if self.on_nonfinite == "raise":
