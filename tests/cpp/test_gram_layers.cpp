@@ -272,6 +272,7 @@ void batch() {
     layer.form = LayerForm::shared;
     GramOptions options;
     options.batched = true;
+    options.outputs = GramOutputs::trace;
     Context ctx;
     ctx.threads = 2;
     const auto bytes = gram_workspace(ctx, {&layer, 1}, {}, options).bytes;
@@ -279,7 +280,6 @@ void batch() {
     ctx.workspace = workspace;
     std::vector<float> out(static_cast<std::size_t>(networks * n * n)),
         one(static_cast<std::size_t>(n * n));
-    options.outputs = GramOutputs::trace;
     FF_CHECK(gram(ctx, {&layer, 1}, {}, options, array_ref(out.data(), networks, n, n)).kind ==
              GramReport::Kind::ok);
     options.batched = false;
