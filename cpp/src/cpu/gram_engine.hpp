@@ -29,7 +29,7 @@ class Gram {
         shape_(shape),
         plan_(plan),
         threads_(threads),
-        kernels_(tile_kernels<T>(plan.nr)) {
+        kernels_(tile_kernels_of_width<T>(plan.nr)) {
     const auto start = reinterpret_cast<std::uintptr_t>(ctx.workspace.data());
     auto* at = ctx.workspace.data() +
                (round_up(static_cast<std::int64_t>(start), 64) - static_cast<std::int64_t>(start));
@@ -134,9 +134,12 @@ class Gram {
         pack(i, j, plan_.slabs[slab], group, left, together);
         find_in_place(i, j, slab, group, together);
         const bool ends = slab + 1 == plan_.slabs.size();
-        parallel_for(ctx_, threads_, grid.size() * shares, [&](std::int64_t index, int worker) {
+        find_shares(slab);
+        const auto busy = static_cast<std::int64_t>(shares_.size());
+        const auto task = [&](std::int64_t index, int worker) {
           // From the bottom: when square the longest rows of tiles come first.
-          const std::int64_t at = grid.size() - 1 - index / shares, share = index % shares;
+          const std::int64_t at = grid.size() - 1 - index % grid.size();
+          const std::int64_t share = shares_[static_cast<std::size_t>(index / grid.size())];
           const auto [r, q] = place_of(grid, at);
           const std::int64_t state =
               plan_.single_slab() && shares == 1 ? worker : at * shares + share;
@@ -145,9 +148,14 @@ class Gram {
           tile.add(i, j, r, q, slab, share, states_ + state * plan_.state_bytes,
                    pairs_ + worker * plan_.pair_bytes);
           if (ends && shares == 1) store(tile, i, j, r, q, states_ + state * plan_.state_bytes);
-          if (ctx_.progress != nullptr && share == 0)
+          if (ctx_.progress != nullptr && index / grid.size() == 0)
             std::atomic_ref(ctx_.progress[0]).fetch_add(1);
-        });
+        };
+        // Share by share, so that the rows of a chunk stay in a thread's cache for all tiles.
+        if (busy > 1)
+          parallel_shares(ctx_, threads_, grid.size() * busy, task);
+        else
+          parallel_for(ctx_, threads_, grid.size(), task);
       }
     }
     if (shares == 1) return;
@@ -169,6 +177,16 @@ class Gram {
   void store(GramTile<T, R>& tile, std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q,
              std::byte* state) {
     if (!tile.store(i, j, r, q, state, target_)) overflow_.store(true, std::memory_order_relaxed);
+  }
+
+  // Shares that have a chunk in the slab.
+  void find_shares(std::size_t slab) {
+    shares_.clear();
+    for (std::size_t c = plan_.slabs[slab].first; c < plan_.slabs[slab].last; ++c) {
+      const std::int64_t share = share_of(plan_, c);
+      if (std::find(shares_.begin(), shares_.end(), share) == shares_.end())
+        shares_.push_back(share);
+    }
   }
 
   // Rows of the slab's chunks that meet in place.
@@ -295,7 +313,8 @@ class Gram {
   std::byte* states_ = nullptr;
   std::byte* pairs_ = nullptr;
   Target target_;
-  std::vector<InPlace> in_place_;  // of the chunks of a slab
+  std::vector<InPlace> in_place_;     // of the chunks of a slab
+  std::vector<std::int64_t> shares_;  // that these chunks are in
   std::atomic<bool> overflow_{false};
 };
 

@@ -262,7 +262,7 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   const auto few = [&] {
     const std::int64_t tiles =
         ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
-    return tiles < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
+    return tiles * plan.shares < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
   };
   const auto done = [](Sizer& found) {
     found.cutter().locate();

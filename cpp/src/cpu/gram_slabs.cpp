@@ -13,6 +13,14 @@ bool is_formed(const GramChunk& chunk) {
   return chunk.source != GramChunk::Source::input;
 }
 
+// Entries from one sample to the next, where these are long: whole cache lines, and an odd number
+// of them, for rows that lie a multiple of 4 KiB apart fall on the same few places of a cache.
+std::int64_t apart(std::int64_t entries, std::int64_t item) {
+  constexpr std::int64_t line = 64, page = 4096;
+  if (entries * item < page) return entries;
+  return (ceil_div(entries * item, line) | 1) * line / item;
+}
+
 bool belongs(const GramChunk& chunk, const GramPiece& piece) {
   return piece.layer == chunk.layer && piece.group == chunk.group &&
          piece.patches == (chunk.source == GramChunk::Source::patches);
@@ -77,7 +85,8 @@ void SlabCutter::form(const GramChunk& chunk, std::vector<GramPiece>& pieces, By
   piece.to = std::max(piece.to, chunk.unit + chunk.units);
   const std::int64_t outputs = patches ? 1 : shape_.formed_outputs(layer);
   piece.rows = round_up(outputs * (piece.to - piece.from), plan_.mr);
-  piece.sample_entries = piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0));
+  piece.sample_entries =
+      apart(piece.rows * (layer.padded + (layer.bias && !patches ? 1 : 0)), item_);
   const Bytes now = piece_bytes(piece);
   bytes.left += now.left - before.left;
   bytes.right += now.right - before.right;

@@ -16,6 +16,12 @@
 
 namespace fastfisher::cpu {
 
+// The sum that takes a chunk: those that meet in place are dealt out, all others belong to the
+// first.
+inline std::int64_t share_of(const GramPlan& plan, std::size_t chunk) {
+  return plan.chunks[chunk].in_place ? static_cast<std::int64_t>(chunk) % plan.shares : 0;
+}
+
 // T: type of the products. R: type of the output.
 template <class T, class R>
 class GramTile {
@@ -32,9 +38,8 @@ class GramTile {
         in_place_(in_place),
         within_(within) {}
 
-  /// Tile at (r, q) of the block at (i, j): adds the slab's chunks to the tile's `state`, of those
-  /// that meet in place the ones of a share; all others belong to share 0. `pairs` is memory of
-  /// this thread.
+  /// Tile at (r, q) of the block at (i, j): adds the slab's chunks of a share to the tile's
+  /// `state`. `pairs` is memory of this thread.
   void add(std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q, std::size_t slab,
            std::int64_t share, std::byte* state, std::byte* pairs) {
     place(i, j, r, q, state, pairs);
@@ -43,9 +48,7 @@ class GramTile {
     for (std::size_t c = now.first; c < now.last;) {
       const GramChunk& chunk = plan_.chunks[c];
       const LayerShape& layer = shape_.layers[static_cast<std::size_t>(chunk.layer)];
-      const std::int64_t owner =
-          chunk.in_place ? static_cast<std::int64_t>(c) % plan_.shares : std::int64_t{0};
-      if (owner != share) {
+      if (share_of(plan_, c) != share) {
         ++c;
       } else if (chunk.in_place) {
         in_place_[c - now.first].product(kernels_, chunk, row_, rows_, col_, cols_,

@@ -34,7 +34,7 @@ constexpr std::int64_t kJvpInputBytes = 640 << 10;
 
 template <class T>
 const TileKernels<T>& jvp_kernels() {
-  return tile_kernels<T>();
+  return tile_kernels<T>(2 * tile_kernels<T>().lanes);
 }
 
 /// What is packed, multiplied and summed together, and the memory that takes, in entries.

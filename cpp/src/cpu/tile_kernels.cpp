@@ -9,8 +9,10 @@ template <class T>
 const TileKernels<T>& tile_kernels(std::int64_t columns) {
 #if defined(FF_HAVE_AVX512)
   if (has_avx512()) {
-    for (const auto* kernels : {&tile_kernels_avx512_narrow<T>(), &tile_kernels_avx512_medium<T>()})
-      if (columns <= kernels->nr) return *kernels;
+    // Of a few hundred columns wide panels waste more at the edges than they save in loads.
+    constexpr std::int64_t kFewColumns = 1536;
+    if (columns <= tile_kernels_avx512_narrow<T>().nr) return tile_kernels_avx512_narrow<T>();
+    if (columns <= kFewColumns) return tile_kernels_avx512_medium<T>();
     return tile_kernels_avx512<T>();
   }
 #endif
@@ -20,7 +22,15 @@ const TileKernels<T>& tile_kernels(std::int64_t columns) {
   return tile_kernels_base<T>();
 }
 
+template <class T>
+const TileKernels<T>& tile_kernels_of_width(std::int64_t nr) {
+  const TileKernels<T>& widest = tile_kernels<T>();
+  return nr == widest.nr ? widest : tile_kernels<T>(nr);
+}
+
 template const TileKernels<float>& tile_kernels(std::int64_t columns);
 template const TileKernels<double>& tile_kernels(std::int64_t columns);
+template const TileKernels<float>& tile_kernels_of_width(std::int64_t nr);
+template const TileKernels<double>& tile_kernels_of_width(std::int64_t nr);
 
 }  // namespace fastfisher::cpu

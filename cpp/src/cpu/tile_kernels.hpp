@@ -118,8 +118,12 @@ const TileKernels<T>& tile_kernels_avx512_narrow();
 #endif
 
 /// The best kernels that this processor runs for products of so many columns: narrower ones where
-/// these hold them all. The bits of an entry are the same.
+/// these are few. The bits of an entry are the same.
 template <class T>
 const TileKernels<T>& tile_kernels(std::int64_t columns = std::numeric_limits<std::int64_t>::max());
+
+/// Those among them whose right panels are `nr` wide.
+template <class T>
+const TileKernels<T>& tile_kernels_of_width(std::int64_t nr);
 
 }  // namespace fastfisher::cpu

@@ -50,6 +50,13 @@ void put(const Sums<T, Vectors>& sum, T* c, std::int64_t ldc, bool accumulate) {
   }
 }
 
+// Asks for the next `step` bytes: the steps of a large tile are few, and may be more than a line.
+inline void ask_for_step(const char*& ahead, std::int64_t step) {
+  __builtin_prefetch(ahead, 0, 2);
+  if constexpr (FF_VECTOR_BYTES == 64) __builtin_prefetch(ahead + step / 2, 0, 2);
+  ahead += step;
+}
+
 template <class T, bool Fetch, std::int64_t Vectors>
 void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
            const char* ahead, std::int64_t step) {
@@ -57,10 +64,7 @@ void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc
   ask_for<T, Vectors>(c, ldc);
 #pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
-    if constexpr (Fetch) {
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += step;
-    }
+    if constexpr (Fetch) ask_for_step(ahead, step);
     typename VectorOf<T>::type line[Vectors];
     load_line(right, line);
 #pragma GCC unroll 8
@@ -218,8 +222,7 @@ void micro_rows(const T* const* left, const T* right, std::int64_t k, bool one, 
   Sums<T, Vectors> sum = {};
 #pragma GCC unroll 2
   for (std::int64_t depth = 0; depth < k; ++depth) {
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += step;
+    ask_for_step(ahead, step);
     load_line(right, line);
 #pragma GCC unroll 8
     for (std::int64_t i = 0; i < kRows; ++i) {
