@@ -249,3 +249,16 @@ def test_blocks_without_a_direction_of_their_own(copies, seed):
     np.testing.assert_allclose(found.values, expected, atol=1e-12)
     np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(5), atol=1e-12)
     assert (found.residual_norms < 1e-12).all()
+
+
+@pytest.mark.parametrize("copies", [3, 9, 12])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_copy_on_its_way_leaves_the_wanted_ones_converged(copies, seed, rng):
+    """The look for missed copies meets a further one: Ritz vectors turn towards it."""
+    clusters = [np.full(10, 2.3), np.full(10, 0.3), np.full(10, 0.1), np.zeros(260)]
+    a = rotated(rng, np.concatenate([np.full(copies, 9.8), *clusters]))
+    n = len(a)
+    found = ff.linalg.eigsh(lambda v: a @ v, 2, n=n, dtype="float64", seed=seed)
+    assert found.converged.all()
+    assert found.certified
+    np.testing.assert_array_less(found.residual_norms, 9.8 * 4 * np.finfo(float).eps * n**0.5)

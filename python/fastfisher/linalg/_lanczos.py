@@ -140,9 +140,13 @@ def _probe(it: Iteration) -> Host:
                 break
         # A look that was cut short says nothing.
         certified = settled & ~moved & (steps >= 3 or it.size >= n)
+        _, _, estimates = it.ritz()
+        # A further copy that is still on its way turns the vectors of those that are there.
+        turned = (estimates[:, :k] > slack).any()
+        if moved.any() or turned:
+            _converge(it)
         if not moved.any():
             break
-        _converge(it)
     return certified
 
 
