@@ -257,11 +257,11 @@ class Jvp {
   const JvpSums<S, T> sums_;
   int threads_;
   T* scratch_;
-  const TileKernels<T>& kernels_ = jvp_kernels<T>();
+  const TileKernels<T>& kernels_ = product_kernels<T>();
 };
 
 constexpr auto kPlanOf = []<class T>(T, const Piece& piece, std::int64_t columns, int threads) {
-  const TileKernels<T>& kernels = jvp_kernels<T>();
+  const TileKernels<T>& kernels = product_kernels<T>();
   return jvp_plan(piece, columns, kernels.mr, kernels.nr, sizeof(T), threads);
 };
 

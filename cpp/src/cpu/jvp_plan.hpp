@@ -32,11 +32,6 @@ constexpr std::int64_t kJvpStretch = 2048;
 constexpr std::int64_t kJvpChunkBytes = std::int64_t{16} << 20;
 constexpr std::int64_t kJvpInputBytes = 640 << 10;
 
-template <class T>
-const TileKernels<T>& jvp_kernels() {
-  return tile_kernels<T>(2 * tile_kernels<T>().lanes);
-}
-
 /// What is packed, multiplied and summed together, and the memory that takes, in entries.
 struct JvpPlan {
   std::int64_t columns = 0;

@@ -24,6 +24,12 @@ constexpr std::int64_t kPieceFeatures = 4096;
 /// Columns that are multiplied at once.
 constexpr std::int64_t kProductColumns = 32;
 
+/// Panels of two vectors, which units and channels fill as a rule.
+template <class T>
+const TileKernels<T>& product_kernels() {
+  return tile_kernels<T>(2 * tile_kernels<T>().lanes);
+}
+
 /// How many columns are multiplied at once: full sets of them and, if any, what remains.
 inline std::vector<std::int64_t> column_counts(std::int64_t columns) {
   std::vector<std::int64_t> counts;

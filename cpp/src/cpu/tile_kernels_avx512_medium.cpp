@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define FF_VECTOR_BYTES 64
-// For J v and J^T u, see their plans, and Grams of some hundred columns, see tile_kernels.cpp.
+// For J v and J^T u, and Grams of some hundred columns, see tile_kernels.cpp.
 #define FF_TILE_ROWS 8
 #define FF_TILE_VECTORS 2
 #include "tile_kernels_body.hpp"

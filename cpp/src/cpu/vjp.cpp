@@ -309,13 +309,13 @@ class Vjp {
   int threads_;
   T* scratch_;
   const Form* form_ = nullptr;
-  const TileKernels<T>& kernels_ = vjp_kernels<T>();
+  const TileKernels<T>& kernels_ = product_kernels<T>();
   const ContractKernels<T>& contract_ = contract_kernels<T>();
   std::int64_t column_ = 0;
 };
 
 constexpr auto kPlanOf = []<class T>(T, const Piece& piece, std::int64_t columns, int threads) {
-  const TileKernels<T>& kernels = vjp_kernels<T>();
+  const TileKernels<T>& kernels = product_kernels<T>();
   return vjp_plan(piece, columns, kernels.mr, kernels.nr, sizeof(T), threads);
 };
 

@@ -256,7 +256,7 @@ class VjpForm {
 
   const View<const T, 3>& u_;
   std::int64_t column_;
-  const TileKernels<T>& kernels_ = vjp_kernels<T>();
+  const TileKernels<T>& kernels_ = product_kernels<T>();
   const ContractKernels<T>& contract_ = contract_kernels<T>();
 };
 

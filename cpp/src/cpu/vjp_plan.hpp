@@ -39,12 +39,6 @@ constexpr std::int64_t kVjpJoined = 4;
 // Parameters of an explicit Jacobian that one task sums.
 constexpr std::int64_t kVjpStretch = 1024;
 
-/// Panels of two vectors, which the channels of convolutions fill as a rule.
-template <class T>
-const TileKernels<T>& vjp_kernels() {
-  return tile_kernels<T>(2 * tile_kernels<T>().lanes);
-}
-
 /// What is packed, multiplied and summed together, and the memory that takes, in entries.
 struct VjpPlan {
   std::int64_t columns = 0;
