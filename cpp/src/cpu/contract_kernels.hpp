@@ -12,18 +12,20 @@ inline constexpr std::int64_t kWeighAhead = 32;
 
 template <class T>
 struct ContractKernels {
-  /// sums[i, j] += sum_k x[i][k] y[j][k] for xs rows of x and ys rows of y.
+  /// sums[i, j] += sum_k x[i][k] y[j][k] for xs rows of x and ys rows of y. What lies `ahead`
+  /// entries behind those of x is asked for, unless that is 0: rows that are read next.
   void (*dots)(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys,
-               std::int64_t count, T* sums) = nullptr;
+               std::int64_t count, T* sums, std::int64_t ahead) = nullptr;
 
   /// sums[i, j] += sum_o x[i][o] z[o, j] for xs rows of x and packed rows of z, `ys` long.
   /// Less than kWeighAhead entries behind the last one of z are read, and forgotten.
   void (*weigh)(const T* const* x, std::int64_t xs, const T* z, std::int64_t ys, std::int64_t count,
                 T* sums) = nullptr;
 
-  /// y[j][k] (+)= sum_i weights[j, i] x[i][k].
+  /// y[j][k] (+)= sum_i weights[j, i] x[i][k]; `ahead` as above.
   void (*combine)(const T* const* x, std::int64_t xs, const T* weights, T* const* y,
-                  std::int64_t ys, std::int64_t count, bool accumulate) = nullptr;
+                  std::int64_t ys, std::int64_t count, bool accumulate,
+                  std::int64_t ahead) = nullptr;
 
   /// sums[i] += sum_k panel[k, i] for a packed panel, `width` <= 16 wide.
   void (*sum_panel)(const T* panel, std::int64_t width, std::int64_t depth, T* sums) = nullptr;

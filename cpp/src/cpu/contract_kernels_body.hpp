@@ -17,15 +17,28 @@ struct VectorOf {
   using type __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
 };
 
+// Asks for the lines of `Vectors` vectors from `at` on, whether there is anything or not.
+template <class T, int Vectors>
+void ask_for(const T* at, std::int64_t ahead) {
+  const auto first = reinterpret_cast<std::intptr_t>(at) + ahead * static_cast<int>(sizeof(T));
+#pragma GCC unroll 4
+  for (int line = 0; line < Vectors * FF_VECTOR_BYTES; line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(first + line), 0, 2);
+}
+
 template <class T, int Xs, int Ys>
 void dots_block(const T* const* x, const T* const* y, std::int64_t count, T* sums,
-                std::int64_t pitch) {
+                std::int64_t pitch, std::int64_t ahead) {
   using V = typename VectorOf<T>::type;
   // Two sums an entry where there are few of them, for a multiply-add waits for the one before.
   constexpr int kUnroll = Xs * Ys <= 4 ? 2 : 1;
   V sum[kUnroll][Xs][Ys] = {};
   std::int64_t k = 0;
   for (; k + kUnroll * kLanes<T> <= count; k += kUnroll * kLanes<T>) {
+    if (ahead != 0) {
+#pragma GCC unroll 4
+      for (int i = 0; i < Xs; ++i) ask_for<T, kUnroll>(x[i] + k, ahead);
+    }
 #pragma GCC unroll 2
     for (int u = 0; u < kUnroll; ++u) {
       V right[Ys];
@@ -52,19 +65,21 @@ void dots_block(const T* const* x, const T* const* y, std::int64_t count, T* sum
 }
 
 template <class T, int Xs>
-void dots_rows(const T* const* x, const T* const* y, std::int64_t ys, std::int64_t count, T* sums) {
+void dots_rows(const T* const* x, const T* const* y, std::int64_t ys, std::int64_t count, T* sums,
+               std::int64_t ahead) {
   std::int64_t j = 0;
-  for (; j + 2 <= ys; j += 2) dots_block<T, Xs, 2>(x, y + j, count, sums + j, ys);
-  if (j < ys) dots_block<T, Xs, 1>(x, y + j, count, sums + j, ys);
+  for (; j + 2 <= ys; j += 2, ahead = 0)
+    dots_block<T, Xs, 2>(x, y + j, count, sums + j, ys, ahead);
+  if (j < ys) dots_block<T, Xs, 1>(x, y + j, count, sums + j, ys, ahead);
 }
 
 template <class T>
 void dots(const T* const* x, std::int64_t xs, const T* const* y, std::int64_t ys,
-          std::int64_t count, T* sums) {
+          std::int64_t count, T* sums, std::int64_t ahead) {
   std::int64_t i = 0;
-  for (; i + 4 <= xs; i += 4) dots_rows<T, 4>(x + i, y, ys, count, sums + i * ys);
-  for (; i + 2 <= xs; i += 2) dots_rows<T, 2>(x + i, y, ys, count, sums + i * ys);
-  for (; i < xs; ++i) dots_rows<T, 1>(x + i, y, ys, count, sums + i * ys);
+  for (; i + 4 <= xs; i += 4) dots_rows<T, 4>(x + i, y, ys, count, sums + i * ys, ahead);
+  for (; i + 2 <= xs; i += 2) dots_rows<T, 2>(x + i, y, ys, count, sums + i * ys, ahead);
+  for (; i < xs; ++i) dots_rows<T, 1>(x + i, y, ys, count, sums + i * ys, ahead);
 }
 
 // Vectors of columns: those of the rows behind fill up the last one, in lanes that nobody reads.
@@ -128,7 +143,7 @@ typename VectorOf<T>::type load(const T* from, std::int64_t lanes) {
 
 template <class T, int Ys>
 void combine_rows(const T* const* x, std::int64_t xs, const T* weights, T* const* y,
-                  std::int64_t count, bool accumulate) {
+                  std::int64_t count, bool accumulate, std::int64_t ahead) {
   using V = typename VectorOf<T>::type;
   constexpr int kVectors = Ys == 1 ? 4 : 2;
   std::int64_t k = 0;
@@ -141,6 +156,7 @@ void combine_rows(const T* const* x, std::int64_t xs, const T* weights, T* const
       }
     }
     for (std::int64_t i = 0; i < xs; ++i) {
+      if (ahead != 0) ask_for<T, kVectors>(x[i] + k, ahead);
       V row[kVectors];
 #pragma GCC unroll 4
       for (int u = 0; u < kVectors; ++u)
@@ -178,10 +194,12 @@ void combine_rows(const T* const* x, std::int64_t xs, const T* weights, T* const
 
 template <class T>
 void combine(const T* const* x, std::int64_t xs, const T* weights, T* const* y, std::int64_t ys,
-             std::int64_t count, bool accumulate) {
+             std::int64_t count, bool accumulate, std::int64_t ahead) {
   std::int64_t j = 0;
-  for (; j + 4 <= ys; j += 4) combine_rows<T, 4>(x, xs, weights + j * xs, y + j, count, accumulate);
-  for (; j < ys; ++j) combine_rows<T, 1>(x, xs, weights + j * xs, y + j, count, accumulate);
+  for (; j + 4 <= ys; j += 4, ahead = 0)
+    combine_rows<T, 4>(x, xs, weights + j * xs, y + j, count, accumulate, ahead);
+  for (; j < ys; ++j, ahead = 0)
+    combine_rows<T, 1>(x, xs, weights + j * xs, y + j, count, accumulate, ahead);
 }
 
 // Several lines of the panel at a time, as many as fill whole vectors whatever its width.

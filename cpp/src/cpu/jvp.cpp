@@ -16,6 +16,7 @@
 #include "backend.hpp"
 #include "jvp_plan.hpp"
 #include "jvp_sums.hpp"
+#include "jvp_unfold.hpp"
 #include "parallel.hpp"
 #include "product_op.hpp"
 #include "products.hpp"
@@ -137,7 +138,7 @@ class Jvp {
     const bool packed = inside || !work.plan.in_place || !work.inputs.together();
     std::array<const T*, kJvpRows> rows_in_place;
     if (inside) {
-      unfold(work, inputs, n, samples, s, count, d);
+      unfold<S, T>(work.piece, inputs, n, samples, s, count, d.inputs);
     } else if (!packed) {
       for (std::int64_t r = 0; r < inputs.rows; ++r) {
         const std::int64_t row = std::min(r, samples * count - 1);
@@ -185,7 +186,7 @@ class Jvp {
       const std::int64_t first = (block + b) * work.plan.units;
       for (std::int64_t j = 0; j < samples; ++j) {
         const T* z = d.z + j * count * (inside ? 1 : layout.pitch);
-        sums_.add(work, n + j, first, units, s, count, z, layout, d);
+        sums_.add(work, n + j, first, units, s, count, z, layout, cotangents.bytes > 0, d);
       }
     }
   }
@@ -227,20 +228,6 @@ class Jvp {
       for (std::int64_t r = 0; r < used; ++r) rows[r] = &one;
       pack_panel(kernels_, rows, used, 0, panels, row, work.piece.features, work.piece.depth(),
                  d.inputs);
-    }
-  }
-
-  void unfold(const Work& work, const Panels& panels, std::int64_t n, std::int64_t samples,
-              std::int64_t s, std::int64_t count, const Desk& d) const {
-    std::fill(d.lines + samples * count, d.lines + panels.rows, T{0});
-    for (std::int64_t i = 0; i < work.piece.depth(); ++i) {
-      for (std::int64_t j = 0; j < samples; ++j)
-        work.inputs.positions(n + j, i, s, count, d.lines + j * count);
-      const std::int64_t from = i / kProductDepth * kProductDepth;
-      for (std::int64_t row = 0; row < panels.rows; row += panels.width) {
-        std::copy_n(d.lines + row, panels.width,
-                    d.inputs + panels.at(from, row) + (i - from) * panels.width);
-      }
     }
   }
 

@@ -95,7 +95,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     plan.blocks = ceil_div(piece.units, plan.units);
     const std::int64_t width = inside ? nr : mr;
     const std::int64_t most =
-        std::clamp<std::int64_t>((inside ? 4 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
+        std::clamp<std::int64_t>((inside ? 2 : 1) * kJvpInputBytes / (piece.depth() * item), 48,
                                  inside ? 1024 : kJvpRows) /
         width * width;
     if (piece.positions <= most) {

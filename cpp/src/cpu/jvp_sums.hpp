@@ -45,15 +45,17 @@ class JvpSums {
 
   explicit JvpSums(const View<T, 3>& out) : out_(out) {}
 
-  /// out[n] += g[n] z for one block of units and positions of one sample.
+  /// out[n] += g[n] z for one block of units and positions of one sample, whose cotangents have
+  /// been `asked` for or not.
   void add(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units, std::int64_t s,
-           std::int64_t count, const T* z, const ZLayout& layout, const Desk& d) const {
+           std::int64_t count, const T* z, const ZLayout& layout, bool asked,
+           const Desk& d) const {
     if (columns_inside(work.piece, work.plan.columns)) {
       weigh(work, n, first, units, s, count, z, layout, d);
     } else if (work.piece.layer->separable()) {
       contract_separable(work, n, first, units, s, count, z, layout, d);
     } else {
-      contract(work, n, first, units, s, count, z, layout, d);
+      contract(work, n, first, units, s, count, z, layout, asked, d);
     }
   }
 
@@ -75,7 +77,7 @@ class JvpSums {
                 work.cotangents.row(at, c + q, 0, from, count, d.rows + q * work.plan.rows);
           }
           std::fill_n(d.sums, outputs * columns, T{0});
-          contract_.dots(x.data(), outputs, y.data(), columns, count, d.sums);
+          contract_.dots(x.data(), outputs, y.data(), columns, count, d.sums, 0);
           store(work, at, c, outputs, d.sums);
         }
       }
@@ -105,7 +107,7 @@ class JvpSums {
 
   // Positions or units inside.
   void contract(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units,
-                std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout,
+                std::int64_t s, std::int64_t count, const T* z, const ZLayout& layout, bool asked,
                 const Desk& d) const {
     const bool inside = work.piece.positions_inside();
     const std::int64_t pitch = layout.pitch;
@@ -118,6 +120,10 @@ class JvpSums {
     const std::int64_t together = pitch == inner && work.cotangents.packed(inner)
                                       ? std::max<std::int64_t>(1, long_row / inner)
                                       : 1;
+    // Rows that nobody has asked for before are asked for while those before them are read.
+    const std::int64_t ahead = asked               ? 0
+                               : outers > together ? work.cotangents.distance(0, together)
+                                                   : work.cotangents.distance(kJvpOutputs, 0);
     std::array<const T*, kJvpOutputs> x;
     std::array<const T*, kProductColumns> y;
     for (std::int64_t c = 0; c < work.piece.outputs; c += kJvpOutputs) {
@@ -131,7 +137,7 @@ class JvpSums {
           x[static_cast<std::size_t>(q)] = work.cotangents.row(
               n, c + q, outer_from + outer, inner_from, inner, d.rows + q * work.plan.rows);
         }
-        contract_.dots(x.data(), outputs, y.data(), columns, entries, d.sums);
+        contract_.dots(x.data(), outputs, y.data(), columns, entries, d.sums, ahead);
       }
       store(work, n, c, outputs, d.sums);
     }
@@ -151,7 +157,7 @@ class JvpSums {
       for (std::int64_t k = 0; k < columns; ++k) {
         if (inside) {
           const T* line = z + k * layout.plane + outer * layout.pitch;
-          contract_.dots(&m, 1, &line, 1, count, sums + k * units + outer);
+          contract_.dots(&m, 1, &line, 1, count, sums + k * units + outer, 0);
         } else {
           const T* line = z + k * layout.plane + outer * layout.pitch;
           for (std::int64_t o = 0; o < units; ++o) sums[k * units + o] += m[o] * line[o];
@@ -164,7 +170,7 @@ class JvpSums {
     for (std::int64_t c = 0; c < work.piece.outputs; ++c) {
       const T* w = work.cotangents.separable(c, first, units, d.rows);
       result.fill(0);
-      contract_.dots(&w, 1, y.data(), columns, units, result.data());
+      contract_.dots(&w, 1, y.data(), columns, units, result.data(), 0);
       store(work, n, c, 1, result.data());
     }
   }

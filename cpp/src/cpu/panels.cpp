@@ -45,7 +45,7 @@ void dots_typed(const Context& ctx, int threads, const View<const T, 3>& x,
     const std::int64_t e = task / parts, from = task % parts * kStretch;
     const auto left = rows_of(y, e, from), right = rows_of(x, e, from);
     contract_kernels<T>().dots(left.data(), ys, right.data(), xs, std::min(kStretch, n - from),
-                               sums.data() + task * items);
+                               sums.data() + task * items, 0);
   });
   for (std::int64_t e = 0; e < x.extent(0); ++e) {
     for (std::int64_t item = 0; item < items; ++item) {
@@ -75,7 +75,7 @@ void combine_typed(const Context& ctx, int threads, const View<const double, 3>&
     const auto in = rows_of(x, e, from);
     const auto to = rows_of(y, e, from);
     contract_kernels<T>().combine(in.data(), xs, factors.data() + e * ys * xs, to.data(), ys,
-                                  std::min(kStretch, n - from), keep);
+                                  std::min(kStretch, n - from), keep, 0);
   });
 }
 

@@ -258,6 +258,12 @@ class Cotangents {
   [[nodiscard]] bool packed(std::int64_t count) const {
     return std::is_same_v<S, T> && axes_ == 0 && inner_ == 1 && outer_ == count;
   }
+  /// Entries between a row and the one `outputs` outputs and `outers` rows further on, if rows are
+  /// read in place; else 0.
+  [[nodiscard]] std::int64_t distance(std::int64_t outputs, std::int64_t outers) const {
+    const bool in_place = std::is_same_v<S, T> && axes_ == 0 && inner_ == 1;
+    return in_place ? outputs * output_ + outers * outer_ : 0;
+  }
   /// What `rows` rows (n,s) from (n, s) on take in memory for all outputs and units of the piece;
   /// nothing if that is not packed or more than a cache holds.
   [[nodiscard]] Ahead ahead(const Piece& piece, std::int64_t n, std::int64_t s,

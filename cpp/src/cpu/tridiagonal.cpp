@@ -50,7 +50,7 @@ struct Reduction {
       weights[2 * q + 1] = -v[i];
     }
     T* const to = row + i;
-    contract_kernels<T>().combine(rows, 2 * done, weights, &to, 1, n - i, true);
+    contract_kernels<T>().combine(rows, 2 * done, weights, &to, 1, n - i, true, 0);
   }
 
   // The reflector that leaves of row i one entry beside the diagonal, as v and in the matrix.
@@ -58,7 +58,7 @@ struct Reduction {
     const T head = row[i + 1];
     const T* const rest = row + i + 2;
     T squares = 0;
-    if (i + 2 < n) contract_kernels<T>().dots(&rest, 1, &rest, 1, n - i - 2, &squares);
+    if (i + 2 < n) contract_kernels<T>().dots(&rest, 1, &rest, 1, n - i - 2, &squares, 0);
     d[i] = row[i];
     e[i] = head;
     tau[i] = 0;
@@ -94,14 +94,14 @@ struct Reduction {
     const T* const in = v + from;
     T* const to = w + from;
     const ContractKernels<T>& kernels = contract_kernels<T>();
-    kernels.dots(rows, 2 * done, &in, 1, n - from, sums);
+    kernels.dots(rows, 2 * done, &in, 1, n - from, sums, 0);
     for (std::int64_t q = 0; q < done; ++q) {
       weights[2 * q] = -sums[2 * q + 1];
       weights[2 * q + 1] = -sums[2 * q];
     }
-    kernels.combine(rows, 2 * done, weights, &to, 1, n - from, true);
+    kernels.combine(rows, 2 * done, weights, &to, 1, n - from, true, 0);
     T inner = 0;
-    kernels.dots(&in, 1, const_cast<const T* const*>(&to), 1, n - from, &inner);
+    kernels.dots(&in, 1, const_cast<const T* const*>(&to), 1, n - from, &inner, 0);
     const T half = tau[i] * tau[i] / 2 * inner;
     std::fill(w, w + from, T{0});
     for (std::int64_t k = from; k < n; ++k) w[k] = tau[i] * w[k] - half * v[k];
@@ -202,9 +202,9 @@ void reflect(std::int64_t n, const T* a, const T* tau, T* x, std::int64_t count)
       T* to[kTogether];
       T weights[kTogether] = {};
       for (std::int64_t r = 0; r < rows; ++r) to[r] = x + (k + r) * n + i + 1;
-      kernels.dots(&v, 1, to, rows, n - i - 1, weights);
+      kernels.dots(&v, 1, to, rows, n - i - 1, weights, 0);
       for (std::int64_t r = 0; r < rows; ++r) weights[r] *= -tau[i];
-      kernels.combine(&v, 1, weights, to, rows, n - i - 1, true);
+      kernels.combine(&v, 1, weights, to, rows, n - i - 1, true, 0);
     }
   }
 }
@@ -226,12 +226,12 @@ void multiply_left(std::int64_t n, const T* a, const T* d, const T* x, std::int6
     for (std::int64_t i = 1; i < n; ++i) {
       const T* const row = a + i * reduction_pitch(n);
       T sums[kTogether] = {}, weights[kTogether];
-      kernels.dots(&row, 1, in, rows, i, sums);
+      kernels.dots(&row, 1, in, rows, i, sums, 0);
       for (std::int64_t r = 0; r < rows; ++r) {
         weights[r] = in[r][i];
         to[r][i] += sums[r];
       }
-      kernels.combine(&row, 1, weights, to, rows, i, true);
+      kernels.combine(&row, 1, weights, to, rows, i, true, 0);
     }
   }
 }

@@ -165,6 +165,7 @@ class Vjp {
         cotangents = work.cotangents.ahead(work.piece, next / positions, next % positions,
                                            std::min(plan.slab, all - next));
       }
+      d.asked = cotangents.bytes > 0;
       const std::int64_t share =
           cotangents.bytes / std::max<std::int64_t>(1, right.rows / nr * plan.columns - 1) + 1;
       std::int64_t at = -share;

@@ -26,6 +26,7 @@ class VjpForm {
   struct Desk {
     T *gradients, *inputs, *image, *lines, *rows, *weights;
     std::int64_t imaged = -1;  ///< sample whose image that is
+    bool asked = false;        ///< whether the cotangents have been asked for
   };
 
   // Where rows go; no inputs where they are there already.
@@ -71,6 +72,10 @@ class VjpForm {
     const bool inside = work.piece.positions_inside();
     const std::int64_t limit = inside ? kVjpOutputs : kVjpOutputs / 2;
     const std::int64_t most = ceil_div(all, std::max<std::int64_t>(1, ceil_div(all, limit)));
+    // Rows that nobody has asked for before are asked for while those before them are read.
+    const std::int64_t ahead = work.piece.layer->separable() || d.asked ? 0
+                               : all > most || !inside ? work.cotangents.distance(most, 0)
+                                                       : work.cotangents.distance(0, 1);
     for (std::int64_t c = 0; c < all; c += most) {
       const std::int64_t outputs = std::min(most, all - c);
       for (std::int64_t q = 0; q < outputs; ++q) {
@@ -81,7 +86,7 @@ class VjpForm {
         for (std::int64_t k = 0; k < columns; ++k)
           d.weights[k * outputs + q] = u_(n, c + q, column_ + k);
       }
-      contract_.combine(x.data(), outputs, d.weights, y.data(), columns, count, add || c > 0);
+      contract_.combine(x.data(), outputs, d.weights, y.data(), columns, count, add || c > 0, ahead);
     }
   }
 
