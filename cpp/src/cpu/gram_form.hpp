@@ -14,7 +14,9 @@
 #include "tile_kernels.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -53,6 +55,7 @@ class Former {
                  const FormScratch<S, T>& scratch) const {
     const std::int64_t units = piece.to - piece.from;
     const std::int64_t rows = (c1 - c0) * units;
+    if (lines()) return gradients_of_lines(n, c0, c1, piece, weights, ones);
     if (positions_ == 0) std::fill(weights, weights + piece.rows * layer_.padded, T{0});
     if (ones != nullptr) std::fill(ones, ones + piece.rows, T{0});
     for (std::int64_t t0 = 0; t0 < positions_; t0 += kGramDepth) {
@@ -95,6 +98,56 @@ class Former {
   static constexpr std::int64_t kNoSkew = std::int64_t{1} << 60;
 
  private:
+  // Whether a and g are lines of what is multiplied, as they lie in memory.
+  [[nodiscard]] bool lines() const {
+    return std::is_same_v<S, T> && layer_.form == LayerForm::shared && input_.feature == 1 &&
+           cotangents_.unit == 1 && layer_.in == layer_.padded && !crowded(input_.position) &&
+           !crowded(cotangents_.strides[2]) && scale_a_ == 1 && scale_g_ == 1 && lanes_.empty() &&
+           balance_a_.empty();
+  }
+
+  // Lines that lie a multiple of 1 KiB apart fall on few places of the first cache level.
+  [[nodiscard]] bool crowded(std::int64_t pitch) const {
+    return pitch * static_cast<std::int64_t>(sizeof(T)) % 1024 == 0 && positions_ > 16;
+  }
+
+  // Neither side is packed. While the rows of one output are formed, those of the next come in.
+  void gradients_of_lines(std::int64_t n, std::int64_t c0, std::int64_t c1, const GramPiece& piece,
+                          T* weights, T* ones) const {
+    const std::int64_t units = piece.to - piece.from;
+    const auto* a = static_cast<const T*>(input_.data) + n * input_.sample;
+    const std::int64_t pitch = cotangents_.strides[2];
+    if (positions_ == 0) std::fill(weights, weights + piece.rows * layer_.padded, T{0});
+    if (ones != nullptr) std::fill(ones, ones + piece.rows, T{0});
+    for (std::int64_t c = c0; c < c1; ++c) {
+      const auto* g = static_cast<const T*>(cotangents_.data) + n * cotangents_.sample +
+                      c * cotangents_.output + piece.from;
+      T* const to = weights + (c - c0) * units * layer_.padded;
+      for (std::int64_t t = 0; t < positions_; t += kGramDepth) {
+        const std::int64_t depth = std::min(kGramDepth, positions_ - t);
+        Ahead ahead;
+        if (c + 1 < c1) {
+          ahead.base = reinterpret_cast<const char*>(g + cotangents_.output + t * pitch);
+          ahead.segment = units * static_cast<std::int64_t>(sizeof(T));
+          ahead.pitch = pitch * static_cast<std::int64_t>(sizeof(T));
+          ahead.bytes = depth * ahead.segment;
+        }
+        kernels_.product_lines(g + t * pitch, pitch, a + t * input_.position, input_.position,
+                               depth, units, layer_.padded, to, layer_.padded, t > 0, ahead, 0,
+                               ahead.bytes);
+        if (ones == nullptr) continue;
+        std::array<const T*, kGramDepth> rows;
+        std::array<T, kGramDepth> weight;
+        for (std::int64_t k = 0; k < depth; ++k) {
+          rows[static_cast<std::size_t>(k)] = g + (t + k) * pitch;
+          weight[static_cast<std::size_t>(k)] = 1;
+        }
+        T* sums = ones + (c - c0) * units;
+        contract_kernels<T>().combine(rows.data(), depth, weight.data(), &sums, 1, units, true, 0);
+      }
+    }
+  }
+
   void pack(const S* const* rows, std::int64_t count, std::int64_t width, std::int64_t stride,
             std::int64_t k, double scale, T* to) const {
     pack_of<S>(kernels_)(rows, count, width, stride, k, scale, to);

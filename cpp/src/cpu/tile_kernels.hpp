@@ -23,6 +23,9 @@ struct Stretch {
   std::int64_t from = 0, length = 0;
 };
 
+/// Lines that one product of lines takes at most.
+inline constexpr std::int64_t kMostLines = 256;
+
 /// Kernels for products in T. Panels are packed depth-major: left [k][mr], right [k][nr], edges
 /// padded with zeros, so that the bits of an entry depend on its two rows alone, never on where a
 /// tile begins.
@@ -71,6 +74,13 @@ struct TileKernels {
   void (*product_within)(const T* left, std::int64_t first, std::int64_t panels, const T* right,
                          std::int64_t k, std::int64_t rows, std::int64_t cols, std::int64_t skew,
                          T* c, std::int64_t ldc, bool accumulate) = nullptr;
+
+  /// c[i,j] (+)= sum_k left[k,i] right[k,j] for k <= kMostLines lines of either side that lie in
+  /// memory as they are, at the given pitch; `cols` in whole vectors. `ahead` as above.
+  void (*product_lines)(const T* left, std::int64_t left_pitch, const T* right,
+                        std::int64_t right_pitch, std::int64_t k, std::int64_t rows,
+                        std::int64_t cols, T* c, std::int64_t ldc, bool accumulate,
+                        const Ahead& ahead, std::int64_t at, std::int64_t share) = nullptr;
 
   /// c[i,j] = sum_k left[i][k] right[j][k] over k in the stretches, all of them whole vectors, for
   /// rows that lie in memory as they are. Those wholly above the diagonal may be skipped: where

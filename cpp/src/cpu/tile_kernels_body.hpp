@@ -259,6 +259,71 @@ void product_rows(const T* const* left, const T* right, std::int64_t k, bool one
   }
 }
 
+// The micro kernel for lines on both sides that lie in memory as they are.
+template <class T, std::int64_t Vectors>
+void micro_lines(const T* left, std::int64_t left_pitch, const T* right, std::int64_t right_pitch,
+                 std::int64_t k, T* c, std::int64_t ldc, bool accumulate, const char* ahead,
+                 std::int64_t step) {
+  Sums<T, Vectors> sum = {};
+  ask_for<T, Vectors>(c, ldc);
+#pragma GCC unroll 2
+  for (std::int64_t depth = 0; depth < k; ++depth) {
+    ask_for_step(ahead, step);
+    typename VectorOf<T>::type line[Vectors];
+    load_line(right, line);
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += left[i] * line[v];
+    }
+    left += left_pitch;
+    right += right_pitch;
+  }
+  put<T, Vectors>(sum, c, ldc, accumulate);
+}
+
+// Without packing either side. Rows that are no whole tile are packed, and summed beside c.
+template <class T>
+void product_lines(const T* left, std::int64_t left_pitch, const T* right, std::int64_t right_pitch,
+                   std::int64_t k, std::int64_t rows, std::int64_t cols, T* c, std::int64_t ldc,
+                   bool accumulate, const Ahead& ahead, std::int64_t at, std::int64_t share) {
+  const std::int64_t rest = rows % kRows, whole = rows - rest;
+  T packed[kMostLines * kRows], sums[kRows * kCols<T>];
+  if (rest > 0) {
+    const T* const last = left + whole;
+    for (std::int64_t depth = 0; depth < k; ++depth) {
+      for (std::int64_t i = 0; i < kRows; ++i)
+        packed[depth * kRows + i] = i < rest ? last[depth * left_pitch + i] : T{0};
+    }
+  }
+  const std::int64_t tiles = ((rows + kRows - 1) / kRows) * ((cols + kCols<T> - 1) / kCols<T>);
+  const std::int64_t tile = tiles > 0 ? share / tiles + 1 : 1, step = k > 0 ? tile / k + 1 : 0;
+  for (std::int64_t j = 0; j < cols; j += kCols<T>) {
+    for_vectors<T>(cols - j, [&]<std::int64_t Vectors>() {
+      for (std::int64_t i = 0; i < rows; i += kRows, at += tile) {
+        const bool asks = at < ahead.bytes;
+        const char* const from =
+            asks ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
+                 : reinterpret_cast<const char*>(right + j);
+        const std::int64_t pace = asks ? step : 0;
+        if (i < whole) {
+          micro_lines<T, Vectors>(left + i, left_pitch, right + j, right_pitch, k, c + i * ldc + j,
+                                  ldc, accumulate, from, pace);
+          continue;
+        }
+        micro_lines<T, Vectors>(packed, kRows, right + j, right_pitch, k, sums, kCols<T>, false,
+                                from, pace);
+        for (std::int64_t r = 0; r < rest; ++r) {
+          for (std::int64_t q = 0; q < Vectors * kLanes<T>; ++q) {
+            T& entry = c[(i + r) * ldc + j + q];
+            entry = accumulate ? entry + sums[r * kCols<T> + q] : sums[r * kCols<T> + q];
+          }
+        }
+      }
+    });
+  }
+}
+
 // Four units at a time: their sums and the lanes in registers, two loads a fused multiply-add less.
 template <class T>
 void combine(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k, T* x) {
@@ -322,6 +387,7 @@ TileKernels<T> make_kernels(const char* name) {
   kernels.product = product<T>;
   kernels.product_ahead = product_ahead<T>;
   kernels.product_rows = product_rows<T>;
+  kernels.product_lines = product_lines<T>;
   kernels.product_within = product_within<T>;
   kernels.dots = dots<T>;
   kernels.combine = combine<T>;
