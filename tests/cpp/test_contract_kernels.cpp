@@ -41,7 +41,11 @@ void rows_agree(const ContractKernels<T>& kernels, std::int64_t xs, std::int64_t
   for (std::int64_t i = 0; i < xs; ++i) x_rows.push_back(x.data() + i * count);
   for (std::int64_t j = 0; j < ys; ++j) y_rows.push_back(y.data() + j * count);
   std::vector<T> sums(static_cast<std::size_t>(xs * ys), T(0.5));
-  kernels.dots(x_rows.data(), xs, y_rows.data(), ys, count, sums.data());
+  // What is asked for ahead changes nothing.
+  std::vector<T> same = sums;
+  kernels.dots(x_rows.data(), xs, y_rows.data(), ys, count, sums.data(), 0);
+  kernels.dots(x_rows.data(), xs, y_rows.data(), ys, count, same.data(), count);
+  FF_CHECK(sums == same);
   for (std::int64_t i = 0; i < xs; ++i) {
     for (std::int64_t j = 0; j < ys; ++j) {
       double expected = 0.5;
@@ -55,7 +59,8 @@ void rows_agree(const ContractKernels<T>& kernels, std::int64_t xs, std::int64_t
     std::vector<T> out = y;
     std::vector<T*> out_rows;
     for (std::int64_t j = 0; j < ys; ++j) out_rows.push_back(out.data() + j * count);
-    kernels.combine(x_rows.data(), xs, weights.data(), out_rows.data(), ys, count, accumulate);
+    kernels.combine(x_rows.data(), xs, weights.data(), out_rows.data(), ys, count, accumulate,
+                    accumulate ? 3 * count : 0);
     for (std::int64_t j = 0; j < ys; ++j) {
       for (std::int64_t k = 0; k < count; ++k) {
         const auto at = static_cast<std::size_t>(j * count + k);
@@ -115,6 +120,22 @@ void kernels_agree(const ContractKernels<T>& kernels) {
         for (std::int64_t k = 0; k < depth; ++k)
           expected += static_cast<double>(panel[static_cast<std::size_t>(k * width + i)]);
         FF_CHECK(near(sums[static_cast<std::size_t>(i)], expected, depth));
+      }
+      // Lines further apart, more of them than a vector holds: the same bits.
+      for (const std::int64_t copies : {1, 3}) {
+        const std::int64_t all = copies * width, pitch = all + 5;
+        std::vector<T> lines(
+            (static_cast<std::size_t>(depth - 1) * static_cast<std::size_t>(pitch)) +
+            static_cast<std::size_t>(all));
+        for (std::int64_t k = 0; k < depth; ++k) {
+          for (std::int64_t i = 0; i < all; ++i)
+            lines[static_cast<std::size_t>(k * pitch + i)] =
+                panel[static_cast<std::size_t>(k * width + i % width)];
+        }
+        std::vector<T> got(static_cast<std::size_t>(all), T(0.5));
+        kernels.sum_lines(lines.data(), pitch, all, depth, got.data());
+        for (std::int64_t i = 0; i < all; ++i)
+          FF_CHECK(got[static_cast<std::size_t>(i)] == sums[static_cast<std::size_t>(i % width)]);
       }
     }
   }

@@ -17,6 +17,46 @@ namespace {
 
 using fastfisher::cpu::TileKernels;
 
+// Lines where they lie, as many rows and vectors as there may be: the bits of packed ones, and
+// nothing is written behind them. `left` and `right` hold two panels each.
+template <class T>
+void lines_agree(const TileKernels<T>& kernels, std::int64_t k, const std::vector<T>& left,
+                 const std::vector<T>& right) {
+  const std::int64_t mr = kernels.mr, nr = kernels.nr, rows = 2 * mr, cols = 2 * nr;
+  const auto unpacked = [k](const std::vector<T>& panels, std::int64_t width, std::int64_t pitch) {
+    std::vector<T> lines(static_cast<std::size_t>(k * pitch), T{7});
+    for (std::int64_t d = 0; d < k; ++d) {
+      for (std::int64_t i = 0; i < 2 * width; ++i)
+        lines[static_cast<std::size_t>(d * pitch + i)] =
+            panels[static_cast<std::size_t>((i / width * k + d) * width + i % width)];
+    }
+    return lines;
+  };
+  const std::int64_t left_pitch = rows + 3, right_pitch = cols + 5;
+  const std::vector<T> x = unpacked(left, mr, left_pitch), y = unpacked(right, nr, right_pitch);
+  for (const bool accumulate : {false, true}) {
+    std::vector<T> expected(static_cast<std::size_t>(rows * cols), T{1});
+    kernels.product(left.data(), right.data(), k, k * mr, k * nr, 2, cols, std::int64_t{1} << 40,
+                    expected.data(), cols, accumulate);
+    for (std::int64_t tall = 1; tall <= rows; ++tall) {
+      for (std::int64_t wide = kernels.lanes; wide <= cols; wide += kernels.lanes) {
+        std::vector<T> got(static_cast<std::size_t>(rows * cols), T{1});
+        const fastfisher::cpu::Ahead ahead{reinterpret_cast<const char*>(x.data()), 64, 64, 640};
+        kernels.product_lines(x.data(), left_pitch, y.data(), right_pitch, k, tall, wide,
+                              got.data(), cols, accumulate, ahead, 0, wide % 2 == 0 ? 640 : 0);
+        bool same = true;
+        for (std::int64_t i = 0; i < rows; ++i) {
+          for (std::int64_t j = 0; j < cols; ++j) {
+            const auto at = static_cast<std::size_t>(i * cols + j);
+            same = same && got[at] == (i < tall && j < wide ? expected[at] : T{1});
+          }
+        }
+        FF_CHECK(same);
+      }
+    }
+  }
+}
+
 template <class T>
 void kernels_agree(const TileKernels<T>& kernels) {
   std::mt19937 engine(3);
@@ -116,6 +156,8 @@ void kernels_agree(const TileKernels<T>& kernels) {
           static_cast<std::ptrdiff_t>(std::min(tall * kernels.mr, cols - first) * cols);
       FF_CHECK(std::equal(got.begin(), got.begin() + used, expected.begin()));
     }
+
+    lines_agree(kernels, k, left, right);
 
     std::vector<double> acc(static_cast<std::size_t>(cols), 0.5);
     kernels.fold(left.data(), c.data(), 1.0, 0.25, std::min(rows * k, cols), acc.data(), true);

@@ -14,6 +14,8 @@ LAYER_CASES = [
     LayerCase("shared-64-positions", 6, 5, 3, (S(64, 17, 31, True),)),
     LayerCase("shared-long", 3, 2, 1, (S(300, 5, 4, True),)),
     LayerCase("shared-other-positions", 8, 6, 2, (S(5, 9, 7, True, t=12),)),
+    LayerCase("shared-whole-vectors", 7, 5, 3, (S(20, 32, 13, True), S(17, 48, 3, True))),
+    LayerCase("shared-whole-vectors-long", 3, 2, 2, (S(300, 16, 21, True),)),
     LayerCase("shared-wide", 3, 2, 2, (S(3, 301, 9), S(3, 9, 301, True))),
     LayerCase("shared-one-of-all", 1, 1, 1, (S(1, 1, 1),)),
     LayerCase("shared-blocks", 100, 40, 7, (S(4, 6, 5, True),)),

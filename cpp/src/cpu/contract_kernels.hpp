@@ -29,6 +29,10 @@ struct ContractKernels {
 
   /// sums[i] += sum_k panel[k, i] for a packed panel, `width` <= 16 wide.
   void (*sum_panel)(const T* panel, std::int64_t width, std::int64_t depth, T* sums) = nullptr;
+
+  /// The same, to the bit, of `width` entries of lines `pitch` apart.
+  void (*sum_lines)(const T* lines, std::int64_t pitch, std::int64_t width, std::int64_t depth,
+                    T* sums) = nullptr;
 };
 
 template <class T>

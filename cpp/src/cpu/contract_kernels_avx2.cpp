@@ -6,7 +6,8 @@ namespace fastfisher::cpu {
 
 template <class T>
 const ContractKernels<T>& contract_kernels_avx2() {
-  static const ContractKernels<T> kernels = {dots<T>, weigh<T>, combine<T>, sum_panel<T>};
+  static const ContractKernels<T> kernels = {dots<T>, weigh<T>, combine<T>, sum_panel<T>,
+                                             sum_lines<T>};
   return kernels;
 }
 

@@ -68,8 +68,7 @@ template <class T, int Xs>
 void dots_rows(const T* const* x, const T* const* y, std::int64_t ys, std::int64_t count, T* sums,
                std::int64_t ahead) {
   std::int64_t j = 0;
-  for (; j + 2 <= ys; j += 2, ahead = 0)
-    dots_block<T, Xs, 2>(x, y + j, count, sums + j, ys, ahead);
+  for (; j + 2 <= ys; j += 2, ahead = 0) dots_block<T, Xs, 2>(x, y + j, count, sums + j, ys, ahead);
   if (j < ys) dots_block<T, Xs, 1>(x, y + j, count, sums + j, ys, ahead);
 }
 
@@ -224,6 +223,26 @@ void sum_panel(const T* panel, std::int64_t width, std::int64_t depth, T* sums) 
     for (std::int64_t i = 0; i < width; ++i) rest[i] += lanes[line * width + i];
   }
   for (std::int64_t i = 0; i < width; ++i) sums[i] += rest[i];
+}
+
+// In the order of sum_panel: one sum for every kLanes-th line, then these one after the other.
+template <class T>
+void sum_lines(const T* lines, std::int64_t pitch, std::int64_t width, std::int64_t depth,
+               T* sums) {
+  using V = typename VectorOf<T>::type;
+  for (std::int64_t i = 0; i < width; i += kLanes<T>) {
+    const std::int64_t lanes = width - i < kLanes<T> ? width - i : kLanes<T>;
+    V sum[kLanes<T>] = {}, rest = {};
+    std::int64_t k = 0;
+    for (; k + kLanes<T> <= depth; k += kLanes<T>) {
+#pragma GCC unroll 16
+      for (std::int64_t line = 0; line < kLanes<T>; ++line)
+        sum[line] += load<T>(lines + (k + line) * pitch + i, lanes);
+    }
+    for (; k < depth; ++k) rest += load<T>(lines + k * pitch + i, lanes);
+    for (std::int64_t line = 0; line < kLanes<T>; ++line) rest += sum[line];
+    for (std::int64_t lane = 0; lane < lanes; ++lane) sums[i + lane] += rest[lane];
+  }
 }
 
 }  // namespace

@@ -14,7 +14,6 @@
 #include "tile_kernels.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -135,15 +134,9 @@ class Former {
         kernels_.product_lines(g + t * pitch, pitch, a + t * input_.position, input_.position,
                                depth, units, layer_.padded, to, layer_.padded, t > 0, ahead, 0,
                                ahead.bytes);
-        if (ones == nullptr) continue;
-        std::array<const T*, kGramDepth> rows;
-        std::array<T, kGramDepth> weight;
-        for (std::int64_t k = 0; k < depth; ++k) {
-          rows[static_cast<std::size_t>(k)] = g + (t + k) * pitch;
-          weight[static_cast<std::size_t>(k)] = 1;
-        }
-        T* sums = ones + (c - c0) * units;
-        contract_kernels<T>().combine(rows.data(), depth, weight.data(), &sums, 1, units, true, 0);
+        if (ones != nullptr)
+          contract_kernels<T>().sum_lines(g + t * pitch, pitch, units, depth,
+                                          ones + (c - c0) * units);
       }
     }
   }
