@@ -137,8 +137,11 @@ class Jvp {
     // Inputs that lie together in memory are multiplied where they are.
     const bool packed = inside || !work.plan.in_place || !work.inputs.together();
     std::array<const T*, kJvpRows> rows_in_place;
+    // Where one block of units reads them, unfolded panels are multiplied one by one, in cache.
+    const bool one_by_one = inside && blocks == 1;
     if (inside) {
-      unfold<S, T>(work.piece, inputs, n, samples, s, count, d.inputs);
+      for (std::int64_t row = 0; row < inputs.rows && !one_by_one; row += inputs.width)
+        unfold<S, T>(work.piece, n, samples, s, count, row, inputs, row, d.inputs);
     } else if (!packed) {
       for (std::int64_t r = 0; r < inputs.rows; ++r) {
         const std::int64_t row = std::min(r, samples * count - 1);
@@ -161,7 +164,14 @@ class Jvp {
       const Panels vector(work.piece.depth(), work.plan.vector.width, rows);
       const T* packed_vector = scratch_ + b * work.plan.vector.size();
       const ZLayout layout = z_layout(work.piece, units, inputs, vector, work.plan.columns);
-      if (inside) {
+      if (one_by_one) {
+        const Panels panel(inputs.depth, inputs.width, inputs.width);
+        for (std::int64_t row = 0; row < inputs.rows; row += inputs.width) {
+          unfold<S, T>(work.piece, n, samples, s, count, row, panel, 0, d.inputs);
+          multiply(kernels_, vector, packed_vector, 0, rows, panel, d.inputs, 0,
+                   std::min(inputs.width, samples * count - row), d.z + row, layout.pitch);
+        }
+      } else if (inside) {
         multiply(kernels_, vector, packed_vector, 0, rows, inputs, d.inputs, 0, samples * count,
                  d.z, layout.pitch);
       } else {
