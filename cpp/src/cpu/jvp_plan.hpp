@@ -116,7 +116,7 @@ inline JvpPlan jvp_plan(const Piece& piece, std::int64_t columns, std::int64_t m
     plan.in_place = !inside && plan.vector.rows <= kJvpInPlace;
     plan.inputs = Panels(piece.depth(), width, plan.samples * plan.positions);
     plan.z = plan.inputs.rows * plan.vector.rows + kWeighAhead;
-    plan.lines = std::max(mr * piece.depth(), plan.inputs.rows);
+    plan.lines = inside ? 0 : mr * piece.depth();
   }
   plan.chunk =
       std::clamp<std::int64_t>(kJvpChunkBytes / (plan.vector.size() * item), 1, plan.blocks);

@@ -56,14 +56,14 @@ void unfold(const Piece& piece, std::int64_t n, std::int64_t samples, std::int64
       view.stretches(s + from, run,
                      [&](std::int64_t start, std::int64_t seen, std::int64_t upto,
                          std::int64_t length, std::int64_t z, std::int64_t y, std::int64_t x) {
-                       const S* source = data + at * sample + z * view.stride[0] +
-                                         y * view.stride[1] + x * view.stride[2];
+                       const std::int64_t source = at * sample + z * view.stride[0] +
+                                                   y * view.stride[1] + x * view.stride[2];
                        for (std::int64_t c = first; c < last; ++c) {
                          T* dst = line(c * taps + tap - piece.first_feature) + r + start;
                          std::fill(dst, dst + seen, T{0});
                          std::fill(dst + upto, dst + length, T{0});
                          if (seen < upto)
-                           copy_run(source + c * channel, pitch, upto - seen, dst + seen);
+                           copy_run(data + source + c * channel, pitch, upto - seen, dst + seen);
                        }
                      });
       r += run;

@@ -166,7 +166,9 @@ void pack_blocks(const T* const* rows, std::int64_t width, std::int64_t k, doubl
     }
     for (std::int64_t i = 0; i < whole; i += size) {
       // So many rows are more than the processor follows by itself: ask for the next line of each.
-      for (std::int64_t q = i; q < i + size; ++q) __builtin_prefetch(rows[q] + depth + line_size);
+      for (std::int64_t q = i; q < i + size; ++q)
+        __builtin_prefetch(
+            reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(rows[q] + depth) + 64));
       for (std::int64_t d = depth; d < stop; d += size)
         Block<T>::transpose(rows + i, d, static_cast<T>(scale), dst + d * width + i, width);
     }
