@@ -48,8 +48,7 @@ class JvpSums {
   /// out[n] += g[n] z for one block of units and positions of one sample, whose cotangents have
   /// been `asked` for or not.
   void add(const Work& work, std::int64_t n, std::int64_t first, std::int64_t units, std::int64_t s,
-           std::int64_t count, const T* z, const ZLayout& layout, bool asked,
-           const Desk& d) const {
+           std::int64_t count, const T* z, const ZLayout& layout, bool asked, const Desk& d) const {
     if (columns_inside(work.piece, work.plan.columns)) {
       weigh(work, n, first, units, s, count, z, layout, d);
     } else if (work.piece.layer->separable()) {

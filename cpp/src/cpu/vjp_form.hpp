@@ -86,7 +86,8 @@ class VjpForm {
         for (std::int64_t k = 0; k < columns; ++k)
           d.weights[k * outputs + q] = u_(n, c + q, column_ + k);
       }
-      contract_.combine(x.data(), outputs, d.weights, y.data(), columns, count, add || c > 0, ahead);
+      contract_.combine(x.data(), outputs, d.weights, y.data(), columns, count, add || c > 0,
+                        ahead);
     }
   }
 
