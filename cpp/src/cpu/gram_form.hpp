@@ -113,6 +113,7 @@ class Former {
   // Neither side is packed. While the rows of one output are formed, those of the next come in.
   void gradients_of_lines(std::int64_t n, std::int64_t c0, std::int64_t c1, const GramPiece& piece,
                           T* weights, T* ones) const {
+    static_assert(kGramDepth <= kMostLines);
     const std::int64_t units = piece.to - piece.from;
     const auto* a = static_cast<const T*>(input_.data) + n * input_.sample;
     const std::int64_t pitch = cotangents_.strides[2];

@@ -57,9 +57,12 @@ inline void ask_for_step(const char*& ahead, std::int64_t step) {
   ahead += step;
 }
 
+// The micro kernel for lines at a pitch, which where it is inlined may be a constant.
 template <class T, bool Fetch, std::int64_t Vectors>
-void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
-           const char* ahead, std::int64_t step) {
+__attribute__((always_inline)) inline void
+micro_lines(const T* left, std::int64_t left_pitch, const T* right, std::int64_t right_pitch,
+            std::int64_t k, T* c, std::int64_t ldc, bool accumulate, const char* ahead,
+            std::int64_t step) {
   Sums<T, Vectors> sum = {};
   ask_for<T, Vectors>(c, ldc);
 #pragma GCC unroll 2
@@ -72,10 +75,17 @@ void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc
 #pragma GCC unroll 4
       for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += left[i] * line[v];
     }
-    left += kRows;
-    right += kCols<T>;
+    left += left_pitch;
+    right += right_pitch;
   }
   put<T, Vectors>(sum, c, ldc, accumulate);
+}
+
+// The same for packed panels.
+template <class T, bool Fetch, std::int64_t Vectors>
+void micro(const T* left, const T* right, std::int64_t k, T* c, std::int64_t ldc, bool accumulate,
+           const char* ahead, std::int64_t step) {
+  micro_lines<T, Fetch, Vectors>(left, kRows, right, kCols<T>, k, c, ldc, accumulate, ahead, step);
 }
 
 /// Calls run.template operator()<v>() for the v vectors that hold `cols` columns of a panel.
@@ -259,29 +269,6 @@ void product_rows(const T* const* left, const T* right, std::int64_t k, bool one
   }
 }
 
-// The micro kernel for lines on both sides that lie in memory as they are.
-template <class T, std::int64_t Vectors>
-void micro_lines(const T* left, std::int64_t left_pitch, const T* right, std::int64_t right_pitch,
-                 std::int64_t k, T* c, std::int64_t ldc, bool accumulate, const char* ahead,
-                 std::int64_t step) {
-  Sums<T, Vectors> sum = {};
-  ask_for<T, Vectors>(c, ldc);
-#pragma GCC unroll 2
-  for (std::int64_t depth = 0; depth < k; ++depth) {
-    ask_for_step(ahead, step);
-    typename VectorOf<T>::type line[Vectors];
-    load_line(right, line);
-#pragma GCC unroll 8
-    for (std::int64_t i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-      for (std::int64_t v = 0; v < Vectors; ++v) sum[i][v] += left[i] * line[v];
-    }
-    left += left_pitch;
-    right += right_pitch;
-  }
-  put<T, Vectors>(sum, c, ldc, accumulate);
-}
-
 // Without packing either side. Rows that are no whole tile are packed, and summed beside c.
 template <class T>
 void product_lines(const T* left, std::int64_t left_pitch, const T* right, std::int64_t right_pitch,
@@ -307,12 +294,12 @@ void product_lines(const T* left, std::int64_t left_pitch, const T* right, std::
                  : reinterpret_cast<const char*>(right + j);
         const std::int64_t pace = asks ? step : 0;
         if (i < whole) {
-          micro_lines<T, Vectors>(left + i, left_pitch, right + j, right_pitch, k, c + i * ldc + j,
-                                  ldc, accumulate, from, pace);
+          micro_lines<T, true, Vectors>(left + i, left_pitch, right + j, right_pitch, k,
+                                        c + i * ldc + j, ldc, accumulate, from, pace);
           continue;
         }
-        micro_lines<T, Vectors>(packed, kRows, right + j, right_pitch, k, sums, kCols<T>, false,
-                                from, pace);
+        micro_lines<T, true, Vectors>(packed, kRows, right + j, right_pitch, k, sums, kCols<T>,
+                                      false, from, pace);
         for (std::int64_t r = 0; r < rest; ++r) {
           for (std::int64_t q = 0; q < Vectors * kLanes<T>; ++q) {
             T& entry = c[(i + r) * ldc + j + q];
