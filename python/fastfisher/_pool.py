@@ -7,6 +7,8 @@ What a system asks for fresh pages may be more than half of the time in which th
 from __future__ import annotations
 
 import math
+import mmap
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +21,10 @@ Host = np.ndarray[Any, Any]
 
 _SMALLEST = 1 << 18
 """Bytes from which memory is kept: below, the system's own allocator keeps it."""
-_WORKSPACES = 1 << 27
-"""Bytes of workspaces that are kept where no pool is in use."""
+_LENT = 1 << 22
+"""Bytes from which a kept block is offered to the system: on large pages that costs nothing."""
+_KEPT = min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
+"""Bytes for the work of calls that are kept where no pool is in use."""
 
 _active: ContextVar[Pool | None] = ContextVar("active", default=None)
 
@@ -31,7 +35,8 @@ class Pool:
     An array's memory comes back when nothing refers to it any more, wherever that is. What was
     there at the start of one use and was not needed in it goes back to the system at its end. With
     a `limit` it is kept from use to use instead, until bytes that no array has would exceed it:
-    then all of them go.
+    then all of them go. Large blocks are meanwhile the system's to take where it runs short, which
+    then costs fresh pages.
     """
 
     def __init__(self, limit: float = math.inf) -> None:
@@ -79,15 +84,33 @@ class Pool:
         for kept in (self._free, self._old):
             with suppress(KeyError, IndexError):  # another thread may have been faster
                 return kept[size].pop()
-        return np.empty(size, np.uint8)
+        return np.empty(size, np.uint8) if self._limit == math.inf else _lendable(size)
 
     def give(self, raw: Host) -> None:
         """Take bytes back."""
-        if self._limit < math.inf and raw.nbytes + self.size > self._limit:
-            self._free = {}
-            if raw.nbytes > self._limit:
-                return
+        if self._limit < math.inf:
+            if raw.nbytes + self.size > self._limit:
+                self._free = {}
+                if raw.nbytes > self._limit:
+                    return
+            _lend(raw)
         self._free.setdefault(raw.nbytes, []).append(raw)
+
+
+def _lendable(size: int) -> Host:
+    """Bytes whose pages the system may have while nobody uses them, large ones if possible."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # systems without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
+
+
+def _lend(raw: Host) -> None:
+    """Offer the pages of `raw` to the system until they are written again."""
+    if raw.nbytes < _LENT:
+        return
+    with suppress(AttributeError, OSError):
+        raw.base.obj.madvise(mmap.MADV_FREE)  # type: ignore[union-attr]
 
 
 class _Lent:
@@ -110,7 +133,7 @@ def empty(shape: tuple[int, ...], dtype: str | type) -> Host:
 
 def workspace(size: int) -> Host:
     """Uninitialised bytes for one call, of the pool in use or of one that all calls share."""
-    return _array((size,), np.dtype(np.uint8), _active.get() or _workspaces)
+    return _array((size,), np.dtype(np.uint8), _active.get() or _kept)
 
 
 def _array(shape: tuple[int, ...], kind: np.dtype[Any], pool: Pool | None) -> Host:
@@ -120,4 +143,4 @@ def _array(shape: tuple[int, ...], kind: np.dtype[Any], pool: Pool | None) -> Ho
     return np.asarray(_Lent(pool, pool.take(size))).view(kind).reshape(shape)
 
 
-_workspaces = Pool(limit=_WORKSPACES)
+_kept = Pool(limit=_KEPT)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fastfisher as ff
-from fastfisher._pool import _WORKSPACES, Pool, _workspaces, empty, workspace
+from fastfisher._pool import _KEPT, Pool, _kept, empty, workspace
 
 SHAPE = (512, 512)
 BYTES = 4 * 512 * 512
@@ -162,16 +164,48 @@ def test_workspaces_of_calls_keep_their_memory_and_results_do_not():
     del big
     again = workspace(BYTES)
     assert address(again) == at
-    assert _workspaces.size <= _WORKSPACES
+    assert _kept.size <= _KEPT
     del again
     with (pool := Pool()).use():
         inside = workspace(BYTES)
         assert address(inside) != at
         del inside
     assert pool.size == BYTES
-    kept = _workspaces.size
-    huge = workspace(_WORKSPACES + 1)
+    kept = _kept.size
+    huge = workspace(_KEPT + 1)
     del huge
-    assert _workspaces.size in (0, kept), "nothing beyond the limit is kept"
+    assert _kept.size in (0, kept), "nothing beyond the limit is kept"
     a, g = np.ones((300, 40), "float32"), np.ones((300, 4, 50), "float32")
     assert ff.gram(a, g).flags.owndata, "a result is memory of its own"
+
+
+def lazily_free() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("LazyFree"))
+
+
+def test_what_is_kept_is_the_systems_to_take():
+    size = 1 << 25
+    block = workspace(size)
+    block.fill(1)
+    before = lazily_free()
+    del block
+    assert lazily_free() - before >= size // 2
+    again = workspace(size)
+    again.fill(2)
+    assert lazily_free() - before < size // 2, "memory in use would be lost"
+    assert (again == 2).all()
+
+
+def test_gradients_of_a_capture_leave_their_memory_to_the_next():
+    torch = pytest.importorskip("torch")
+    model, x = torch.nn.Linear(8, 64), torch.randn(64, 8)
+    jacobian = ff.jacobian(model, x)
+    at, view = jacobian.layers[0].g.data_ptr(), jacobian.layers[0].g[:2]
+    expected = view.clone()
+    del jacobian
+    second = ff.jacobian(model, x)
+    assert second.layers[0].g.data_ptr() != at, "memory that a view still reads was given away"
+    assert torch.equal(view, expected)
+    del view
+    assert ff.jacobian(model, x).layers[0].g.data_ptr() == at
