@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,9 @@ class Pool:
 
     An array's memory comes back when nothing refers to it any more, wherever that is. What was
     there at the start of one use and was not needed in it goes back to the system at its end. With
-    a `limit` it is kept from use to use instead, until bytes that no array has would exceed it:
-    then all of them go. Large blocks are meanwhile the system's to take where it runs short, which
-    then costs fresh pages.
+    a `limit` it is kept from use to use instead, up to so many bytes, and never so much that it and
+    what is in use exceed what once was in use: the oldest goes first. Large blocks are meanwhile
+    the system's to take where it runs short, which then costs fresh pages.
     """
 
     def __init__(self, limit: float = math.inf) -> None:
@@ -44,6 +46,10 @@ class Pool:
         self._free: dict[int, list[Host]] = {}
         self._old: dict[int, list[Host]] = {}
         self._uses = 0
+        # Bytes that arrays have, and the most that they had. Arrays die wherever a collector runs,
+        # in the midst of these lines too: hence a lock that a thread may take twice.
+        self._in_use = self._most = 0
+        self._lock = threading.RLock()
 
     @contextmanager
     def use(self) -> Iterator[Pool]:
@@ -81,25 +87,60 @@ class Pool:
 
     def take(self, size: int) -> Host:
         """Bytes that nobody else has."""
-        for kept in (self._free, self._old):
-            with suppress(KeyError, IndexError):  # another thread may have been faster
-                return kept[size].pop()
-        return np.empty(size, np.uint8) if self._limit == math.inf else _lendable(size)
+        with self._lock:
+            raw = next(
+                (kept[size].pop() for kept in (self._free, self._old) if kept.get(size)), None
+            )
+            if raw is None and self._limit == math.inf:
+                raw = np.empty(size, np.uint8)
+            elif raw is None:
+                self._shrink(max(0, self._most - self._in_use - size))
+                raw = _lendable(size)
+            self._in_use += size
+            self._most = max(self._most, self._in_use)
+        return raw
 
     def give(self, raw: Host) -> None:
         """Take bytes back."""
-        if self._limit < math.inf:
-            if raw.nbytes + self.size > self._limit:
-                self._free = {}
-                if raw.nbytes > self._limit:
-                    return
-            _lend(raw)
-        self._free.setdefault(raw.nbytes, []).append(raw)
+        with self._lock:
+            self._in_use -= raw.nbytes
+            # The last one of its size is the newest.
+            self._free[raw.nbytes] = [*self._free.pop(raw.nbytes, []), raw]
+            if self._limit < math.inf:
+                _lend(raw)
+                self._shrink(self._limit)
+
+    def renew_lock(self) -> None:
+        """For the child of a fork, whose parent may have had the lock at that moment."""
+        self._lock = threading.RLock()
+
+    def _shrink(self, most: float) -> None:
+        """Give the system what was not needed for the longest time, until `most` bytes are left."""
+        while self.size > most:
+            size, blocks = next(iter(self._free.items()))
+            if blocks:
+                blocks.pop(0)
+            if not blocks:
+                del self._free[size]
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have malloc keep what libraries free in their work, as after any large array of the caller.
+
+    glibc maps blocks beyond a size anew each time, and raises that size to that of a freed one, of
+    32 MiB at most: the temporary arrays of a backward pass, 1 to 10 MB, else cost fresh pages each,
+    a tenth to a sixth of the time of a capture.
+    """
+    np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
 def _lendable(size: int) -> Host:
     """Bytes whose pages the system may have while nobody uses them, large ones if possible."""
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"unable to allocate {size} bytes") from error
     with suppress(AttributeError, OSError):  # systems without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8)
@@ -144,3 +185,4 @@ def _array(shape: tuple[int, ...], kind: np.dtype[Any], pool: Pool | None) -> Ho
 
 
 _kept = Pool(limit=_KEPT)
+os.register_at_fork(after_in_child=_kept.renew_lock)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 import threading
 from pathlib import Path
 
@@ -124,11 +126,67 @@ def test_no_more_than_the_limit_is_kept():
         del x, y
         assert pool.size == 2 * BYTES
         del z
-        assert pool.size == BYTES
+        assert pool.size == 2 * BYTES
     with pool.use():
         pass
-    assert pool.size == BYTES, "a limited pool keeps its memory from use to use"
+    assert pool.size == 2 * BYTES, "a limited pool keeps its memory from use to use"
     assert pickle.loads(pickle.dumps(pool))._limit == 2.5 * BYTES
+
+
+def test_a_limited_pool_and_what_is_in_use_never_exceed_what_once_was_in_use():
+    pool = Pool(limit=100 * BYTES)
+
+    def make(units: int) -> np.ndarray:
+        return empty((units, BYTES), "uint8")
+
+    with pool.use():
+        a, b = make(3), make(2)
+        del a, b
+        assert pool.size == 5 * BYTES
+        c = make(4)
+        assert pool.size == 0, "4 + 2 would be more than 5"
+        del c
+        d, e = make(4), make(1)
+        del e, d
+        assert pool.size == 5 * BYTES
+        f = make(2)
+        assert pool.size == 0, "the oldest goes first, then the other, which is too large"
+        g = make(1)
+        del g, f
+        h = make(1)
+        assert pool.size == 2 * BYTES
+        i = make(1)
+        assert pool.size == 2 * BYTES, "2 + 1 + 1 are less than 5"
+        del h, i
+    assert pool._in_use == 0
+
+
+def test_more_than_there_is_is_a_memory_error():
+    in_use = _kept._in_use
+    with pytest.raises(MemoryError, match="unable to allocate"):
+        workspace(1 << 62)
+    assert _kept._in_use == in_use
+
+
+def test_a_child_does_not_wait_for_a_lock_of_its_parent():
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with _kept._lock:
+            held.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        workspace(BYTES)
+        os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_within_another_pool_it_is_not_used():

@@ -30,16 +30,27 @@ def dense_gram(model: Any, x: Any) -> Any:
     return (j @ j.T).reshape(n, -1, n, len(j) // n)
 
 
-@pytest.mark.parametrize("limit", ["512MB", "480MB"])
-def test_pieces_shrink_before_blocks_do(limit: str) -> None:
+@pytest.mark.parametrize(("limit", "piece"), [(512, 8), (480, 4), (460, 15)])
+def test_pieces_shrink_before_blocks_do(limit: int, piece: int) -> None:
     cost = Cost(3200 * KB, 5000 * KB, 3200 * KB)
-    assert cost.piece > LEAST_PIECE
-    plan = plan_blocks(128, None, cost, {"512MB": 512 << 20, "480MB": 480 << 20}[limit])
-    whole = limit == "512MB"
-    assert (plan.left >= 128) == whole
-    assert plan.piece == (LEAST_PIECE if whole else cost.piece)
+    assert (cost.piece, LEAST_PIECE) == (15, 8)
+    plan = plan_blocks(128, None, cost, limit << 20)
+    assert (plan.left >= 128) == (limit > 460)
+    assert plan.piece == piece
     roomy = plan_blocks(128, None, cost, 1 << 30)
     assert (roomy.left, roomy.piece) == (128, cost.piece)
+
+
+def test_gradients_are_kept_whole_with_pieces_of_four() -> None:
+    cost = Cost(4865 * KB, 8560 * KB, 1565 * KB)
+    assert cost.piece == LEAST_PIECE
+    plan = plan_blocks(256, None, cost, 512_000_000)
+    assert (plan.left, plan.piece, plan.compact) == (256, LEAST_PIECE // 2, True)
+    used = 256 * cost.compact + plan.piece * cost.capture + plan.workspace
+    assert used <= 512_000_000
+    less = plan_blocks(256, None, cost, 400 << 20)
+    assert less.left < 256, "it does not fit whole"
+    assert (less.piece, less.compact) == (LEAST_PIECE, True), "small pieces would not help"
 
 
 class Pooled(nn.Module):

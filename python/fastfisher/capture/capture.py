@@ -15,6 +15,7 @@ import torch
 
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import layer_bytes
+from fastfisher._pool import keep_freed_memory
 from fastfisher.capture import graph as ag
 from fastfisher.capture.assemble import Assembled, assemble
 from fastfisher.capture.columns import VIEWS, Columns, base_name
@@ -75,6 +76,7 @@ class Capture:
         self._used: dict[Plan, None] = {}
         self.cost = Cost(1.0, 1.0, 1.0)
         check_inputs(x, model, "x")
+        keep_freed_memory()
         if samples_of(x):
             self._probe(x)
 

@@ -67,17 +67,11 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
     piece = max(1, min(cost.piece, int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
     work = min(wanted, limit // 4)
-    whole = _cut(n, m, cost, cost.factors, piece, limit, work)
-    fits = _holds(whole, n, m)
-    if not fits:
-        # Smaller pieces where that spares a second capture.
-        small = _cut(n, m, cost, cost.factors, min(piece, LEAST_PIECE), limit, work)
-        if _holds(small, n, m) or whole is None:
-            whole, fits = small, _holds(small, n, m)
+    whole, fits = _widest(n, m, cost, cost.factors, piece, limit, work)
     if not fits and may_form and cost.compact < _WORTH * cost.factors:
         # What is kept as gradients needs less room to be multiplied, too.
         work = min(DEFAULT_MEMORY, limit // 8)
-        formed = _cut(n, m, cost, cost.compact, piece, limit, work)
+        formed, _ = _widest(n, m, cost, cost.compact, piece, limit, work)
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
@@ -87,6 +81,22 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
             "at a time"
         )
     return whole
+
+
+def _widest(
+    n: int, m: int | None, cost: Cost, factors: float, piece: int, limit: int, work: int
+) -> tuple[Blocks | None, bool]:
+    """Blocks of all samples, with smaller pieces where that spares a second capture, and whether.
+
+    Else those with the pieces that were wanted, or the largest ones that leave room for blocks.
+    """
+    found: Blocks | None = None
+    for width in dict.fromkeys((piece, min(piece, LEAST_PIECE), min(piece, LEAST_PIECE // 2))):
+        blocks = _cut(n, m, cost, factors, width, limit, work)
+        if _holds(blocks, n, m):
+            return blocks, True
+        found = found or blocks
+    return found, False
 
 
 def _holds(blocks: Blocks | None, n: int, m: int | None) -> bool:
