@@ -88,9 +88,7 @@ class Pool:
     def take(self, size: int) -> Host:
         """Bytes that nobody else has."""
         with self._lock:
-            raw = next(
-                (kept[size].pop() for kept in (self._free, self._old) if kept.get(size)), None
-            )
+            raw = self._found(size)
             if raw is None and self._limit == math.inf:
                 raw = np.empty(size, np.uint8)
             elif raw is None:
@@ -104,8 +102,10 @@ class Pool:
         """Take bytes back."""
         with self._lock:
             self._in_use -= raw.nbytes
-            # The last one of its size is the newest.
-            self._free[raw.nbytes] = [*self._free.pop(raw.nbytes, []), raw]
+            # Sizes in the order of their last return. The list stays the same: `take` may be at it.
+            blocks = self._free.pop(raw.nbytes, [])
+            blocks.append(raw)
+            self._free[raw.nbytes] = blocks
             if self._limit < math.inf:
                 _lend(raw)
                 self._shrink(self._limit)
@@ -117,11 +117,20 @@ class Pool:
     def _shrink(self, most: float) -> None:
         """Give the system what was not needed for the longest time, until `most` bytes are left."""
         while self.size > most:
-            size, blocks = next(iter(self._free.items()))
-            if blocks:
+            sizes = list(self._free)
+            if not sizes:
+                return
+            blocks = self._free.get(sizes[0], [])
+            with suppress(IndexError):
                 blocks.pop(0)
             if not blocks:
-                del self._free[size]
+                self._free.pop(sizes[0], None)
+
+    def _found(self, size: int) -> Host | None:
+        for kept in (self._free, self._old):
+            with suppress(KeyError, IndexError):
+                return kept[size].pop()
+        return None
 
 
 @cache
