@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import threading
+import resource
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,10 +25,25 @@ _SMALLEST = 1 << 18
 """Bytes from which memory is kept: below, the system's own allocator keeps it."""
 _LENT = 1 << 22
 """Bytes from which a kept block is offered to the system: on large pages that costs nothing."""
+_KEPT_SMALL = 1 << 27
+"""Bytes of smaller blocks that a limited pool keeps."""
 _KEPT = min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
 """Bytes for the work of calls that are kept where no pool is in use."""
+if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    _KEPT = min(
+        _KEPT, _KEPT_SMALL
+    )  # addresses are counted there, whether pages stand behind or not
 
 _active: ContextVar[Pool | None] = ContextVar("active", default=None)
+
+
+class _Block:
+    """Memory that no array has."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: Host) -> None:
+        self.raw = raw
 
 
 class Pool:
@@ -39,23 +54,27 @@ class Pool:
     a `limit` it is kept from use to use instead, up to so many bytes, and never so much that it and
     what is in use exceed what once was in use: the oldest goes first. Large blocks are meanwhile
     the system's to take where it runs short, which then costs fresh pages.
+
+    Arrays die wherever a collector runs, in other threads and in the midst of these lines: no step
+    waits for a lock, each is one that the interpreter does not divide.
     """
 
     def __init__(self, limit: float = math.inf) -> None:
         self._limit = limit
-        self._free: dict[int, list[Host]] = {}
-        self._old: dict[int, list[Host]] = {}
+        self._free: list[_Block] = []
+        """In the order in which they came back."""
+        self._old: list[_Block] = []
         self._uses = 0
-        # Bytes that arrays have, and the most that they had. Arrays die wherever a collector runs,
-        # in the midst of these lines too: hence a lock that a thread may take twice.
-        self._in_use = self._most = 0
-        self._lock = threading.RLock()
+        self._lent: dict[int, int] = {}
+        """Bytes of the memory that arrays have, by its identity."""
+        self._most = 0
+        """Bytes that they once had together."""
 
     @contextmanager
     def use(self) -> Iterator[Pool]:
         """Make it the pool of `empty` in this thread."""
         if self._uses == 0 and self._limit == math.inf:
-            self._old, self._free = self._free, {}
+            self._old, self._free = self._free, []
         self._uses += 1
         token = _active.set(self)
         try:
@@ -64,7 +83,7 @@ class Pool:
             _active.reset(token)
             self._uses -= 1
             if self._uses == 0:
-                self._old = {}
+                self._old = []
 
     @contextmanager
     def use_if_none(self) -> Iterator[None]:
@@ -82,54 +101,58 @@ class Pool:
     @property
     def size(self) -> int:
         """Bytes that no array has now."""
-        kept = [x for found in (self._free, self._old) for x in list(found.values())]
-        return sum(raw.nbytes for x in kept for raw in x)
+        return sum(block.raw.nbytes for block in [*self._free, *self._old])
+
+    @property
+    def in_use(self) -> int:
+        """Bytes that arrays have now."""
+        return sum(list(self._lent.values()))
 
     def take(self, size: int) -> Host:
         """Bytes that nobody else has."""
-        with self._lock:
-            raw = self._found(size)
-            if raw is None and self._limit == math.inf:
-                raw = np.empty(size, np.uint8)
-            elif raw is None:
-                self._shrink(max(0, self._most - self._in_use - size))
-                raw = _lendable(size)
-            self._in_use += size
-            self._most = max(self._most, self._in_use)
+        raw = self._found(size)
+        if raw is None and self._limit == math.inf:
+            raw = np.empty(size, np.uint8)
+        elif raw is None:
+            self._shrink(max(0, self._most - self.in_use - size))
+            raw = _lendable(size)
+        self._lent[id(raw)] = size
+        if self._limit < math.inf:
+            self._most = max(self._most, self.in_use)
         return raw
 
     def give(self, raw: Host) -> None:
         """Take bytes back."""
-        with self._lock:
-            self._in_use -= raw.nbytes
-            # Sizes in the order of their last return. The list stays the same: `take` may be at it.
-            blocks = self._free.pop(raw.nbytes, [])
-            blocks.append(raw)
-            self._free[raw.nbytes] = blocks
-            if self._limit < math.inf:
-                _lend(raw)
-                self._shrink(self._limit)
+        self._lent.pop(id(raw), None)
+        if self._limit == math.inf:
+            self._free.append(_Block(raw))
+            return
+        _lend(raw)  # before anyone can have it
+        self._free.append(_Block(raw))
+        self._shrink(self._limit)
+        self._shrink(_KEPT_SMALL, below=_LENT)
 
-    def renew_lock(self) -> None:
-        """For the child of a fork, whose parent may have had the lock at that moment."""
-        self._lock = threading.RLock()
+    def _shrink(self, most: float, below: float = math.inf) -> None:
+        """Give the system what was not needed for the longest time, until `most` bytes are left.
 
-    def _shrink(self, most: float) -> None:
-        """Give the system what was not needed for the longest time, until `most` bytes are left."""
-        while self.size > most:
-            sizes = list(self._free)
-            if not sizes:
+        Of blocks of fewer than `below` bytes.
+        """
+        blocks = [block for block in list(self._free) if block.raw.nbytes < below]
+        left = sum(block.raw.nbytes for block in blocks)
+        for block in blocks:
+            if left <= most:
                 return
-            blocks = self._free.get(sizes[0], [])
-            with suppress(IndexError):
-                blocks.pop(0)
-            if not blocks:
-                self._free.pop(sizes[0], None)
+            left -= block.raw.nbytes
+            with suppress(ValueError):  # another one may have it
+                self._free.remove(block)
 
     def _found(self, size: int) -> Host | None:
         for kept in (self._free, self._old):
-            with suppress(KeyError, IndexError):
-                return kept[size].pop()
+            for block in reversed(list(kept)):
+                if block.raw.nbytes == size:
+                    with suppress(ValueError):
+                        kept.remove(block)
+                        return block.raw
         return None
 
 
@@ -194,4 +217,3 @@ def _array(shape: tuple[int, ...], kind: np.dtype[Any], pool: Pool | None) -> Ho
 
 
 _kept = Pool(limit=_KEPT)
-os.register_at_fork(after_in_child=_kept.renew_lock)

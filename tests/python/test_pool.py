@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 
 import fastfisher as ff
-from fastfisher._pool import _KEPT, Pool, _kept, empty, workspace
+from fastfisher import _pool
+from fastfisher._pool import _KEPT, _KEPT_SMALL, _LENT, Pool, _kept, empty, workspace
 
 SHAPE = (512, 512)
 BYTES = 4 * 512 * 512
@@ -158,35 +161,100 @@ def test_a_limited_pool_and_what_is_in_use_never_exceed_what_once_was_in_use():
         i = make(1)
         assert pool.size == 2 * BYTES, "2 + 1 + 1 are less than 5"
         del h, i
-    assert pool._in_use == 0
+    assert pool.in_use == 0
 
 
 def test_more_than_there_is_is_a_memory_error():
-    in_use = _kept._in_use
+    in_use = _kept.in_use
     with pytest.raises(MemoryError, match="unable to allocate"):
         workspace(1 << 62)
-    assert _kept._in_use == in_use
+    assert _kept.in_use == in_use
 
 
-def test_a_child_does_not_wait_for_a_lock_of_its_parent():
-    held, done = threading.Event(), threading.Event()
+def test_an_array_may_die_while_another_thread_works_on_the_pool():
+    """Finalisers wait for nobody: one that did, for a lock of the caller's, would stop everyone."""
+    pool, lock, cache = Pool(limit=1 << 29), threading.RLock(), {}
 
-    def hold():
-        with _kept._lock:
-            held.set()
-            done.wait(20)
+    class Cached:
+        def __init__(self):
+            self.me = self
+            cache[id(self)] = None
 
-    thread = threading.Thread(target=hold)
+        def __del__(self):
+            with lock:
+                cache.pop(id(self), None)
+
+    def make():
+        for _ in range(2000):
+            Cached()
+            with pool.use():
+                x = empty(SHAPE, "float32")
+            del x
+
+    def drop():
+        for _ in range(2000):
+            with pool.use():
+                x = empty(SHAPE, "float32")
+            with lock:
+                del x
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (make, drop)]
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-4)
+    gc.set_threshold(50)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
+    assert pool.in_use == 0
+
+
+@pytest.mark.parametrize("limit", [1 << 29, float("inf")])
+def test_a_child_of_a_fork_goes_on_with_any_pool(limit: float):
+    pool, stop = Pool(limit=limit), threading.Event()
+
+    def work():
+        while not stop.is_set():
+            with pool.use():
+                empty(SHAPE, "float32")
+
+    thread = threading.Thread(target=work)
     thread.start()
-    held.wait(20)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(10)
-        workspace(BYTES)
-        os._exit(0)
-    done.set()
-    thread.join()
-    assert os.waitpid(child, 0)[1] == 0
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                with pool.use():
+                    empty(SHAPE, "float32")
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_memory_is_lent_before_anyone_can_have_it(monkeypatch):
+    pool, seen = Pool(limit=1 << 29), []
+    monkeypatch.setattr(_pool, "_lend", lambda raw: seen.append((raw.nbytes, pool.size)))
+    with pool.use():
+        empty(SHAPE, "float32")
+    assert seen == [(BYTES, 0)]
+
+
+def test_of_small_blocks_few_are_kept():
+    pool = Pool(limit=1 << 30)
+    with pool.use():
+        held = [empty((_LENT - 4096,), "uint8") for _ in range(40)]
+        large = empty((1 << 25,), "uint8")
+        del held, large
+    assert pool.size - (1 << 25) <= _KEPT_SMALL
+    assert pool.size - (1 << 25) > _KEPT_SMALL - _LENT
 
 
 def test_within_another_pool_it_is_not_used():
