@@ -30,9 +30,8 @@ _KEPT_SMALL = 1 << 27
 _KEPT = min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
 """Bytes for the work of calls that are kept where no pool is in use."""
 if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-    _KEPT = min(
-        _KEPT, _KEPT_SMALL
-    )  # addresses are counted there, whether pages stand behind or not
+    # There addresses count, with pages behind them or without.
+    _KEPT = min(_KEPT, _KEPT_SMALL)
 
 _active: ContextVar[Pool | None] = ContextVar("active", default=None)
 
