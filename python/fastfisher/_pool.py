@@ -26,12 +26,9 @@ _SMALLEST = 1 << 18
 _LENT = 1 << 22
 """Bytes from which a kept block is offered to the system: on large pages that costs nothing."""
 _KEPT_SMALL = 1 << 27
-"""Bytes of smaller blocks that a limited pool keeps."""
+"""Bytes of smaller blocks that a limited pool keeps, and of all where addresses are limited."""
 _KEPT = min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
 """Bytes for the work of calls that are kept where no pool is in use."""
-if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-    # There addresses count, with pages behind them or without.
-    _KEPT = min(_KEPT, _KEPT_SMALL)
 
 _active: ContextVar[Pool | None] = ContextVar("active", default=None)
 
@@ -129,7 +126,9 @@ class Pool:
         _lend(raw)  # before anyone can have it
         self._free.append(_Block(raw))
         self._shrink(self._limit)
-        self._shrink(_KEPT_SMALL, below=_LENT)
+        # Addresses count with pages behind them or without.
+        limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        self._shrink(_KEPT_SMALL, below=math.inf if limited else _LENT)
 
     def _shrink(self, most: float, below: float = math.inf) -> None:
         """Give the system what was not needed for the longest time, until `most` bytes are left.

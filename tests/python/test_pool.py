@@ -7,6 +7,7 @@ import copy
 import gc
 import os
 import pickle
+import resource
 import signal
 import sys
 import threading
@@ -255,6 +256,18 @@ def test_of_small_blocks_few_are_kept():
         del held, large
     assert pool.size - (1 << 25) <= _KEPT_SMALL
     assert pool.size - (1 << 25) > _KEPT_SMALL - _LENT
+
+
+def test_under_an_address_limit_little_is_kept():
+    pool, before = Pool(limit=1 << 30), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 46, before[1]))
+    try:
+        with pool.use():
+            held = [empty((1 << 25,), "uint8") for _ in range(8)]
+            del held
+        assert pool.size == _KEPT_SMALL
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_within_another_pool_it_is_not_used():

@@ -67,11 +67,11 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
     piece = max(1, min(cost.piece, int(limit / 4 / max(cost.capture, 1.0))))
     wanted = max(DEFAULT_MEMORY, int(samples * cost.factors) // 8)
     work = min(wanted, limit // 4)
-    whole, fits = _widest(n, m, cost, cost.factors, piece, limit, work)
-    if not fits and may_form and cost.compact < _WORTH * cost.factors:
+    whole = _widest(n, m, cost, cost.factors, piece, limit, work)
+    if not _holds(whole, n, m) and may_form and cost.compact < _WORTH * cost.factors:
         # What is kept as gradients needs less room to be multiplied, too.
         work = min(DEFAULT_MEMORY, limit // 8)
-        formed, _ = _widest(n, m, cost, cost.compact, piece, limit, work)
+        formed = _widest(n, m, cost, cost.compact, piece, limit, work)
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
@@ -85,8 +85,8 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
 
 def _widest(
     n: int, m: int | None, cost: Cost, factors: float, piece: int, limit: int, work: int
-) -> tuple[Blocks | None, bool]:
-    """Blocks of all samples, with smaller pieces where that spares a second capture, and whether.
+) -> Blocks | None:
+    """Blocks of all samples, with smaller pieces where that spares a second capture.
 
     Else those with the pieces that were wanted, or the largest ones that leave room for blocks.
     """
@@ -94,9 +94,9 @@ def _widest(
     for width in dict.fromkeys((piece, min(piece, LEAST_PIECE), min(piece, LEAST_PIECE // 2))):
         blocks = _cut(n, m, cost, factors, width, limit, work)
         if _holds(blocks, n, m):
-            return blocks, True
+            return blocks
         found = found or blocks
-    return found, False
+    return found
 
 
 def _holds(blocks: Blocks | None, n: int, m: int | None) -> bool:
