@@ -269,6 +269,20 @@ if sys.argv[1] == "images":  # gradients are smaller than factors: kept as gradi
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Tanh(), nn.Linear(16, 10))
     x = torch.randn(96, 3, 24, 24)
+elif sys.argv[1] == "experts":  # routes that the first samples do not show, and cannot be cut
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 24, 3, padding=1)
+            self.experts = nn.ModuleList(nn.Conv2d(24, 32, 3, padding=1) for _ in range(2))
+            self.head = nn.Linear(32, 10)
+        def forward(self, x):
+            h, chosen = torch.relu(self.conv(x)), x[:, 0, 0, 0] > 0
+            y = h.new_zeros(len(x), 32, *h.shape[2:])
+            y[chosen], y[~chosen] = self.experts[0](h[chosen]), self.experts[1](h[~chosen])
+            return self.head(torch.relu(y).mean((2, 3)))
+    model, x = Experts(), torch.randn(128, 3, 12, 12)
+    x[:, 0, 0, 0] = torch.where(torch.arange(128) % 7 < 3, 1.0, -1.0)
 else:  # tokens: blocks of samples
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
         nn.Flatten(), nn.Linear(32 * 64, 10))
@@ -288,6 +302,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base), info.s
         ("images", 80 << 20, 1, "ECD"),
         ("tokens", 60 << 20, 10, "SSD"),
         ("tokens", 120 << 20, 3, "SSD"),
+        ("experts", 30 << 20, 20, "CEEEEDEC"),
     ],
 )
 def test_memory_limit_bounds_the_peak(model: str, limit: int, blocks: int, forms: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
 from fastfisher.capture import Capture, torch_model  # noqa: E402
-from fastfisher.capture.cost import LEAST_PIECE, Cost, plan_blocks  # noqa: E402
+from fastfisher.capture.cost import LEAST_PIECE, Blocks, Cost, plan_at_once, plan_blocks  # noqa: E402
 
 KB = 1 << 10
 
@@ -51,6 +52,31 @@ def test_gradients_are_kept_whole_with_pieces_of_four() -> None:
     less = plan_blocks(256, None, cost, 400 << 20)
     assert less.left < 256, "it does not fit whole"
     assert (less.piece, less.compact) == (LEAST_PIECE, True), "small pieces would not help"
+
+
+@pytest.mark.parametrize(
+    ("m", "limit"), [(None, 40), (None, 400), (None, 700), (60, 40), (60, 700)]
+)
+def test_blocks_without_pieces_fit(m: int | None, limit: int) -> None:
+    cost, limit = Cost(1000 * KB, 4000 * KB, 900 * KB), limit << 20
+    plan = plan_at_once(128, m, cost, limit)
+    assert plan.piece >= max(plan.left, plan.right), "no block is cut"
+    alone = m is None and plan.left == 128
+    used = plan.left * cost.capture + (0 if alone else plan.right * cost.factors) + plan.workspace
+    assert used <= limit
+    assert (plan.left == 128) == (limit == 700 << 20)
+    with pytest.raises(MemoryError, match="memory_limit: 5000000 bytes, expected at least"):
+        plan_at_once(128, m, cost, 5_000_000)
+
+
+def test_larger_costs_need_other_blocks() -> None:
+    cost, larger = Cost(10.0, 30.0, 9.0), Cost(5.0, 40.0, 9.5)
+    assert cost.most(larger) == Cost(10.0, 40.0, 9.5)
+    blocks = Blocks(10, 8, 100, 4)
+    assert blocks.within(Blocks(10, 9, 50, 4))
+    for other in (Blocks(9, 9, 100, 4), Blocks(10, 7, 100, 4), Blocks(10, 8, 100, 3)):
+        assert not blocks.within(other)
+    assert not blocks.within(replace(blocks, compact=True))
 
 
 class Pooled(nn.Module):

@@ -9,7 +9,7 @@ diagonal, so that its last block is the next row's first and is not captured aga
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from fastfisher._jacobian import Jacobian
 from fastfisher._memory import free_memory, memory_bytes
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.capture import Capture
-from fastfisher.capture.cost import Blocks, plan_blocks
+from fastfisher.capture.cost import Blocks, Cost, plan_at_once, plan_blocks
 from fastfisher.capture.model import Inputs, samples_of, take, tensors_of
+from fastfisher.capture.pieces import Costlier, DifferentPieces
 
 _SHARE = 0.5  # of the memory that is free, where no limit is given
 
@@ -50,39 +51,60 @@ def kernel(
     else:
         limit = memory_bytes(memory_limit)
     may_form = options["method"] in ("auto", "S1")
-    blocks = plan_blocks(n, m, capture.cost, limit, may_form=may_form)
-    run = _Run(
-        capture,
-        (x, x if x2 is None else x2),
-        (n, n if m is None else m),
-        outputs=outputs,
-        each=each,
-        out=out,
-        square=m is None,
-        blocks=blocks,
-    )
     given = dict(options)
-    if memory_limit is not None:
-        given["memory_limit"] = blocks.workspace
-    if n == 0 or m == 0:
+
+    def plan(cost: Cost) -> Blocks:
+        if at_once:
+            return plan_at_once(n, m, cost, limit)
+        return plan_blocks(n, m, cost, limit, may_form=may_form)
+
+    at_once = False
+    while True:
+        blocks = plan(capture.cost)
+        run = _Run(
+            capture,
+            (x, x if x2 is None else x2),
+            (n, n if m is None else m),
+            outputs=outputs,
+            each=each,
+            out=out,
+            square=m is None,
+            blocks=blocks,
+            plan=plan,
+        )
+        if memory_limit is not None:
+            given["memory_limit"] = blocks.workspace
+        # Samples may take ways that the first ones did not: begin again with blocks for those.
+        try:
+            return _walk(run, given, progress)
+        except Costlier:
+            pass
+        except DifferentPieces:
+            at_once = True
+
+
+def _walk(
+    run: _Run, options: Mapping[str, Any], progress: bool
+) -> tuple[dict[str, Any], dict[str, GramInfo]]:
+    if run.n == 0 or run.m == 0:
         return run.nothing()
-    rows = _spans(n, blocks.left)
-    columns = rows if m is None else _spans(m, blocks.right)
-    pairs = len(rows) * (len(rows) + 1) // 2 if m is None else len(rows) * len(columns)
+    rows = _spans(run.n, run.blocks.left)
+    columns = rows if run.square else _spans(run.m, run.blocks.right)
+    pairs = len(rows) * (len(rows) + 1) // 2 if run.square else len(rows) * len(columns)
     if pairs == 1:
-        run.meet(rows[0], columns[0], given | {"progress": progress})
+        run.meet(rows[0], columns[0], {**options, "progress": progress})
         return run.results()
     with progress_numbers(progress, "NTK, blocks of samples") as numbers:
 
         def step(row: slice, column: slice) -> None:
-            run.meet(row, column, given)
+            run.meet(row, column, options)
             if numbers is not None:
                 numbers[0] += 1
 
         if numbers is not None:
             numbers[1] = pairs
         for index, row in enumerate(rows):
-            if m is None:
+            if run.square:
                 step(row, row)
                 for column in reversed(rows[index + 1 :]):
                     step(row, column)
@@ -110,10 +132,11 @@ class _Run:
         out: Any | None,
         square: bool,
         blocks: Blocks,
+        plan: Callable[[Cost], Blocks],
     ) -> None:
         self.capture, self.x, (self.n, self.m) = capture, x, samples
         self.outputs, self.each, self.out, self.square = outputs, each, out, square
-        self.blocks = blocks
+        self.blocks, self.plan = blocks, plan
         self.kept: dict[tuple[int, int, int], Jacobian] = {}
         self.arrays: dict[str, Any] = {}
         self.infos: dict[str, GramInfo] = {}
@@ -130,6 +153,7 @@ class _Run:
                 piece=self.blocks.piece,
                 compact=self.blocks.compact,
                 first=span.start,
+                fits=lambda cost: self.blocks.within(self.plan(cost)),
             )
             self.capture_seconds += time.perf_counter() - start
             self.captured += span.stop - span.start

@@ -9,7 +9,7 @@ layers (`assemble`). Nothing is hooked and nothing is changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -34,6 +34,7 @@ from fastfisher.capture.model import (
     untouched,
 )
 from fastfisher.capture.pieces import (
+    Costlier,
     DifferentPieces,
     Room,
     compacted,
@@ -75,6 +76,7 @@ class Capture:
         self._replaced: set[Plan] = set()
         self._used: dict[Plan, None] = {}
         self.cost = Cost(1.0, 1.0, 1.0)
+        self._fits: Callable[[Cost], bool] | None = None
         check_inputs(x, model, "x")
         keep_freed_memory()
         if samples_of(x):
@@ -92,17 +94,32 @@ class Capture:
         return result
 
     def jacobian(
-        self, x: Inputs, *, piece: int | None = None, compact: bool = False, first: int = 0
+        self,
+        x: Inputs,
+        *,
+        piece: int | None = None,
+        compact: bool = False,
+        first: int = 0,
+        fits: Callable[[Cost], bool] | None = None,
     ) -> Jacobian:
         """Jacobian of the samples `x` as factors, all in memory, captured `piece` at a time.
 
         With `compact` layers are kept as gradients where these are smaller than the factors.
-        `first` is the number of the first sample, for messages.
+        `first` is the number of the first sample, for messages. `fits` says whether there is memory
+        for what samples turn out to cost.
+
+        Raises
+        ------
+        Costlier
+            There is not.
+        DifferentPieces
+            With `fits`: samples take ways too different to be captured in pieces.
         """
         with untouched(self.model), recording():
             if samples_of(x) == 0 or self.plan is None:
                 return self._empty(x)
             n, width = samples_of(x), piece or self.cost.piece
+            self._fits = fits
             if n > width or compact:
                 # What a piece taught may make the others like it.
                 for _ in range(_ATTEMPTS):
@@ -110,6 +127,8 @@ class Capture:
                         return self._in_pieces(x, width, compact, first)
                     except DifferentPieces:
                         pass
+                if fits is not None and n > width:
+                    raise DifferentPieces
             return self._captured(x, first)
 
     def _in_pieces(self, x: Inputs, width: int, compact: bool, first: int) -> Jacobian:
@@ -206,7 +225,10 @@ class Capture:
         self.plan = plan
         self._plans.setdefault(graph.signature, []).append(plan)
         plan.head = find_head(graph, n)
-        self.cost = cost_of(self._harvested(x, graph, detect=True), graph, n)
+        cost = cost_of(self._harvested(x, graph, detect=True), graph, n)
+        known, self.cost = self.cost, self.cost.most(cost)
+        if self._fits is not None and self.cost != known and not self._fits(self.cost):
+            raise Costlier
 
     def _captured(self, x: Inputs, first: int, room: Room | None = None) -> Jacobian:
         n = samples_of(x)

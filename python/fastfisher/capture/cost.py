@@ -31,6 +31,15 @@ class Cost:
     compact: float
     on_device: bool = False
 
+    def most(self, other: Cost) -> Cost:
+        """Return the larger one of each."""
+        return Cost(
+            max(self.factors, other.factors),
+            max(self.capture, other.capture),
+            max(self.compact, other.compact),
+            self.on_device or other.on_device,
+        )
+
     @property
     def piece(self) -> int:
         """Samples to capture at a time, by the bytes of their factors and of all that is made."""
@@ -54,6 +63,15 @@ class Blocks:
     piece: int
     compact: bool = False
 
+    def within(self, other: Blocks) -> bool:
+        """Whether these take no more memory than `other`."""
+        return (
+            self.left <= other.left
+            and self.right <= other.right
+            and self.piece <= other.piece
+            and self.compact >= other.compact
+        )
+
 
 def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool = True) -> Blocks:
     """Cut `n` samples, or `n` and `m` of two sets (None: the first meets itself), into blocks.
@@ -75,12 +93,35 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
-        needed = 2 * (_LEAST_WORKSPACE + cost.capture + 2 * cost.factors)
-        raise MemoryError(
-            f"memory_limit: {limit} bytes, expected at least {math.ceil(needed)} for two samples "
-            "at a time"
-        )
+        raise _too_little(limit, 2 * (_LEAST_WORKSPACE + cost.capture + 2 * cost.factors))
     return whole
+
+
+def plan_at_once(n: int, m: int | None, cost: Cost, limit: int) -> Blocks:
+    """Blocks that are not captured in pieces: what autograd keeps of one fits, beside another.
+
+    Raises
+    ------
+    MemoryError
+        Not even single samples fit.
+    """
+    work = min(max(DEFAULT_MEMORY, (n + (m or 0)) * int(cost.factors) // 8), limit // 4)
+    rest = limit - max(work, min(limit // 2, _LEAST_WORKSPACE))
+    both = max(cost.capture + cost.factors, 1.0)
+    least, most = (0, n) if m is None else (min(n, m), max(n, m))
+    if least * cost.factors + most * cost.capture > rest:
+        most = int(rest // both)
+        if most < 1:
+            raise _too_little(limit, 2 * (_LEAST_WORKSPACE + both))
+    left, right = min(n, most), min(n if m is None else m, most)
+    return Blocks(left, right, limit - rest, max(left, right))
+
+
+def _too_little(limit: int, needed: float) -> MemoryError:
+    return MemoryError(
+        f"memory_limit: {limit} bytes, expected at least {math.ceil(needed)} for two samples at a "
+        "time"
+    )
 
 
 def _widest(

@@ -28,6 +28,10 @@ class DifferentPieces(Exception):
     """Pieces whose layers are not alike: samples took different ways through the model."""
 
 
+class Costlier(Exception):
+    """Samples whose way through the model costs more memory than blocks were planned for."""
+
+
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Uninitialised tensor; on the CPU on large pages, which the next call may find again.
 
