@@ -12,9 +12,9 @@ from fastfisher._arrays import Array, result_dtype
 from fastfisher._fisher_batches import STREAMED, gathered, is_batches, streamed
 from fastfisher._fisher_matrix import Fisher
 from fastfisher._fisher_rows import OutputAxes, Recipe, rows_of
-from fastfisher._integers import integer
 from fastfisher._jacobian import Jacobian
 from fastfisher._ntk import Params, Samples
+from fastfisher._numbers import integer
 from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.models import MLP
 from fastfisher.structures import make

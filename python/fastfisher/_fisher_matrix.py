@@ -23,8 +23,8 @@ from fastfisher._arrays import (
 from fastfisher._device_array import as_array, contiguous
 from fastfisher._finite import is_finite
 from fastfisher._fisher_eigsh import by_products, full_eigsh
-from fastfisher._integers import integer
 from fastfisher._jacobian import Jacobian
+from fastfisher._numbers import integer
 from fastfisher._parameters import flatten, unflatten
 from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError, NumericalError
 from fastfisher.likelihoods import Gaussian, Likelihood, likelihood_at, symmetric_root

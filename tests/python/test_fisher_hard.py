@@ -338,3 +338,32 @@ def test_sums_of_empirical_matrices_in_updates() -> None:
     F = ff.fisher(J, None, y, kind="empirical", reduction="sum")
     expected = F.solve(J.T @ e.reshape(-1), damping=0.1)
     assert np.allclose(ff.ngd.update(F, e, damping=0.1).vector, expected)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_no_samples(structure: Any) -> None:
+    rng = np.random.default_rng(0)
+    shared = ff.Shared(rng.standard_normal((0, 3, 4)), rng.standard_normal((0, 2, 3, 5)), bias=True)
+    layers = [shared, ff.Dense(rng.standard_normal((0, 5)), rng.standard_normal((0, 2, 2)))]
+    F = ff.fisher(ff.Jacobian.from_factors(layers), structure=structure)
+    v = np.ones(F.shape[0])
+    assert np.allclose(F.solve(v, damping=0.5), 2)
+    assert np.isclose(F.logdet(damping=0.5), len(v) * np.log(0.5))
+    assert not (F @ v).any()
+    if structure != "tridiagonal":
+        assert F.frobenius_norm() == F.effective_dimension(damping=0.5) == 0
+
+
+@pytest.mark.parametrize("size", [1e-90, 1e85])
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_norms_near_the_ends_of_the_range(structure: Any, size: float) -> None:
+    """The square of an entry is not in range."""
+    J = jacobian(5)
+    small = ff.Jacobian.from_factors(
+        [ff.Dense(layer.a, layer.g * size, bias=layer.bias) for layer in J.layers]
+    )
+    if structure == "tridiagonal":
+        pytest.skip("has no eigenvalues here")
+    one = ff.fisher(J, structure=structure).frobenius_norm()
+    other = ff.fisher(small, structure=structure).frobenius_norm()
+    assert np.isclose(other / size / size, one, rtol=1e-10)

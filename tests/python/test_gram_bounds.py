@@ -159,3 +159,29 @@ def test_memory_to_form_in_holds_whole_panels(positions, outputs, method, rng):
             fits += 1
             np.testing.assert_array_equal(got, whole)
     assert fits > 5
+
+
+@pytest.mark.parametrize("seed", [155, 266, 283, 295, 297, 312, 322, 325, 332])
+def test_more_memory_is_never_too_little(seed: int) -> None:
+    """The sides of a Gram need most in different slabs: that is no reason to give up."""
+    rng = np.random.default_rng(seed)
+    n, c = int(rng.integers(2, 9)), int(rng.integers(1, 4))
+    layers = []
+    for _ in range(int(rng.integers(2, 6))):
+        i, o = (int(v) for v in rng.integers(8, 64, 2))
+        s = int(rng.choice([1, 2, 3, 4]))
+        x, g = rng.standard_normal((n, i, s, s)), rng.standard_normal((n, c, o, s, s))
+        kernel, padding = (3, 1) if s > 1 else (1, 0)
+        layers.append(
+            ff.Conv(x.astype("float32"), g.astype("float32"), kernel=kernel, padding=padding)
+        )
+    jacobian, least = ff.Jacobian.from_factors(layers), None
+    expected = jacobian.gram()
+    for limit in (int(20_000 * 1.15**k) for k in range(60)):
+        try:
+            assert np.array_equal(jacobian.gram(memory_limit=limit), expected)
+            least = least or limit
+        except MemoryError:
+            assert least is None, f"{limit} bytes are too few, {least} were not"
+    assert least is not None
+    assert least < 2_000_000

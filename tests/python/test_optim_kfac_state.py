@@ -214,3 +214,84 @@ def test_state_of_a_processor_with_other_kernels(inverse_every: int) -> None:
         assert all(state.ready for state in kfac.curvature.states.values())
         runs.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("inverse_every", [1, 3])
+@pytest.mark.parametrize("way", ["converted", "loaded"])
+def test_training_goes_on_in_another_dtype(cls: Any, inverse_every: int, way: str) -> None:
+    options = {"lr": 0.05, "inverse_every": inverse_every, "factor_every": inverse_every}
+    model = network(dtype=torch.float32)
+    optimizer = cls(model, **options)
+    for k in range(2):
+        train(model, optimizer, *batch(seed=k, dtype=torch.float32))
+    wide = network(dtype=torch.float64)
+    wide.load_state_dict(model.state_dict())
+    if way == "converted":
+        model.double()
+    else:
+        model, state = wide, optimizer.state_dict()
+        optimizer = cls(model, **options)
+        optimizer.load_state_dict(state)
+    exact = network(dtype=torch.float64)
+    reference = cls(exact, **options)
+    for k in range(2):
+        train(exact, reference, *batch(seed=k, dtype=torch.float64))
+    for k in range(2, 5):
+        train(model, optimizer, *batch(seed=k))
+        train(exact, reference, *batch(seed=k))
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+    assert {x.dtype for x in means(optimizer)} == {np.dtype(np.float64)}
+    assert np.abs(flat(model) - flat(exact)).max() < 1e-4
+
+
+@BOTH
+def test_factors_of_other_sizes_are_refused(cls: Any) -> None:
+    model = network()
+    optimizer = cls(model)
+    train(model, optimizer, *batch())
+    wider = nn.Sequential(nn.Linear(4, 9), nn.LayerNorm(9), nn.Tanh(), nn.Linear(9, 3)).double()
+    with pytest.raises(ValueError, match=r"state_dict: expected factors of 5 inputs and 9 outputs"):
+        cls(wider).load_state_dict(optimizer.state_dict())
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["empirical", "mc", "exact"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_batches_without_samples_change_nothing(cls: Any, kind: str, before: int) -> None:
+    model = network()
+    likelihood = None if kind == "empirical" else "categorical"
+    optimizer = cls(model, kind=kind, likelihood=likelihood, momentum=0.0)
+    for k in range(before):
+        train(model, optimizer, *batch(seed=k))
+    weights, known = flat(model), means(optimizer)
+    optimizer.zero_grad()
+    x, y = batch(0)
+    F.cross_entropy(model(x), y, reduction="sum").backward()
+    optimizer.step()
+    assert np.array_equal(flat(model), weights)
+    assert len(means(optimizer)) == len(known)
+    for now, was in zip(means(optimizer), known, strict=True):
+        assert np.allclose(now, was, rtol=1e-10), "moments turn to the same basis once more"
+    train(model, optimizer, *batch())
+    assert not np.array_equal(flat(model), weights)
+
+
+def test_mistakes_in_the_options() -> None:
+    model = network()
+    for options, message in (
+        ({"select": 3}, "select: expected a function"),
+        ({"grad_scaler": 3}, "grad_scaler: expected a GradScaler"),
+        ({"params": 3.0}, "params: expected parameters or groups"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            KFAC(model, **options)
+    with pytest.raises(ValueError, match="seed: expected an integer of at least 0"):
+        KFAC(model, seed=-1)
+    with pytest.raises(TypeError, match="select: expected a function"):
+        ff.optim.NGD(model, select=3)
+    with pytest.raises(ValueError, match="memory_limit: expected bytes"):
+        ff.optim.NGD(model, memory_limit="a")
+    many = nn.Sequential(*[nn.Linear(2, 2) for _ in range(11)])
+    left = [name for name, how in KFAC(many, exclude="10").treated.items() if "excluded" in how]
+    assert left == ["10.weight"], "one name, not its letters"

@@ -25,6 +25,8 @@ constexpr std::int64_t kFewFormRows = 48, kFewFormCols = 144;
 constexpr std::int64_t kSlabDepthBytes = 8192, kFormedDepthBytes = 6144, kUnfoldedDepthBytes = 4096;
 constexpr std::int64_t kFewPanels = std::int64_t{1} << 20;
 constexpr std::int64_t kAlign = 64;
+// Times that a cut is tried again with less room.
+constexpr int kTurns = 8;
 
 // Tile edge near `wanted`, made of whole panels of samples where that is possible, so that the
 // small product of the activations has no ragged edge either.
@@ -164,12 +166,13 @@ struct Sizer {
                  plan.states * plan.state_bytes + fixed_bytes();
   }
 
-  // The lists of slabs and groups count, twice while they grow.
-  [[nodiscard]] bool fits(std::int64_t limit) const {
-    const auto lists = static_cast<std::int64_t>(plan.slabs.size() * sizeof(GramSlab) +
-                                                 plan.groups.size() * sizeof(GramGroup));
-    return plan.bytes + 2 * lists <= limit;
+  // Of slabs and groups, twice while they grow.
+  [[nodiscard]] std::int64_t list_bytes() const {
+    return 2 * static_cast<std::int64_t>(plan.slabs.size() * sizeof(GramSlab) +
+                                         plan.groups.size() * sizeof(GramGroup));
   }
+
+  [[nodiscard]] bool fits(std::int64_t limit) const { return plan.bytes + list_bytes() <= limit; }
 
   bool try_single(std::int64_t limit) {
     const std::int64_t states = plan.shares == 1 ? threads : tiles() * plan.shares;
@@ -206,14 +209,22 @@ struct Sizer {
       total();
       if (fits(limit)) return true;
     }
-    if (!cut(wanted, most - packed)) {
-      // Half of it for either, or what each cannot do without.
-      if (extent.packed + extent.formed > most) return false;
-      const std::int64_t panels = std::clamp(most / 2, extent.packed, most - extent.formed);
-      if (!cut(panels, most - panels)) return false;
+    if (extent.packed + extent.formed > most) return false;
+    // As wanted, half of it for either, or no more panels than what cannot do without.
+    const std::int64_t half = std::clamp(most / 2, extent.packed, most - extent.formed);
+    for (const auto& [panels, rest] :
+         {std::pair{wanted, most - packed}, std::pair{half, most - half},
+          std::pair{extent.packed, most - extent.packed}}) {
+      // The two sides may have their largest panels in different slabs, and lists grow: less is
+      // formed at a time then.
+      std::int64_t forms = rest;
+      for (int turn = 0; turn < kTurns && cut(panels, forms); ++turn) {
+        total();
+        if (fits(limit)) return true;
+        forms -= plan.bytes + list_bytes() - limit;
+      }
     }
-    total();
-    return fits(limit);
+    return false;
   }
 };
 

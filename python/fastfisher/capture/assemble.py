@@ -86,15 +86,28 @@ def _split_shared_bias(
             uses.setdefault(bias.key, set()).add(term.columns.key)
     result: list[tuple[Term, tuple[str, ...]]] = []
     for term, names in terms:
-        if (
-            isinstance(term, Outer | Convolution)
-            and term.bias is not None
-            and (len(uses[term.columns.key]) > 1 or len(uses[term.bias.key]) > 1)
-        ):
+        if not isinstance(term, Outer | Convolution) or term.bias is None:
+            result.append((term, names))
+        elif _meet(term.columns, term.bias):
+            # Entries of the weight itself: their two parts are added up.
+            result += [(replace(term, bias=None), names), (term.bias_term(), names)]
+        elif len(uses[term.columns.key]) > 1 or len(uses[term.bias.key]) > 1:
             result += [(replace(term, bias=None), names[:-1]), (term.bias_term(), names[-1:])]
         else:
             result.append((term, names))
     return result
+
+
+def _meet(one: Columns, other: Columns) -> bool:
+    """Whether they have positions in common."""
+    a, b = one.flat(), other.flat()
+    if isinstance(a, range) and isinstance(b, range):
+        return max(a.start, b.start) < min(a.stop, b.stop)
+    return bool(torch.isin(_tensor(a), _tensor(b)).any())
+
+
+def _tensor(flat: range | torch.Tensor) -> torch.Tensor:
+    return torch.arange(flat.start, flat.stop) if isinstance(flat, range) else flat.cpu()
 
 
 def _linked(

@@ -164,7 +164,10 @@ class Capture:
             try:
                 probe = self._sure(few, chosen.tolist())
                 other = run(self.model, more, which=others.tolist()).graph
-                refuse_company(self.model, probe.graph, other.y, chosen.tolist(), others.tolist())
+                refuse_company(
+                    self.model, probe.graph, other.y, chosen.tolist(), others.tolist(),
+                    lambda: run(self.model, few).graph.y,
+                )  # fmt: skip
             except (NonFiniteError, CaptureError):
                 raise
             except Exception:
@@ -282,6 +285,7 @@ class Capture:
                 continue
             hopeless = [name for name in wrong if name in plan.explicit]
             if hopeless:
+                refuse_random(self.model, one.graph.y, run(self.model, x).graph.y)
                 raise CaptureError(
                     f"the gradients of parameter {hopeless[0]!r} do not add up to its gradient for "
                     "all samples: samples are coupled, or a run on one sample differs from one on "

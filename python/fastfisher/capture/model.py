@@ -14,6 +14,7 @@ import torch
 
 from fastfisher._batches import check_alike, check_iterable
 from fastfisher._parameters import module_of
+from fastfisher.capture.random_states import RandomStates
 from fastfisher.errors import CaptureError, NonFiniteError
 
 Inputs = Any
@@ -318,15 +319,11 @@ def untouched(model: Model) -> Iterator[None]:
             for _, value in held:
                 if isinstance(value, torch.Tensor):
                     buffers.append((value, value.detach().clone()))
-    cpu = torch.get_rng_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    states = [torch.cuda.get_rng_state(k) for k in devices]
+    random_states = RandomStates()
     try:
         yield
     finally:
-        torch.set_rng_state(cpu)
-        for k, state in zip(devices, states, strict=True):
-            torch.cuda.set_rng_state(state, k)
+        random_states.restore()
         for module, before, passing in held_by:
             now = dict(module._buffers.items())
             changed = [name for name in before if name in now and now[name] is not before[name]]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fastfisher.capture.graph import Graph
@@ -15,24 +17,32 @@ def refuse_random(model: Model, y: torch.Tensor, again: torch.Tensor) -> None:
     """Refuse a model that drew random numbers and whose two runs on the same samples differ."""
     if not torch.equal(y, again):
         raise CaptureError(
-            "stochastic forward: two runs on the same samples differ" + drawing(model)
+            "stochastic forward: two runs on the same samples differ, by random numbers or by what "
+            f"a run leaves in the model{drawing(model)}"
         )
 
 
 def refuse_company(
-    model: Model, graph: Graph, z: torch.Tensor, chosen: list[int], others: list[int]
+    model: Model,
+    graph: Graph,
+    z: torch.Tensor,
+    chosen: list[int],
+    others: list[int],
+    again: Callable[[], torch.Tensor],
 ) -> None:
     """Refuse a model whose outputs of the same samples differ between two batches.
 
-    `graph` is of the samples `chosen`, `z` are the outputs of the samples `others`.
+    `graph` is of the samples `chosen`, `z` are the outputs of the samples `others`; `again` runs
+    the model on the samples `chosen` once more.
     """
     y = graph.y.detach()
     if y.shape[1:] != z.shape[1:]:
         return
-    again = torch.stack([z[others.index(k)] if k in others else y[i] for i, k in enumerate(chosen)])
+    both = torch.stack([z[others.index(k)] if k in others else y[i] for i, k in enumerate(chosen)])
     truth = y.double()
-    off = float((truth - again.detach().double()).norm())
+    off = float((truth - both.detach().double()).norm())
     if off > max(graph.coarsest(), torch.finfo(y.dtype).eps) ** 0.5 * float(truth.norm()):
+        refuse_random(model, y, again().detach())
         raise CaptureError(f"{COUPLED} (they change with the other samples){mixing(model)}")
 
 

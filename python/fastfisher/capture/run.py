@@ -12,6 +12,7 @@ import torch
 from fastfisher.capture import graph as ag
 from fastfisher.capture.graph import Graph
 from fastfisher.capture.model import Inputs, Model, all_finite, recorded, tensors_of
+from fastfisher.capture.random_states import RandomStates
 from fastfisher.errors import NonFiniteError
 
 
@@ -37,10 +38,10 @@ def run(
         An output is NaN or infinite.
     """
     given, leaves = recorded(x)
-    before = torch.get_rng_state()
+    before = RandomStates()
     with ag.without_mkldnn() if stepwise else nullcontext():
         y = model(given)
-    drew = not torch.equal(before, torch.get_rng_state())
+    drew = before.moved()
     values = y.detach()
     if not all_finite(values):
         sample, output = torch.nonzero(~torch.isfinite(values))[0].tolist()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher._device_array import as_array
-from fastfisher._integers import integer
+from fastfisher._numbers import integer
 from fastfisher.likelihoods._base import Likelihood, check_labels, ratio
 
 Host = np.ndarray[Any, Any]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fastfisher._arrays import (
     to_dtype,
     to_numpy,
 )
+from fastfisher._numbers import integer, number
 from fastfisher.errors import ConvergenceWarning, NonFiniteError, NotPositiveDefiniteError
 from fastfisher.linalg._operators import Operator
 from fastfisher.linalg._products import inner, product, single
@@ -82,10 +84,10 @@ def cg(
     """
     a = single(A, n, b)
     columns, one = _right_side(a, b)
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
-    if max_iter is not None and (isinstance(max_iter, bool) or max_iter < 1):
-        raise ValueError(f"max_iter: expected an integer of at least 1, got {max_iter!r}")
+    damping, tol = number("damping", damping), number("tol", tol, least=0, below=1)
+    max_iter = 10 * a.n if max_iter is None else integer("max_iter", max_iter, least=1)
+    if preconditioner is not None and not callable(preconditioner):
+        raise TypeError(f"preconditioner: expected a function, got {preconditioner!r}")
     # Squares of very small or large numbers leave the range of float64.
     largest = np.zeros(columns.shape[1])
     if a.n:
@@ -95,7 +97,9 @@ def cg(
     size = np.sqrt(inner((right.T, right.T))[0])
 
     def damped(x: Array) -> Array:
-        return product(a, x.T).T + damping * x
+        ax = product(a, x.T).T
+        half = float(a.scale[0])
+        return ax + damping * half * half * x
 
     def prepared(r: Array) -> Array:
         if preconditioner is None:
@@ -103,12 +107,17 @@ def cg(
         z = preconditioner(r)
         return z if a.on_device else np.asarray(z)
 
+    # Whatever the scale of the preconditioner, its first result is of order one.
     x = namespace(right).zeros_like(right)
     r, z = right, prepared(right)
+    unit = 1.0
+    if preconditioner is not None and a.n and right.shape[1]:
+        unit = 2.0 ** -math.frexp(float(namespace(z).amax(abs(z))))[1]
+    z = z * unit
     p = z
     squares, rz = inner((r.T, r.T), (r.T, z.T))
     done = 0
-    while done < (max_iter or 10 * a.n) and (np.sqrt(squares) > tol * size).any():
+    while done < max_iter and (np.sqrt(squares) > tol * size).any():
         ap = damped(p)
         curve = inner((p.T, ap.T))[0]
         active = np.sqrt(squares) > tol * size
@@ -120,7 +129,7 @@ def cg(
         step = from_numpy(np.where(active, rz / np.where(active, curve, 1), 0), x)
         x = x + step * p
         r = r - step * ap
-        z = prepared(r)
+        z = prepared(r) * unit
         squares, new = inner((r.T, r.T), (r.T, z.T))
         p = z + from_numpy(np.where(active, new / np.where(active, rz, 1), 0), x) * p
         rz = new
@@ -135,7 +144,8 @@ def cg(
             ConvergenceWarning,
             stacklevel=2,
         )
-    x = to_dtype(x * from_numpy(largest, x), str(a.dtype))
+    half = float(a.scale[0])
+    x = to_dtype(x * half * from_numpy(largest, x) * half, str(a.dtype))
     solution = a.hand_over(x[:, 0] if one else x)
     return CgResult(solution, final, bool(converged[0]) if one else converged, done)
 

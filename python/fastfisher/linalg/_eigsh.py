@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastfisher._arrays import Array, device_name, eigh, from_numpy, to_dtype, to_numpy
+from fastfisher._numbers import integer, number
 from fastfisher.errors import ConvergenceWarning, NonFiniteError, NumericalError
 from fastfisher.linalg._lanczos import Found, Which, lanczos, ordered, preferred
 from fastfisher.linalg._operators import Dense, Operator, operator
@@ -147,11 +148,10 @@ def eigsh(
     a = operator(A, n, dtype, v0 if like is None else like)
     if which not in ("LA", "SA", "LM", "BE"):
         raise ValueError(f"which: expected 'LA', 'SA', 'LM' or 'BE', got {which!r}")
-    for name, value, least in (("k", k, 0), ("max_iter", max_iter, 1), ("block", block, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value}")
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
+    k = integer("k", k, least=0)
+    max_iter = None if max_iter is None else integer("max_iter", max_iter, least=1)
+    block = None if block is None else integer("block", block, least=1)
+    tol, seed = number("tol", tol, least=0, below=1), integer("seed", seed, least=0)
     start = _start(v0, a)
     k = min(k, a.n)
     width = block or (8 if a.batch == 1 else 4)
@@ -272,10 +272,9 @@ def _result(a: Operator, found: Found, tol: float) -> EigshResult:
             ConvergenceWarning,
             stacklevel=3,
         )
-    undo = 1 / a.scale[:, None]
     with np.errstate(over="ignore", under="ignore"):
-        values = (found.values * undo * undo).astype(a.dtype)
-        norms = (found.residual_norms * undo * undo).astype(a.dtype)
+        values = a.unscaled(found.values).astype(a.dtype)
+        norms = a.unscaled(found.residual_norms).astype(a.dtype)
     if not np.isfinite(values).all():
         raise NumericalError(f"eigsh: an eigenvalue overflows {a.dtype}; scale A down")
     arrays = [values, found.vectors.swapaxes(1, 2), norms]

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from fastfisher._arrays import Array, empty, from_numpy, namespace, packed, to_numpy
+from fastfisher._numbers import integer, number
 from fastfisher.errors import NotPositiveDefiniteError
 from fastfisher.linalg._operators import Operator
-from fastfisher.linalg._products import inner, positive, product, signs, single
+from fastfisher.linalg._products import inner, product, signs, single
 
 __all__ = ["Density", "Estimate", "logdet", "spectral_density", "trace"]
 
@@ -79,10 +80,10 @@ def trace(
     6.0
     """
     a = single(A, n, like)
-    positive("matvecs", matvecs)
+    matvecs, seed = integer("matvecs", matvecs, least=1), integer("seed", seed, least=0)
     if matvecs >= a.n:
         exact = to_numpy(product(a, from_numpy(np.eye(a.n), a.like)))
-        return Estimate(float(np.trace(exact)), 0.0, a.matvecs)
+        return Estimate(float(a.unscaled(np.trace(exact))), 0.0, a.matvecs)
     rng = np.random.default_rng(seed)
     third = max(1, matvecs // 3)
     sketch = product(a, signs(a, rng, third))
@@ -91,11 +92,12 @@ def trace(
     g -= (g @ q.T) @ q
     heads, rest = inner((q, product(a, q)), (g, product(a, g)))
     error = float(rest.std(ddof=1) / math.sqrt(third)) if third > 1 else math.inf
-    return Estimate(float(heads.sum()) + float(rest.mean()), error, a.matvecs)
+    value = float(heads.sum()) + float(rest.mean())
+    return Estimate(float(a.unscaled(value)), float(a.unscaled(error)), a.matvecs)
 
 
 def _quadrature(a: Operator, steps: int, probes: int, seed: int) -> tuple[list[Host], list[Host]]:
-    """Nodes and weights of Lanczos quadrature for each of the random signs, all in step.
+    """Scaled nodes and weights of Lanczos quadrature for each of the random signs, all in step.
 
     Each step reads two numbers a vector back.
     """
@@ -165,18 +167,21 @@ def logdet(
     6.931472
     """
     a = single(A, n, like)
-    positive("steps", steps)
-    positive("probes", probes)
+    steps, probes = integer("steps", steps, least=1), integer("probes", probes, least=1)
+    damping, seed = number("damping", damping), integer("seed", seed, least=0)
     if a.n == 0:
         return Estimate(0.0, 0.0, 0)
     sums = []
     for theta, weight in zip(*_quadrature(a, steps, probes, seed), strict=True):
-        if theta[0] + damping <= 0:
+        half = float(a.scale[0])
+        added = damping * half * half
+        # What a negative damping leaves of an eigenvalue may be nothing but rounding.
+        if theta[0] + added <= 16 * np.finfo(a.dtype).eps * max(-added, 0):
             raise NotPositiveDefiniteError(
                 f"A: expected A + damping I to be positive definite, got an eigenvalue near "
-                f"{theta[0] + damping:.3e}"
+                f"{a.unscaled(theta[0]) + damping:.3e}"
             )
-        sums.append(a.n * float(weight @ np.log(theta + damping)))
+        sums.append(a.n * (float(weight @ np.log(theta + added)) - 2 * math.log(half)))
     return Estimate(*_mean(sums), a.matvecs)
 
 
@@ -211,23 +216,31 @@ def spectral_density(
     2.0
     """
     a = single(A, n, like)
-    for name, value in (("points", points), ("steps", steps), ("probes", probes), ("n", a.n)):
-        positive(name, value)
-    nodes, weights = _quadrature(a, steps, probes, seed)
+    points, steps = integer("points", points, least=1), integer("steps", steps, least=1)
+    probes, seed = integer("probes", probes, least=1), integer("seed", seed, least=0)
+    integer("n", a.n, least=1)
+    if sigma is not None and not number("sigma", sigma) > 0:
+        raise ValueError(f"sigma: expected a positive width, got {sigma}")
+    scaled, weights = _quadrature(a, steps, probes, seed)
+    nodes = [a.unscaled(x) for x in scaled]
     low, high = min(x[0] for x in nodes), max(x[-1] for x in nodes)
     span = (high - low) or abs(high) or 1.0
     width = float(0.01 * span if sigma is None else sigma)
-    if not width > 0:
-        raise ValueError(f"sigma: expected a positive width, got {sigma}")
     grid = np.linspace(low - 4 * width, high + 4 * width, points)
     norm = 1 / (math.sqrt(2 * math.pi) * width)
     curves = np.stack(
         [
-            norm * np.exp(-0.5 * ((grid[:, None] - x) / width) ** 2) @ w
+            np.exp(-0.5 * ((grid[:, None] - x) / width) ** 2) @ w
             for x, w in zip(nodes, weights, strict=True)
         ]
     )
-    first = _mean([float(w @ x) for x, w in zip(nodes, weights, strict=True)])
-    second = _mean([float(w @ x**2) for x, w in zip(nodes, weights, strict=True)])
+    means = _mean([float(w @ x) for x, w in zip(scaled, weights, strict=True)])
+    mean, mean_error = (float(a.unscaled(x)) for x in means)
+    squares = _mean([float(w @ x**2) for x, w in zip(scaled, weights, strict=True)])
+    second, spread = (float(a.unscaled(a.unscaled(x))) for x in squares)
     error = curves.std(0, ddof=1) / math.sqrt(probes) if probes > 1 else np.full(points, np.inf)
-    return Density(grid, curves.mean(0), error, width, *first, *second, a.matvecs)
+    # The height comes last: its squares need not be in range.
+    return Density(
+        grid, norm * curves.mean(0), norm * error, width, mean, mean_error, second, spread,
+        a.matvecs,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ library for what is on a device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +30,15 @@ from fastfisher._arrays import (
     to_numpy,
 )
 from fastfisher._jacobian import Jacobian
+from fastfisher._numbers import integer
 from fastfisher.errors import NonFiniteError
 
 Host = np.ndarray[Any, Any]
 
 # Asymmetry up to this many roundings of the largest entry is what a product in the dtype leaves.
 _ROUNDINGS = 200
+# Binary orders of magnitude within which products are left as they are.
+_ROOM = {"float32": 24, "float64": 160}
 
 
 class Operator:
@@ -45,7 +49,8 @@ class Operator:
     batch : number of operators e, and `single` if the result has no axis for it
     n : size
     dtype : of the vectors
-    scale : (e,), ``scale**2`` is what the products are multiplied by
+    scale : (e,), ``scale**2`` is what the products are multiplied by; of a function known, if it
+        is not 1, from the first product that is not zero
     like : an array of the library and device of the vectors
     on_device : whether that is not the CPU
     """
@@ -79,6 +84,12 @@ class Operator:
                 f"A: expected finite products, got {host[where]} at index {where[2:]}"
             )
         return result
+
+    def unscaled(self, x: Any) -> Any:
+        """Eigenvalues (e, k), or numbers of a single operator, as they are without the scale."""
+        undo = 1 / (self.scale[0] if self.single else self.scale[:, None])
+        with np.errstate(over="ignore", under="ignore"):
+            return x * undo * undo
 
     def hand_over(self, x: Array) -> Array:
         """Host arrays or vectors in the caller's library, packed."""
@@ -176,7 +187,7 @@ class Function(Operator):
         self, product: Callable[[Any], Any], n: int, dtype: str, given: Array | None = None
     ) -> None:
         super().__init__(n, dtype, given=given)
-        self._product = product
+        self._product, self._settled = product, False
         self._library = given
 
     def _apply(self, x: Array) -> Array:
@@ -199,9 +210,23 @@ class Function(Operator):
                 f"A: expected a product of shape {tuple(columns.shape)}, got {tuple(result.shape)}"
             )
         rows = packed(result.T)
-        return (rows if dtype_name(rows) == str(self.dtype) else to_dtype(rows, str(self.dtype)))[
-            None
-        ]
+        if dtype_name(rows) != str(self.dtype):
+            rows = to_dtype(rows, str(self.dtype))
+        if not self._settled:
+            self._settle(x, rows)
+        half = float(self.scale[0])
+        return (rows if half == 1 else rows * half * half)[None]
+
+    def _settle(self, x: Array, rows: Array) -> None:
+        """Choose the scale: squares of products with vectors of order one must be in range."""
+        most = namespace(rows).amax if rows.shape[0] * rows.shape[1] else lambda _: 0.0
+        ratio = float(most(abs(rows))) / (float(most(abs(x))) or 1.0)
+        self._settled = ratio > 0
+        if not 0 < ratio < math.inf:
+            return
+        power = math.frexp(ratio)[1]
+        if abs(power) > _ROOM[self.dtype.name]:
+            self.scale[:] = 2.0 ** -(power // 2)
 
 
 def operator(
@@ -233,8 +258,7 @@ def operator(
     if callable(A):
         if n is None:
             raise ValueError("n: expected the size of the operator, as A is a function; got None")
-        if n < 0:
-            raise ValueError(f"n: expected a size that is not negative, got {n}")
+        n = integer("n", n, least=0)
         return Function(A, n, _float(dtype or "float64"), _device_array(like))
     raise TypeError(
         f"A: expected {ACCEPTED}, a fastfisher.Jacobian, a scipy LinearOperator or a function, "
@@ -247,7 +271,8 @@ def _device_array(like: Array | None) -> Array | None:
     return None if like is None or device_name(like) == "cpu" else like
 
 
-def _float(name: str) -> str:
+def _float(given: Any) -> str:
+    name = given if isinstance(given, str) else np.dtype(given).name
     if name not in ("float32", "float64"):
         raise TypeError(f"A: expected dtype float32 or float64, got dtype {name}")
     return name

@@ -22,9 +22,9 @@ def single(A: Any, n: int | None, like: Array | None = None) -> Operator:
 
 
 def product(a: Operator, x: Array) -> Array:
-    """Unscaled product with rows, in float64."""
+    """Scaled product with rows, in float64: see `Operator.scale`."""
     rows = to_dtype(packed(x), str(a.dtype))[None]
-    return to_dtype(a.apply(rows)[0], "float64") / float(a.scale[0]) ** 2
+    return to_dtype(a.apply(rows)[0], "float64")
 
 
 def signs(a: Operator, rng: np.random.Generator, count: int) -> Array:
@@ -36,9 +36,3 @@ def inner(*pairs: tuple[Array, Array]) -> Host:
     """``<x[k], y[k]>`` of each pair (pairs, k), read back at once."""
     xp = namespace(pairs[0][0])
     return to_numpy(xp.stack([xp.einsum("kn,kn->k", x, y) for x, y in pairs]))
-
-
-def positive(name: str, value: int) -> None:
-    """Refuse counts below one."""
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value}")

@@ -12,6 +12,7 @@ from fastfisher._arrays import Array, in_library, in_numpys_words
 from fastfisher._device_array import as_array, bare, contiguous
 from fastfisher._fisher_eigsh import in_terms_of_library
 from fastfisher._fisher_matrix import Fisher
+from fastfisher._numbers import number
 from fastfisher.likelihoods import Gaussian, likelihood_at
 from fastfisher.ngd._damping import Damping
 from fastfisher.ngd._nystrom import nystrom
@@ -78,8 +79,7 @@ def solve_by_nystrom(
     F: Fisher, e: Host, rule: Damping, tol: float, max_iter: int | None, rank: int | None, seed: int
 ) -> Host:
     """Columns (P, 1) for residuals e (N C, 1), by products with the rows and their transpose."""
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol: expected 0 <= tol < 1, got {tol}")
+    tol = number("tol", tol, least=0, below=1)
     inner = residuals_of_rows(F, e, float(np.finfo(F.dtype).eps))
     if inner is None and is_plain(F):
         inner = e * (mean_weight(F) / F.scale)

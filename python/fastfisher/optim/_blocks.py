@@ -11,7 +11,7 @@ import torch
 
 from fastfisher import psd
 from fastfisher._arrays import empty
-from fastfisher._device_array import contiguous
+from fastfisher._device_array import as_array, contiguous
 from fastfisher._jacobian import Jacobian
 from fastfisher._layer import Layer
 from fastfisher.optim._factors import Pass
@@ -89,6 +89,14 @@ class State:
     form: str = ""
     bases: list[tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=list)
     moments: Mean = field(default_factory=Mean)
+
+    def convert(self, kind: type[np.floating[Any]]) -> None:
+        """Go on in another dtype, with new inverses."""
+        for mean in (self.a, self.g):
+            mean.arrays = [as_array(x, kind) for x in mean.arrays]
+        self.inverses, self.form = [], ""
+        like = torch.float64 if kind is np.float64 else torch.float32
+        self.bases = [(None if a is None else a.to(like), g.to(like)) for a, g in self.bases]
 
     @property
     def ready(self) -> bool:
@@ -304,6 +312,12 @@ def saved(state: State) -> dict[str, Any]:
         "form": state.form,
         "bases": [[None if x is None else x.clone() for x in pair] for pair in state.bases],
     }
+
+
+def sizes_of(given: dict[str, Any]) -> tuple[int, int] | None:
+    """Rows of A and G in what `saved` made; None without factors."""
+    sides = given["a"]["arrays"], given["g"]["arrays"]
+    return (len(sides[0][0]), len(sides[1][0])) if all(sides) else None
 
 
 def restored(given: dict[str, Any], device: torch.device) -> State:

@@ -134,6 +134,13 @@ class Curvature:
             state.a.add(a, self.decay)
             state.g.add(g, self.decay)
 
+    def follow_dtypes(self) -> None:
+        """Convert what is known of sites whose weights were, or came from a file in another."""
+        for site, state in self.states.items():
+            kind = _kind(site)
+            if state.a.arrays and state.a.arrays[0].dtype != kind:
+                state.convert(kind)
+
     def scale(self, samples: int) -> float:
         """Factor of the squares of gradients in the Fisher matrix of the loss."""
         if not self.mean:
@@ -180,6 +187,9 @@ def _count(passes: list[Pass]) -> int:
 
 def _as(x: Host, site: Site) -> Host:
     """Factor in the dtype of the running means; what is beyond its range becomes infinite."""
-    kind = np.float64 if site.weight.dtype == torch.float64 else np.float32
     with np.errstate(over="ignore"):
-        return as_array(x, kind)
+        return as_array(x, _kind(site))
+
+
+def _kind(site: Site) -> type[np.floating[Any]]:
+    return np.float64 if site.weight.dtype == torch.float64 else np.float32

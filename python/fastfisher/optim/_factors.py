@@ -178,6 +178,8 @@ class Collector:
         """Keep the input of a layer and wait for the gradient of its output."""
         if self._idle() or not isinstance(output, torch.Tensor) or not output.requires_grad:
             return
+        if output.numel() == 0:
+            return  # a batch without samples says nothing
         a = args[0] if args else kwargs["input"]
         record = Record(site, module, a.detach())
         if not self.passes:

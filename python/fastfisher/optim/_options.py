@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastfisher._integers import integer
+from fastfisher._numbers import integer
 
 DEVICES = {"cpu", "cuda"}
 Groups = Iterable[torch.Tensor] | Iterable[Mapping[str, Any]] | None
@@ -31,6 +31,13 @@ def number(
 def count(name: str, value: Any) -> int:
     """Integer of at least one."""
     return integer(name, value, least=1)
+
+
+def function_or_none(name: str, value: Any) -> Any:
+    """Something that can be called, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: expected a function, got {value!r}")
+    return value
 
 
 def member(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
@@ -74,6 +81,10 @@ def groups_of(model: torch.nn.Module, params: Groups) -> list[dict[str, Any]]:
         if not own:
             raise ValueError("model: expected parameters that require gradients, got none")
         return [{"params": own}]
+    if isinstance(params, torch.Tensor) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"params: expected parameters or groups of them, got {type(params).__name__}"
+        )
     listed = list(params)
     if not listed:
         raise ValueError("params: expected parameters or groups of them, got none")

@@ -94,6 +94,14 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         """Add a group, whose options are checked."""
         check_group(self, param_group)
         super().add_param_group(param_group)
+        names = {p: name for name, p in self.model.named_parameters()}
+        for p in self.param_groups[-1]["params"]:
+            if p.requires_grad and names.get(p) not in self.treated:
+                self.param_groups.pop()
+                raise ValueError(
+                    f"param_group: {names.get(p, 'a tensor')!r} was frozen or in no group when the "
+                    "optimiser was made; expected a new optimiser"
+                )
 
     def _due(self: KFAC) -> bool:
         return self.steps % self.factor_every == 0
@@ -107,6 +115,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
         try:
             self._check_gradients()
             with self.pool.use():
+                self.curvature.follow_dtypes()
                 self._take(self.curvature.estimated(gain), gain)
                 self._refresh()
                 return self._directions(decay)
@@ -164,6 +173,8 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             if site.weight not in slopes:
                 continue
             state = self.curvature.states.get(site)
+            if state is None and not bool(slopes[site.weight].any()):
+                continue  # no samples yet
             if state is None:
                 raise ValueError(
                     f"layer {site.name!r}: its weight has a gradient, but its factors are missing: "
@@ -216,6 +227,8 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> None:
         if group["momentum"]:
             state = self.state[p]
+            if state.get("momentum") is not None and state["momentum"].dtype != p.dtype:
+                state["momentum"] = state["momentum"].to(p.dtype)  # the model was converted
             if "momentum" not in state:
                 state["momentum"] = (d * clip).to(p.dtype)
             elif clip == 1 and d.dtype == p.dtype:  # one pass over memory in place of two

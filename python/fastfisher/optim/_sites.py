@@ -40,6 +40,14 @@ class Site:
         """Groups of a convolution."""
         return int(getattr(self.modules[0], "groups", 1))
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows of A, a bias counts, and of G, of one group."""
+        weight = self.weight.shape
+        if self.kind == "embedding":
+            return weight[0], weight[1]
+        return math.prod(weight[1:]) + (self.bias is not None), weight[0] // self.groups
+
     def gradients(self, given: dict[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
         """Matrices (o, i), one a group, with the bias as last input."""
         return self.matrices(given[self.weight], self.of_bias(given))
@@ -77,6 +85,7 @@ def find_sites(
     model: nn.Module, trained: dict[str, torch.Tensor], exclude: Collection[str], max_dim: int
 ) -> tuple[list[Site], dict[str, str]]:
     """Sites of the parameters that are `trained`, and of each other one why it is none."""
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     known = {p: name for name, p in trained.items()}
     modules = dict(model.named_modules(remove_duplicate=True))
     unknown = [name for name in exclude if name not in modules and name not in trained]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from fastfisher._numbers import integer
 from fastfisher._pool import Pool
 from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.optim._adapt import DampingRule
@@ -20,6 +21,7 @@ from fastfisher.optim._blocks import (
     restored_mean,
     saved,
     saved_mean,
+    sizes_of,
     times_inverses,
 )
 from fastfisher.optim._curvature import Curvature
@@ -27,6 +29,7 @@ from fastfisher.optim._factors import Collector
 from fastfisher.optim._options import (
     Groups,
     count,
+    function_or_none,
     groups_of,
     member,
     module_of,
@@ -216,6 +219,8 @@ class KFAC(Preconditioned):
         self.kl_clip = None if kl_clip is None else number("kl_clip", kl_clip, above=True)
         self.others = member("others", others, ("gradient", "diagonal"))
         self.on_nonfinite = member("on_nonfinite", on_nonfinite, ("raise", "skip"))
+        if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
+            raise TypeError(f"grad_scaler: expected a GradScaler, got {grad_scaler!r}")
         self.grad_scaler = grad_scaler
         self.rule = DampingRule(number("damping", damping), adaptive=bool(adaptive))
         decay = number("ema_decay", ema_decay)
@@ -236,8 +241,9 @@ class KFAC(Preconditioned):
         }
         collector = Collector(
             self.model, sites, kind, None if likelihood is None else likelihood_of(likelihood),
-            select=select, batch_axes=count("batch_axes", batch_axes), draws=count("draws", draws),
-            seed=int(seed),
+            select=function_or_none("select", select),
+            batch_axes=count("batch_axes", batch_axes), draws=count("draws", draws),
+            seed=integer("seed", seed, least=0),
         )  # fmt: skip
         self.pool = Pool()
         self.curvature = Curvature(
@@ -282,9 +288,15 @@ class KFAC(Preconditioned):
             got = "none of its state" if own is None else f"one of {own['type']}"
             raise ValueError(f"state_dict: expected one of {type(self).__name__}, got {got}")
         sites = {site.names[0]: site for site in self.curvature.sites}
-        unknown = [name for name in own["sites"] if name not in sites]
-        if unknown:
-            raise ValueError(f"state_dict: factors of {unknown[0]!r}, which has none here")
+        for name, one in own["sites"].items():
+            if name not in sites:
+                raise ValueError(f"state_dict: factors of {name!r}, which has none here")
+            found, expected = sizes_of(one), sites[name].sizes
+            if found is not None and found != expected:
+                raise ValueError(
+                    f"state_dict: expected factors of {expected[0]} inputs and {expected[1]} "
+                    f"outputs for {name!r}, got some of {found[0]} and {found[1]}"
+                )
         super().load_state_dict({key: v for key, v in state_dict.items() if key != "kfac"})
         self.steps, self.skipped = int(own["steps"]), int(own["skipped"])
         self.rule.damping = float(own["damping"])

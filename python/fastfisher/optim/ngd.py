@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fastfisher._memory import memory_bytes
 from fastfisher._pool import Pool
 from fastfisher.capture import Capture, torch_model
 from fastfisher.capture.model import recording
@@ -19,6 +20,7 @@ from fastfisher.optim._alpha import alpha_of
 from fastfisher.optim._options import (
     Groups,
     check_group,
+    function_or_none,
     groups_of,
     member,
     module_of,
@@ -148,7 +150,10 @@ class NGD(torch.optim.Optimizer):  # type: ignore[misc]
         if self.centred and self.adaptive:
             raise ValueError("adaptive: expected False with centred=True, whose loss is not known")
         self.solve_dtype = np.dtype(member("solve_dtype", solve_dtype, ("float64", "float32")))
-        self.memory_limit, self.select, self.verify = memory_limit, select, verify
+        if memory_limit is not None:
+            memory_bytes(memory_limit)
+        self.memory_limit, self.verify = memory_limit, verify
+        self.select = function_or_none("select", select)
         self.on_nonfinite = member("on_nonfinite", on_nonfinite, ("raise", "skip"))
         self.by_theory = lr is None
         rate = number("lr", lr) if lr is not None else number("c", c, above=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastfisher._integers import integer
+from fastfisher._numbers import integer
 from fastfisher.plot._axes import (
     MARKERS,
     axes_or_new,

@@ -67,7 +67,10 @@ class Structure:
 
     def frobenius_norm(self) -> float:
         """Root of the sum of squares of all entries."""
-        return float(np.linalg.norm(self.spectrum()))
+        values = self.spectrum()
+        top = float(abs(values).max(initial=0.0))
+        # Squares of very small or large numbers leave the range of float64.
+        return top * float(np.linalg.norm(values / top)) if 0 < top < math.inf else top
 
     def logdet(self, damping: float) -> float:
         """``log det(F + damping I)``."""

@@ -199,7 +199,10 @@ def _blocks_of(weight: Weight, units: slice, inputs: slice) -> Blocks:
         few = a[:, 0, inputs].astype(np.float64)
         return Blocks(weight, units, inputs, columns, None, few, cotangents, gain)
     parts = [weight.gradients(piece, units)[..., inputs] for piece in weight.pieces()]
-    rows = _unit_rows(np.concatenate(parts)).astype(np.float64)
+    if parts:
+        rows = _unit_rows(np.concatenate(parts)).astype(np.float64)
+    else:
+        rows = np.zeros((columns.shape[0], 0, columns.shape[1]), like=weight.layer.g)
     return Blocks(weight, units, inputs, columns, rows, None, None, None)
 
 
