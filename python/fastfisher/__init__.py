@@ -26,6 +26,7 @@ from fastfisher import (
     theory,
 )
 from fastfisher._conv import Conv
+from fastfisher._extras import require as _require
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._gram import gram
 from fastfisher._info import GramInfo, LayerInfo
@@ -67,8 +68,17 @@ __all__ = [
 ]
 
 
+_LATER = ("optim", "plot")  # with what they need: torch, matplotlib
+
+
 def __getattr__(name: str) -> _Any:
-    """Import what needs torch at its first use."""
+    """Import what needs other packages at its first use."""
     if name == "optim":
-        return _import_module("fastfisher.optim")
+        _require("torch", purpose="fastfisher.optim", install="'fastfisher[torch]'")
+    if name in _LATER:
+        return _import_module(f"fastfisher.{name}")
     raise AttributeError(f"module 'fastfisher' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_LATER})

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastfisher._arrays import dtype_name
+from fastfisher._arrays import dtype_name, namespace
 
 _HINT = (
     "samples with their labels are one batch, x=[(x, y)], labels alone go into y= where a function "
@@ -28,6 +28,27 @@ def check_iterable(x: Any, name: str) -> None:
             f"{name}: expected samples, a mapping or an iterable of batches such as a list, got a "
             f"tuple of arrays of shapes {shapes}; {_HINT}"
         )
+
+
+def joined(x: Any, name: str) -> Any:
+    """One array: `x` itself, or the batches of an iterable one after the other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A batch that is no array, no batch at all, or batches that differ.
+    """
+    if hasattr(x, "__dlpack__") or isinstance(x, Mapping) or not isinstance(x, Iterable):
+        return x
+    check_iterable(x, name)
+    batches = [one[0] if isinstance(one, (tuple, list)) and one else one for one in x]
+    for one in batches:
+        if not hasattr(one, "__dlpack__"):
+            raise TypeError(f"{name}: expected batches of arrays, got one of {type(one).__name__}")
+    if not batches:
+        raise ValueError(f"{name}: expected at least one batch, got none")
+    check_alike(batches, name, joined=True)
+    return namespace(batches[0]).concatenate(batches)
 
 
 def check_alike(batches: Sequence[Any], name: str, *, joined: bool) -> None:

@@ -13,7 +13,7 @@ from fastfisher._fisher_batches import STREAMED, gathered, is_batches, streamed
 from fastfisher._fisher_matrix import Fisher
 from fastfisher._fisher_rows import OutputAxes, Recipe, rows_of
 from fastfisher._jacobian import Jacobian
-from fastfisher._ntk import Params, Samples
+from fastfisher._ntk import Params, Samples, expect_model
 from fastfisher._numbers import integer
 from fastfisher.likelihoods import Likelihood, likelihood_of
 from fastfisher.models import MLP
@@ -131,6 +131,8 @@ def fisher(
     watched = select if isinstance(model, (Jacobian, MLP)) else axes
     recipe = Recipe(chosen, kind, samples, seed, watched, params, verify, axes)
     from_model = not isinstance(model, Jacobian)
+    if not isinstance(model, (Jacobian, MLP)):
+        expect_model(model)
     if from_model and is_batches(x) and structure in STREAMED:
         return streamed(
             model, x, y, recipe,

@@ -7,7 +7,7 @@ layer as ``[W (o, i) row-major, b (o)]``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,8 @@ class Jacobian:
         TypeError
             Something that is no layer, or mixed dtypes, libraries or devices.
         """
+        if isinstance(layers, Layer) or not isinstance(layers, Iterable):
+            raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         return cls(tuple(layers), outputs)
 
     @property
@@ -296,8 +298,16 @@ class Jacobian:
         return u.reshape(shape)
 
     def dense(self) -> Array:
-        """Form the matrix, (N*C, P), in the caller's library; for small models and tests."""
-        j = namespace(self.layers[0].g).concatenate([x.block() for x in self.layers], -1)
+        """Form the matrix, (N*C, P), in the caller's library; for small models and tests.
+
+        Raises
+        ------
+        NonFiniteError, NumericalError
+            A factor holds NaN or infinity; an entry overflows.
+        """
+        blocks = [x.widened().block() for x in self.layers]
+        j = namespace(blocks[0]).concatenate(blocks, -1)
+        _products.check_dense(j, self.layers)
         if self.parameters is not None and self.parameters.order is not None:
             rows = zeros((self.parameters.size, *j.shape[1::-1]), j)
             j = put_rows(j.swapaxes(0, 2), self.parameters.order, rows).swapaxes(0, 2)

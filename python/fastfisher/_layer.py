@@ -45,6 +45,23 @@ class Layer:
     bias: bool
     label: str | None
 
+    def __repr__(self) -> str:
+        """Name, shapes and dtype."""
+        shapes = ", ".join(f"{name}={tuple(x.shape)}" for name, x in self.arrays.items())
+        label = "" if self.label is None else f", label={self.label!r}"
+        return f"{type(self).__name__}({shapes}, bias={self.bias}, {dtype_name(self.g)}{label})"
+
+    def widened(self) -> Layer:
+        """Layer with 16-bit floats in float32; itself if it has none."""
+        if dtype_name(self.g) in FLOATS:
+            return self
+        new = copy.copy(self)
+        for name in ("a", "g", "w"):
+            array = getattr(self, name)
+            if array is not None:
+                setattr(new, name, widened(array))
+        return new
+
     def __init__(
         self,
         a: Array,
@@ -58,6 +75,9 @@ class Layer:
     ) -> None:
         start = prefix(label)
         self.a, self.g, self.w = a, g, w
+        for key in shapes:
+            if getattr(self, key) is None:
+                raise TypeError(f"{start}{self._names[key]}: expected an array, got None")
         present = list(self.arrays.items())
         for (name, array), (rank, expected) in zip(present, shapes.values(), strict=True):
             _check_array(array, start + name, rank + batch, _batched(expected, batch))

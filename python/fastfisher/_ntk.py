@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from fastfisher._arrays import Array
+from fastfisher._batches import joined
+from fastfisher._extras import require
 from fastfisher._gram import Method, Precision
 from fastfisher._gram_checks import Outputs
 from fastfisher._jacobian import Jacobian
@@ -85,7 +88,7 @@ def jacobian(
     """
     if isinstance(model, MLP):
         _only_torch(select=select, params=params)
-        return model.jacobian(x)
+        return model.jacobian(joined(x, "x"))
     torch_model, samples = _torch(model, x, select, params)
     from fastfisher.capture import Capture
 
@@ -210,8 +213,8 @@ def ntk(
     if isinstance(model, MLP):
         _only_torch(select=select, params=params)
         options |= {"outputs": outputs, "memory_limit": memory_limit, "progress": progress}
-        left = model.jacobian(x)
-        right = None if x2 is None else model.jacobian(x2)
+        left = model.jacobian(joined(x, "x"))
+        right = None if x2 is None else model.jacobian(joined(x2, "x2"))
         if layers == "sum":
             return left.gram(right, out=out, return_info=return_info, **options)
         others = None if right is None else right.split()
@@ -223,11 +226,12 @@ def ntk(
         infos = {name: info for name, (_, info) in pairs.items()}
     else:
         torch_model, samples = _torch(model, x, select, params)
-        from fastfisher.capture import Capture, check_inputs, gather, kernel
+        from fastfisher.capture import Capture, check_dtypes, check_inputs, gather, kernel
 
         others = None if x2 is None else gather(x2, "x2")
         if others is not None:
             check_inputs(others, torch_model, "x2")
+            check_dtypes(others, samples, "x2")
         kernels, infos = kernel(
             Capture(torch_model, samples, verify=verify),
             samples,
@@ -246,17 +250,34 @@ def ntk(
 
 def _torch(model: Any, x: Samples, select: Select, params: Params) -> tuple[Any, Any]:
     """Model and samples for a capture."""
+    expect_model(model)
+    from fastfisher.capture import gather, torch_model
+
+    return torch_model(model, select=select, params=params), gather(x, "x")
+
+
+def expect_model(model: Any) -> None:
+    """Refuse what is no model of torch.
+
+    Raises
+    ------
+    TypeError
+        Neither a module nor a pair (function, parameters).
+    MissingExtraError
+        torch is not installed.
+    """
     function = isinstance(model, tuple) and len(model) == 2 and callable(model[0])
     roots = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-    if not function and "torch" not in roots:
+    if function:
+        require("torch", purpose="a model given as a function", install="'fastfisher[torch]'")
+    modules = getattr(sys.modules.get("torch"), "nn", None)
+    module = "torch" in roots and modules is not None and isinstance(model, modules.Module)
+    if not function and not module:
         raise TypeError(
             "model: expected a torch.nn.Module, a pair (function, dict of parameters) or "
             f"fastfisher.models.MLP, got {type(model).__name__}; factors of other models enter "
             "through fastfisher.Jacobian.from_factors"
         )
-    from fastfisher.capture import gather, torch_model
-
-    return torch_model(model, select=select, params=params), gather(x, "x")
 
 
 def _only_torch(**given: object) -> None:

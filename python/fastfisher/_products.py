@@ -14,8 +14,10 @@ import numpy as np
 from fastfisher import _by_library, _native
 from fastfisher._arrays import (
     Array,
+    dtype_name,
     empty,
     final,
+    namespace,
     result_dtype,
     to_numpy,
 )
@@ -49,16 +51,36 @@ def vjp(layers: Sequence[Layer], u: Array, given: Array) -> Array:
     return final(out, like)
 
 
+def check_dense(j: Array, layers: Sequence[Layer]) -> None:
+    """Check that a formed Jacobian is finite."""
+    if bool(namespace(j).isfinite(j).all()):
+        return
+    for index, layer in enumerate(layers):
+        for name, array in layer.arrays.items():
+            host = to_numpy(array)
+            bad = np.argwhere(~np.isfinite(host))
+            if len(bad):
+                at = tuple(int(k) for k in bad[0])
+                where = _place(layers, index, name)
+                raise NonFiniteError(
+                    f"{where}: expected finite numbers, got {host[at]} at index {at}"
+                )
+    raise NumericalError(f"dense: an entry overflows {dtype_name(j)}; scale the factors")
+
+
+def _place(layers: Sequence[Layer], index: int, name: str) -> str:
+    if layers[index].label is not None:
+        return f"layer {layers[index].label!r}, {name}"
+    return f"layers[{index}], {name}" if len(layers) > 1 else name
+
+
 def _raise(report: _native.ProductReport, layers: Sequence[Layer], given: Array, name: str) -> None:
     array, where = given, name
     if report.kind == _native.NON_FINITE and report.layer >= 0:
         layer = layers[report.layer]
         array = (layer.a, layer.g, layer.w)[report.argument]
-        where = next(key for key, value in layer.arrays.items() if value is array)
-        if layer.label is not None:
-            where = f"layer {layer.label!r}, {where}"
-        elif len(layers) > 1:
-            where = f"layers[{report.layer}], {where}"
+        name_of = next(key for key, value in layer.arrays.items() if value is array)
+        where = _place(layers, report.layer, name_of)
     host = to_numpy(array)
     bad = np.argwhere(~np.isfinite(host))
     if report.kind == _native.OVERFLOW or len(bad) == 0:

@@ -161,6 +161,18 @@ def test_bench_mistakes(benches, capsys):
     assert "bench gram: a row lacks seconds" in capsys.readouterr().err
 
 
+def test_benches_without_cases_say_what_they_need(benches, capsys):
+    benches("gram", ROW)
+    benches("kfac")
+    assert cli.main(["bench", "kfac"]) == 1
+    assert "bench kfac: not run, it needs torch: pip install" in capsys.readouterr().err
+    assert cli.main(["bench", "--json"]) == 0
+    text = capsys.readouterr()
+    assert len(json.loads(text.out)) == 1
+    assert "bench kfac: not run" in text.err
+    assert "gram N=8" in text.err, "rows are told as they come"
+
+
 def test_every_bench_of_the_checkout_runs_by_name_or_as_a_program():
     folder = Path(__file__).parents[2] / "bench" / "python"
     for path in folder.glob("bench_*.py"):

@@ -334,3 +334,48 @@ def test_non_finite_factors_are_named(normalization):
     jacobian.layers[1].a[2, 3] = np.nan
     with pytest.raises(ff.errors.NonFiniteError, match=r"'1'.*\(2, 3\)"):
         jacobian.gram()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_dense_matrices_are_finite_and_wide_enough(dtype: str) -> None:
+    a, g = np.full((1, 2), 300, dtype), np.full((1, 1, 2), 300, dtype)
+    dense = ff.Jacobian.from_factors([ff.Dense(a, g)]).dense()
+    assert dense.dtype == ("float64" if dtype == "float64" else "float32")
+    assert (dense == 90_000).all()
+    a[0, 1] = np.nan
+    with pytest.raises(ff.errors.NonFiniteError, match=r"^a: .* got nan at index \(0, 1\)"):
+        ff.Jacobian.from_factors([ff.Dense(a, g)]).dense()
+    if dtype != "float16":
+        big = np.full((1, 2), np.sqrt(np.finfo(dtype).max) * 4, dtype)
+        wide = ff.Jacobian.from_factors([ff.Dense(big, big[:, None])])
+        message = f"dense: .* overflows {dtype}"
+        with np.errstate(over="ignore"), pytest.raises(ff.errors.NumericalError, match=message):
+            wide.dense()
+
+
+def test_factors_that_are_missing_are_named() -> None:
+    x = np.ones((2, 3))
+    for make, name in (
+        (lambda: ff.Dense(x, None), "g"),
+        (lambda: ff.Dense(None, x[:, None]), "a"),
+        (lambda: ff.Explicit(None), "j"),
+        (lambda: ff.Conv(x[:, None], None, kernel=1), "g"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected an array, got None"):
+            make()
+    for wrong in (ff.Explicit(x[:, None]), None):
+        with pytest.raises(TypeError, match="layers: expected a list of layers"):
+            ff.Jacobian.from_factors(wrong)
+    assert repr(ff.Explicit(x[:, None])) == "Explicit(j=(2, 1, 3), bias=False, float64)"
+
+
+def test_batches_of_samples_of_an_mlp() -> None:
+    model, x = ff.models.MLP((3, 4, 2)), np.random.default_rng(0).standard_normal((5, 3))
+    batches = [x[:2], (x[2:], "labels")]
+    assert np.array_equal(ff.ntk(model, batches), ff.ntk(model, x))
+    assert np.array_equal(ff.ntk(model, x, iter(batches)), ff.ntk(model, x, x))
+    assert np.array_equal(ff.jacobian(model, batches).dense(), ff.jacobian(model, x).dense())
+    with pytest.raises(TypeError, match="x: expected batches of arrays, got one of float"):
+        ff.ntk(model, [1.0])
+    with pytest.raises(ValueError, match="x2: expected at least one batch"):
+        ff.ntk(model, x, [])

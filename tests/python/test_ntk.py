@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -98,3 +101,22 @@ def test_info_progress_and_method_reach_the_gram(capsys):
     kernels, infos = ff.ntk(model, x, layers="each", return_info=True)
     assert list(kernels) == list(infos) == ["0", "1"]
     assert infos["0"].layers[0].method == "S0"
+
+
+def test_without_torch_the_extra_is_named() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import fastfisher as ff\n"
+        "pair = (lambda p, x: x, {})\n"
+        "for call in (lambda: ff.optim, lambda: ff.ntk(pair, None), lambda: ff.jacobian(pair, 1)):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except ff._extras.MissingExtraError as error:\n"
+        "        print(error)\n"
+        "assert 'optim' in dir(ff) and 'plot' in dir(ff) and 'annotations' not in dir(ff)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if "needs torch" in line]
+    assert len(lines) == 3
+    assert all("pip install 'fastfisher[torch]'" in line for line in lines)

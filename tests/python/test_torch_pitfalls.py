@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -157,3 +158,61 @@ def test_mixed_precision_does_not_hide_coupled_samples() -> None:
 
     with pytest.raises(ff.errors.CaptureError, match="depend on other samples"):
         ff.ntk(Coupled("autocast"), torch.randn(13, 16))
+
+
+class Squeezed(nn.Module):
+    def __init__(self, outputs: int, power: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(4, outputs)
+        self.power = nn.Parameter(torch.tensor(2.0)) if power else None
+
+    def forward(self, x: Any) -> Any:
+        y = self.head(self.body(x).squeeze())
+        return (y if self.power is None else y.abs() ** self.power).squeeze()
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+@pytest.mark.parametrize("power", [False, True], ids=["", "explicit"])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("limit", [None, "150KB"])
+def test_outputs_without_axes_of_length_one(n: int, power: bool, outputs: int, limit: Any) -> None:
+    """A last piece of one sample, or a run for one, has no axis of samples then."""
+    model, x = Squeezed(outputs, power).double(), torch.randn(n, 3, 5, 5).double()
+    rows = []
+    for one in x:
+        y = model(torch.stack([one, one]))[0].reshape(-1)
+        for c in y:
+            gradients = torch.autograd.grad(c, list(model.parameters()), retain_graph=True)
+            rows.append(torch.cat([g.reshape(-1) for g in gradients]))
+    j = torch.stack(rows)
+    got = ff.ntk(model, x, memory_limit=limit)
+    assert (got.reshape(n * outputs, -1) - j @ j.T).norm() <= 1e-10 * (j @ j.T).norm()
+
+
+def test_arguments_that_are_no_models_or_do_not_fit() -> None:
+    model, x = nn.Linear(5, 3), torch.randn(4, 5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for call in (ff.ntk, ff.jacobian, ff.fisher):
+        for wrong in (x, optimizer):
+            with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, a pair"):
+                call(wrong, model)
+    with pytest.raises(TypeError, match=r"x2: expected dtype torch\.float32 as x, got dtype"):
+        ff.ntk(model, x, x.double())
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 2500, 6000, 8000])
+def test_figures_of_memory_that_are_named_suffice(limit: int) -> None:
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(13, 5)
+    for _ in range(4):
+        try:
+            ff.ntk(model, x, memory_limit=limit)
+            return
+        except MemoryError as error:
+            pattern = r"memory_limit: (\d+) bytes, expected (?:at least|about) (\d+)"
+            found = re.match(pattern, str(error))
+            assert found is not None
+            assert int(found[1]) == limit
+            assert limit < int(found[2]) < 20_000
+            limit = int(found[2])
+    pytest.fail("three figures did not suffice")

@@ -7,12 +7,13 @@ from fastfisher.capture.blocks import kernel
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.inputs import input_gradients
 from fastfisher.capture.model import gather, torch_model
-from fastfisher.capture.run import check_inputs
+from fastfisher.capture.run import check_dtypes, check_inputs
 from fastfisher.capture.weighted import captured_rows, outputs_of
 
 __all__ = [
     "Capture",
     "captured_rows",
+    "check_dtypes",
     "check_inputs",
     "gather",
     "input_gradients",

@@ -8,6 +8,7 @@ diagonal, so that its last block is the next row's first and is not captured aga
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -81,6 +82,16 @@ def kernel(
             pass
         except DifferentPieces:
             at_once = True
+        except MemoryError as error:
+            needed = re.search(r"gram: .* needs about (\d+) bytes", str(error))
+            if needed is None or memory_limit is None:
+                raise
+            # Half of a small limit is workspace, of a large one a quarter.
+            share = 2.2 if int(needed[1]) < 1 << 20 else 4.4
+            raise MemoryError(
+                f"memory_limit: {limit} bytes, expected about {int(share * int(needed[1]))}: the "
+                f"Gram matrix of a block needs {needed[1]} bytes of workspace"
+            ) from error
 
 
 def _walk(

@@ -93,7 +93,7 @@ def plan_blocks(n: int, m: int | None, cost: Cost, limit: int, *, may_form: bool
         if formed is not None:
             return replace(formed, compact=True)
     if whole is None:
-        raise _too_little(limit, 2 * (_LEAST_WORKSPACE + cost.capture + 2 * cost.factors))
+        raise _too_little(limit, cost.capture + 2 * cost.factors)
     return whole
 
 
@@ -112,12 +112,16 @@ def plan_at_once(n: int, m: int | None, cost: Cost, limit: int) -> Blocks:
     if least * cost.factors + most * cost.capture > rest:
         most = int(rest // both)
         if most < 1:
-            raise _too_little(limit, 2 * (_LEAST_WORKSPACE + both))
+            raise _too_little(limit, both)
     left, right = min(n, most), min(n if m is None else m, most)
     return Blocks(left, right, limit - rest, max(left, right))
 
 
-def _too_little(limit: int, needed: float) -> MemoryError:
+def _too_little(limit: int, captured: float) -> MemoryError:
+    # Half of a small limit is workspace, of a large one a quarter.
+    needed = 2 * captured
+    if captured > _LEAST_WORKSPACE:
+        needed = max(needed, captured + _LEAST_WORKSPACE, 4 * captured / 3)
     return MemoryError(
         f"memory_limit: {limit} bytes, expected at least {math.ceil(needed)} for two samples at a "
         "time"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,16 @@ class Model:
         The module itself, for names in messages.
     select : callable or None
         From what the model returns to a tensor.
+    tail : list
+        The shape of a sample's outputs once it is known: a model that squeezes its outputs drops
+        the axis of samples where there is one.
     """
 
     forward: Callable[[Inputs], Any]
     parameters: dict[str, torch.Tensor]
     module: torch.nn.Module | None
     select: Callable[[Any], torch.Tensor] | None
+    tail: list[tuple[int, ...]] = field(default_factory=list)
 
     def __call__(self, x: Inputs) -> torch.Tensor:
         """Compute outputs (n, C) under autograd; further output axes are flattened into C."""
@@ -54,11 +58,15 @@ class Model:
                 "the model returns to the tensor of outputs"
             )
         n = samples_of(x)
+        if n == 1 and _is_squeezed(y, self.tail):
+            y = y.reshape(1, *self.tail[0])
         if y.ndim == 0 or y.shape[0] != n:
             raise CaptureError(
                 f"model: expected outputs with the {n} samples on their first axis, got shape "
                 f"{tuple(y.shape)}"
             )
+        if n > 1 and not self.tail:
+            self.tail.append(tuple(y.shape[1:]))
         if not y.is_floating_point():
             raise CaptureError(f"model: expected floating-point outputs, got dtype {y.dtype}")
         return y.reshape(n, -1) if y.numel() else y.reshape(n, _width(y))
@@ -82,6 +90,13 @@ def _width(y: torch.Tensor) -> int:
     for k in y.shape[1:]:
         width *= int(k)
     return width
+
+
+def _is_squeezed(y: torch.Tensor, tail: list[tuple[int, ...]]) -> bool:
+    """Whether outputs of one sample lack axes that those of several have."""
+    if not tail or tuple(y.shape) == (1, *tail[0]):
+        return False
+    return [d for d in y.shape if d != 1] == [d for d in tail[0] if d != 1]
 
 
 def torch_model(

@@ -217,7 +217,7 @@ def make_plan(
         weights: dict[int, Columns] = {}
         derived: list[int] = []
         if base_name(node) not in FAMILIES:
-            plan.explicit |= dict.fromkeys(owners, f"used by {base_name(node)}")
+            plan.explicit |= dict.fromkeys(owners, f"used by {base_name(node) or str(node.name())}")
         elif layout is None:
             plan.explicit |= dict.fromkeys(owners, f"samples not found in {base_name(node)}")
         else:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -53,6 +53,15 @@ def run(
     if not stepwise and any("MkldnnRnn" in name for name in graph.names):
         return run(model, x, which=which, stepwise=True)
     return Run(graph, leaves, drew)
+
+
+def check_dtypes(x: Inputs, like: Inputs, name: str) -> None:
+    """Check that `x` has the dtypes of the samples `like`."""
+    if isinstance(x, Mapping) and isinstance(like, Mapping):
+        like = {key: like[key] for key in x if key in like}
+    for mine, theirs in zip(tensors_of(x), tensors_of(like), strict=False):
+        if mine.dtype != theirs.dtype:
+            raise TypeError(f"{name}: expected dtype {theirs.dtype} as x, got dtype {mine.dtype}")
 
 
 def check_inputs(x: Inputs, model: Model, name: str) -> None:

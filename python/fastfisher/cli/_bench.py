@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import math
 import pkgutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,7 +79,15 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if not present:
         raise BenchError("this installation has no benches")
-    rows = [row for name in arguments.names or present for row in _rows(name, arguments.quick)]
+    rows = []
+    for name in arguments.names or present:
+        own = list(_told(_rows(name, arguments.quick)))
+        if not own:
+            idle = f"bench {name}: not run, it needs torch: pip install 'fastfisher[torch]'"
+            if name in arguments.names:
+                raise BenchError(idle)
+            sys.stderr.write(f"{idle}\n")
+        rows += own
     wrong = [index for index, row in enumerate(rows) if not _right(row)]
     if arguments.json:
         print_json([{key: _plain(value) for key, value in row.items()} for row in rows])
@@ -128,6 +137,14 @@ def _rows(name: str, quick: bool) -> Iterator[dict[str, Any]]:
         missing = [key for key in KEYS if key not in row]
         if missing:
             raise BenchError(f"bench {name}: a row lacks {', '.join(missing)}")
+        yield row
+
+
+def _told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Say of each row that it is there: some take a minute, and the table comes last."""
+    for row in rows:
+        sys.stderr.write(f"{row['op']} {row['case']}: {_time(row['seconds'])}\n")
+        sys.stderr.flush()
         yield row
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def _load(source: str) -> Any:
     module, _, factory = source.partition(":")
     if not factory:
         raise ValueError(f"source: expected FILE.npy, FILE.npz or MODULE:FACTORY, got {source!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as for a script that lies there
     found = getattr(importlib.import_module(module), factory, None)
     if not callable(found):
         raise ValueError(f"source: expected a function {factory} in {module}, got {found!r}")
@@ -62,7 +65,10 @@ def _load(source: str) -> Any:
 
 def _run(arguments: argparse.Namespace) -> int:
     a = _load(arguments.source)
-    top = linalg.eigsh(a, arguments.k, seed=arguments.seed)
+    try:
+        top = linalg.eigsh(a, arguments.k, seed=arguments.seed)
+    except TypeError as error:  # what the source holds is no bug of this program
+        raise ValueError(str(error)) from error
     ends = linalg.eigsh(a, 2, which="BE", seed=arguments.seed)
     density = linalg.spectral_density(a, seed=arguments.seed)
     values, norms = np.asarray(top.values, float), np.asarray(top.residual_norms, float)
