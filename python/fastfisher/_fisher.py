@@ -76,7 +76,9 @@ def fisher(
         With or without the 1 / N.
     weight_sharing : "expand" | "reduce"
         How "kfac" and "ekfac" treat weights used at several positions; tables of embeddings have
-        one input a position and are the same either way.
+        one input a position and are the same either way. Of "ekfac" with "reduce" and fewer
+        samples than inputs the eigenbasis, and with it the matrix, is not unique: it depends on
+        the order of the samples.
     samples, seed : int
         Labels drawn for each sample, and the seed, for ``kind="mc"``.
     select, params, verify

@@ -367,3 +367,13 @@ def test_norms_near_the_ends_of_the_range(structure: Any, size: float) -> None:
     one = ff.fisher(J, structure=structure).frobenius_norm()
     other = ff.fisher(small, structure=structure).frobenius_norm()
     assert np.isclose(other / size / size, one, rtol=1e-10)
+
+
+def test_indefinite_structures_have_no_roots_and_say_so() -> None:
+    F = ff.fisher(jacobian(6), structure="tridiagonal")
+    for call in (
+        lambda: F.sample(1, damping=1e3),
+        lambda: F.inverse_sqrt(np.ones(F.shape[0]), damping=1e3),
+    ):
+        with pytest.raises(ff.errors.NotPositiveDefiniteError, match="whatever the damping"):
+            call()

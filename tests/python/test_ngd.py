@@ -341,3 +341,14 @@ def test_tolerances_that_do_not_fit(solver: Any, tol: float) -> None:
     J, e = jacobian(), residual()
     with pytest.raises(ValueError, match="tol: expected a finite number of at least 0 below 1"):
         ff.ngd.update(J, e, damping=0.1, solver=solver, tol=tol)
+
+
+def test_damped_outputs_of_singular_parameters_ask_for_something_else() -> None:
+    """More outputs than parameters, and an input twice: no damping of outputs helps."""
+    x = np.repeat(np.random.default_rng(0).standard_normal((10, 1)), 2, 1)
+    jacobian = ff.models.MLP((2, 3), seed=0).jacobian(x)
+    for damping in (0.1, 10.0):
+        with pytest.raises(
+            ff.errors.NotPositiveDefiniteError, match=r"damp: expected 'parameters'"
+        ):
+            ff.ngd.update(jacobian, np.ones((10, 3)), damping=damping, damp="outputs")

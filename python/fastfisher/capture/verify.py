@@ -39,9 +39,8 @@ def check_products(
     }
     sizes = {name: 0.0 if grad is None else _norm(grad) for name, grad in truth.items()}
     scale = math.sqrt(sum(size**2 for size in sizes.values()))
-    coarsest = (
-        graph.coarsest()
-    )  # what is computed in few digits agrees to these, whatever the output
+    # What is computed in few digits agrees to these, whatever the dtype of the output.
+    coarsest = graph.coarsest()
     wrong = []
     for (name, p), grad in zip(parameters.items(), truth.values(), strict=True):
         size = sizes[name]

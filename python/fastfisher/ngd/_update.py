@@ -13,7 +13,7 @@ from fastfisher._device_array import contiguous
 from fastfisher._fisher import Fisher, fisher
 from fastfisher._jacobian import Jacobian
 from fastfisher._sample_map import SampleMap
-from fastfisher.errors import NonFiniteError
+from fastfisher.errors import NonFiniteError, NotPositiveDefiniteError
 from fastfisher.ngd._damping import Damping, damping_of
 from fastfisher.ngd._direction import (
     direction,
@@ -186,7 +186,13 @@ def update(
             raise ValueError("solver: 'nystrom' needs structure 'full' and a residual")
         vector, how = solve_by_nystrom(F, e, rule, tol, max_iter, rank, seed)[:, 0], solver
     elif direct and damp == "outputs":
-        vector = direction_with_damped_outputs(F, e, rule)[:, 0]
+        try:
+            vector = direction_with_damped_outputs(F, e, rule)[:, 0]
+        except NotPositiveDefiniteError as error:
+            raise NotPositiveDefiniteError(
+                f"damp: expected 'parameters', got 'outputs', which adds nothing to what is singular: "
+                f"{str(error).partition(';')[0]}"
+            ) from error
     elif direct:
         vector = direction(F, e, rule, rounding)[:, 0]
     else:

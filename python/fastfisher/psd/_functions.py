@@ -162,6 +162,9 @@ def eigh(
     a block, are worked on all at once; larger ones one after another by ``linalg.eigh`` of their
     library, with the same statuses.
 
+    LAPACK decomposes matrices on the CPU and does not let itself be interrupted: Ctrl-C takes
+    effect between two of them (of 2500 rows some 15 s).
+
     Examples
     --------
     >>> import numpy as np

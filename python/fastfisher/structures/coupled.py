@@ -148,7 +148,10 @@ class Coupled(Structure):
     def function(self, f: Any, v: Host) -> Host:
         """``f(F) v``, through the eigenvectors of each part."""
         if not self.diagonal_only:
-            raise NotPositiveDefiniteError(f"F: structure {self.name!r} is indefinite")
+            raise NotPositiveDefiniteError(
+                f"F: structure {self.name!r} is indefinite: no roots and no samples are made of it, "
+                "whatever the damping; expected another structure"
+            )
         x = as_array(f(np.zeros(1))) * v if self.size else v.copy()
         for index, part in enumerate(self.parts):
             w, q = np.linalg.eigh(self.compact(index))
