@@ -190,8 +190,8 @@ def update(
             vector = direction_with_damped_outputs(F, e, rule)[:, 0]
         except NotPositiveDefiniteError as error:
             raise NotPositiveDefiniteError(
-                f"damp: expected 'parameters', got 'outputs', which adds nothing to what is singular: "
-                f"{str(error).partition(';')[0]}"
+                "damp: expected 'parameters', got 'outputs', which adds nothing to what is "
+                f"singular: {str(error).partition(';')[0]}"
             ) from error
     elif direct:
         vector = direction(F, e, rule, rounding)[:, 0]

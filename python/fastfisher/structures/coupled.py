@@ -149,7 +149,7 @@ class Coupled(Structure):
         """``f(F) v``, through the eigenvectors of each part."""
         if not self.diagonal_only:
             raise NotPositiveDefiniteError(
-                f"F: structure {self.name!r} is indefinite: no roots and no samples are made of it, "
+                f"F: structure {self.name!r} is indefinite: it has no roots and no samples, "
                 "whatever the damping; expected another structure"
             )
         x = as_array(f(np.zeros(1))) * v if self.size else v.copy()
