@@ -100,6 +100,14 @@ def test_doctor_as_json_names_what_runs(capsys):
     assert "cuda" in found["backends"]
 
 
+def test_doctor_explains_a_number_of_threads_that_is_none(monkeypatch, capsys):
+    monkeypatch.setenv("FASTFISHER_NUM_THREADS", "abc")
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "expected a number from 1 to 4096, got 'abc'" in found["native"]["threads"]
+    assert found["FASTFISHER_NUM_THREADS"] == "abc"
+
+
 def test_doctor_without_rich_is_plain(monkeypatch, capsys):
     without(monkeypatch, "rich")
     assert cli.main(["doctor"]) == 0

@@ -143,7 +143,9 @@ def _rows(name: str, quick: bool) -> Iterator[dict[str, Any]]:
 def _told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Say of each row that it is there: some take a minute, and the table comes last."""
     for row in rows:
-        sys.stderr.write(f"{row['op']} {row['case']}: {_time(row['seconds'])}\n")
+        ratio = _ratio(row["ratio_to_floor"])
+        of = f", {ratio} of the floor" if ratio else ""
+        sys.stderr.write(f"{row['op']} {row['case']}: {_time(row['seconds'])}{of}\n")
         sys.stderr.flush()
         yield row
 

@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
 
 def diagnosis() -> dict[str, Any]:
     """Everything the command prints, as plain data."""
-    build = _native.build_info()
+    build = _build()
     return {
         "fastfisher": package_version("fastfisher"),
         "python": platform.python_version(),
@@ -59,6 +59,19 @@ def diagnosis() -> dict[str, Any]:
         "backends": build["backends"],
         "packages": {name: package_version(*names) for name, (names, _) in PACKAGES.items()},
     }
+
+
+def _build() -> dict[str, Any]:
+    """What the native library says of itself, also where the environment puzzles it."""
+    try:
+        return _native.build_info()
+    except ValueError as error:  # a number of threads that is none
+        given = os.environ.pop("FASTFISHER_NUM_THREADS", None)
+        try:
+            return _native.build_info() | {"threads": str(error)}
+        finally:
+            if given is not None:
+                os.environ["FASTFISHER_NUM_THREADS"] = given
 
 
 def _run(arguments: argparse.Namespace) -> int:
