@@ -62,7 +62,7 @@ def diagnosis() -> dict[str, Any]:
 
 
 def _build() -> dict[str, Any]:
-    """What the native library says of itself, also where the environment puzzles it."""
+    """Return what the native library says of itself, also where the environment puzzles it."""
     try:
         return _native.build_info()
     except ValueError as error:  # a number of threads that is none
