@@ -139,3 +139,20 @@ def test_dtypes_by_class_and_functions_that_are_none() -> None:
         linalg.cg(np.eye(3), np.ones(3), preconditioner=3)
     with pytest.raises(ValueError, match="n: expected an integer of at least 0"):
         linalg.eigsh(lambda v: v, 1, n="a")
+
+
+@KINDS
+def test_small_matrices_beside_large_dampings(kind: str) -> None:
+    A, size = given(np.eye(4) * 1e-300, kind)
+    assert math.isclose(linalg.logdet(A, damping=1e10, **size).value, 4 * math.log(1e10))
+    assert np.allclose(linalg.cg(A, np.ones(4), damping=1e150, **size).x * 1e150, 1)
+
+
+@pytest.mark.parametrize("size", [1e8, 1e-60, 1e60])
+def test_a_first_direction_without_a_product(size: float) -> None:
+    d, m = np.array([0.0, size]), np.array([[2.0, -1.0], [-1.0, 1.0]])
+    found = linalg.cg(
+        lambda v: d[:, None] * v, np.ones(2), damping=size / 10, preconditioner=lambda r: m @ r, n=2
+    )
+    assert found.converged
+    assert np.allclose(found.x * (d + size / 10), 1)

@@ -257,11 +257,14 @@ def test_factors_of_other_sizes_are_refused(cls: Any) -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", ["empirical", "mc", "exact"])
-@pytest.mark.parametrize("before", [0, 2])
-def test_batches_without_samples_change_nothing(cls: Any, kind: str, before: int) -> None:
+@pytest.mark.parametrize(("before", "decay"), [(0, 0.0), (2, 0.0), (0, 0.01)])
+def test_batches_without_samples_change_nothing(
+    cls: Any, kind: str, before: int, decay: float
+) -> None:
     model = network()
     likelihood = None if kind == "empirical" else "categorical"
-    optimizer = cls(model, kind=kind, likelihood=likelihood, momentum=0.0)
+    options = {"momentum": 0.0, "weight_decay": decay, "decoupled": False}
+    optimizer = cls(model, kind=kind, likelihood=likelihood, **options)
     for k in range(before):
         train(model, optimizer, *batch(seed=k))
     weights, known = flat(model), means(optimizer)
@@ -269,7 +272,7 @@ def test_batches_without_samples_change_nothing(cls: Any, kind: str, before: int
     x, y = batch(0)
     F.cross_entropy(model(x), y, reduction="sum").backward()
     optimizer.step()
-    assert np.array_equal(flat(model), weights)
+    assert np.allclose(flat(model), weights * (1 - 0.1 * decay), rtol=1e-12, atol=0)
     assert len(means(optimizer)) == len(known)
     for now, was in zip(means(optimizer), known, strict=True):
         assert np.allclose(now, was, rtol=1e-10), "moments turn to the same basis once more"

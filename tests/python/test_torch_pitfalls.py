@@ -216,3 +216,26 @@ def test_figures_of_memory_that_are_named_suffice(limit: int) -> None:
             assert limit < int(found[2]) < 20_000
             limit = int(found[2])
     pytest.fail("three figures did not suffice")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05])
+def test_tokens_that_see_each_other_in_mixed_precision(share: float) -> None:
+    """Of tokens only the sums of gradients show it, to few digits."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.e2, self.o = nn.Embedding(7, 8), nn.Embedding(7, 8), nn.Linear(8, 3)
+
+        def forward(self, i: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                other = torch.tanh(self.e2(i))
+                mixed = share * other.roll(1, 0) if share else 0.05 * other
+                return self.o(torch.tanh(self.e(i)) + mixed).float()
+
+    model, x = Tokens(), torch.randint(7, (9,))
+    if not share:
+        assert ff.ntk(model, x).shape == (9, 3, 9, 3)
+        return
+    with pytest.raises(ff.errors.CaptureError, match="samples"):
+        ff.ntk(model, x)

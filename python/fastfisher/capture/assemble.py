@@ -100,14 +100,17 @@ def _split_shared_bias(
 
 def _meet(one: Columns, other: Columns) -> bool:
     """Whether they have positions in common."""
-    a, b = one.flat(), other.flat()
-    if isinstance(a, range) and isinstance(b, range):
-        return max(a.start, b.start) < min(a.stop, b.stop)
-    return bool(torch.isin(_tensor(a), _tensor(b)).any())
+    (low, high), (first, last) = _bounds(one), _bounds(other)
+    if high <= first or last <= low:
+        return False
+    return bool(torch.isin(one.positions(), other.positions()).any())
 
 
-def _tensor(flat: range | torch.Tensor) -> torch.Tensor:
-    return torch.arange(flat.start, flat.stop) if isinstance(flat, range) else flat.cpu()
+def _bounds(columns: Columns) -> tuple[int, int]:
+    if columns.index is None or columns.size == 0:
+        return columns.start, columns.start + columns.size
+    low, high = torch.aminmax(columns.index)
+    return int(low), int(high) + 1
 
 
 def _linked(

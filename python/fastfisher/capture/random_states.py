@@ -34,7 +34,9 @@ class RandomStates:
         for k, state in self._cuda.items():
             torch.cuda.set_rng_state(state, k)
         random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
+        # Not where the model put another bit generator in its place.
+        if _numpys()["bit_generator"] == self._numpy["bit_generator"]:
+            np.random.set_state(self._numpy)  # noqa: NPY002
 
 
 def _numpys() -> Any:

@@ -46,11 +46,14 @@ def check_products(
         size = sizes[name]
         dtype = p.dtype if p.dtype == graph.y.dtype else torch.bfloat16
         off = _norm(got[name] if grad is None else got[name].sub_(grad))
-        if torch.finfo(dtype).eps < coarsest:
-            single = coarsest <= torch.finfo(torch.float32).eps
-            dtype = torch.float32 if single else torch.bfloat16
-        rounding = min(1e3 * torch.finfo(dtype).eps, 0.1) * scale
-        if not (off <= _TOLERANCE.get(dtype, 0.1) * size or off <= rounding):
+        eps = max(torch.finfo(dtype).eps, coarsest)
+        if eps > torch.finfo(torch.float32).eps:
+            near, rounding = max(6 * eps, 0.03), eps / 4
+        elif eps > torch.finfo(torch.float64).eps:
+            near, rounding = _TOLERANCE[torch.float32], 1e3 * eps
+        else:
+            near, rounding = _TOLERANCE[torch.float64], 1e3 * eps
+        if not (off <= near * size or off <= rounding * scale):
             wrong.append(name)
     return wrong
 

@@ -88,6 +88,7 @@ def cg(
     max_iter = 10 * a.n if max_iter is None else integer("max_iter", max_iter, least=1)
     if preconditioner is not None and not callable(preconditioner):
         raise TypeError(f"preconditioner: expected a function, got {preconditioner!r}")
+    a.beside(damping)
     # Squares of very small or large numbers leave the range of float64.
     largest = np.zeros(columns.shape[1])
     if a.n:

@@ -171,6 +171,7 @@ def logdet(
     damping, seed = number("damping", damping), integer("seed", seed, least=0)
     if a.n == 0:
         return Estimate(0.0, 0.0, 0)
+    a.beside(damping)
     sums = []
     for theta, weight in zip(*_quadrature(a, steps, probes, seed), strict=True):
         half = float(a.scale[0])

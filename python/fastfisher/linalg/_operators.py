@@ -85,6 +85,9 @@ class Operator:
             )
         return result
 
+    def beside(self, damping: float) -> None:
+        """Say, before any product, what is added to the diagonal: it must be in range too."""
+
     def unscaled(self, x: Any) -> Any:
         """Eigenvalues (e, k), or numbers of a single operator, as they are without the scale."""
         undo = 1 / (self.scale[0] if self.single else self.scale[:, None])
@@ -131,6 +134,12 @@ class Dense(Operator):
         uneven = found[:, 1] > _ROUNDINGS * np.finfo(name).eps * found[:, 0]
         if uneven.any():
             self._refuse(int(np.argmax(uneven)))
+
+    def beside(self, damping: float) -> None:
+        """Say, before any product, what is added to the diagonal: it must be in range too."""
+        if damping != 0:
+            self.scale = np.minimum(self.scale, 2.0 ** -(math.frexp(damping)[1] // 2))
+            self._scale = from_numpy(self.scale, self.like)
 
     def _refuse(self, e: int) -> None:
         a = to_numpy(self._a[e])
@@ -187,7 +196,7 @@ class Function(Operator):
         self, product: Callable[[Any], Any], n: int, dtype: str, given: Array | None = None
     ) -> None:
         super().__init__(n, dtype, given=given)
-        self._product, self._settled = product, False
+        self._product, self._settled, self._beside = product, False, 0.0
         self._library = given
 
     def _apply(self, x: Array) -> Array:
@@ -217,10 +226,14 @@ class Function(Operator):
         half = float(self.scale[0])
         return (rows if half == 1 else rows * half * half)[None]
 
+    def beside(self, damping: float) -> None:
+        """Say, before any product, what is added to the diagonal: it must be in range too."""
+        self._beside = abs(damping)
+
     def _settle(self, x: Array, rows: Array) -> None:
         """Choose the scale: squares of products with vectors of order one must be in range."""
         most = namespace(rows).amax if rows.shape[0] * rows.shape[1] else lambda _: 0.0
-        ratio = float(most(abs(rows))) / (float(most(abs(x))) or 1.0)
+        ratio = max(float(most(abs(rows))) / (float(most(abs(x))) or 1.0), self._beside)
         self._settled = ratio > 0
         if not 0 < ratio < math.inf:
             return

@@ -173,7 +173,7 @@ class Preconditioned(torch.optim.Optimizer):  # type: ignore[misc]
             if site.weight not in slopes:
                 continue
             state = self.curvature.states.get(site)
-            if state is None and not bool(slopes[site.weight].any()):
+            if state is None and not bool(site.weight.grad.any()):
                 continue  # no samples yet
             if state is None:
                 raise ValueError(
