@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -127,3 +128,16 @@ def test_pieces_of_any_width_give_the_same() -> None:
     for width in (10, 12, 40, 1):
         got = captured.jacobian(x, piece=width).gram()
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_blocks_are_gone_with_the_call() -> None:
+    """Their memory is for the next call: nothing of them waits for the collector."""
+    model, x = Pooled(0.0), torch.randn(40, 2, 6, 6)
+    gc.collect()
+    gc.disable()
+    try:
+        ff.ntk(model, x, memory_limit="300KB")
+        left = [type(one).__name__ for one in gc.get_objects() if type(one).__name__ == "_Run"]
+    finally:
+        gc.enable()
+    assert not left

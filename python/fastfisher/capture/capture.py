@@ -119,17 +119,21 @@ class Capture:
             if samples_of(x) == 0 or self.plan is None:
                 return self._empty(x)
             n, width = samples_of(x), piece or self.cost.piece
+            # No longer than that: it leads to blocks in memory, which would wait for the collector.
             self._fits = fits
-            if n > width or compact:
-                # What a piece taught may make the others like it.
-                for _ in range(_ATTEMPTS):
-                    try:
-                        return self._in_pieces(x, width, compact, first)
-                    except DifferentPieces:
-                        pass
-                if fits is not None and n > width:
-                    raise DifferentPieces
-            return self._captured(x, first)
+            try:
+                if n > width or compact:
+                    # What a piece taught may make the others like it.
+                    for _ in range(_ATTEMPTS):
+                        try:
+                            return self._in_pieces(x, width, compact, first)
+                        except DifferentPieces:
+                            pass
+                    if fits is not None and n > width:
+                        raise DifferentPieces
+                return self._captured(x, first)
+            finally:
+                self._fits = None
 
     def _in_pieces(self, x: Inputs, width: int, compact: bool, first: int) -> Jacobian:
         n = samples_of(x)
