@@ -51,16 +51,18 @@ class Layer:
         label = "" if self.label is None else f", label={self.label!r}"
         return f"{type(self).__name__}({shapes}, bias={self.bias}, {dtype_name(self.g)}{label})"
 
-    def widened(self) -> Layer:
-        """Layer with 16-bit floats in float32; itself if it has none."""
-        if dtype_name(self.g) in FLOATS:
-            return self
+    def converted(self, change: Callable[[Array], Array]) -> Layer:
+        """Layer with `change` made to its factors."""
         new = copy.copy(self)
         for name in ("a", "g", "w"):
             array = getattr(self, name)
             if array is not None:
-                setattr(new, name, widened(array))
+                setattr(new, name, change(array))
         return new
+
+    def widened(self) -> Layer:
+        """Layer with 16-bit floats in float32; itself if it has none."""
+        return self if dtype_name(self.g) in FLOATS else self.converted(widened)
 
     def __init__(
         self,

@@ -23,19 +23,24 @@ def integer(name: str, value: Any, *, least: int) -> int:
     return int(value)
 
 
-def number(name: str, value: Any, *, least: float | None = None, below: float = math.inf) -> float:
-    """`value` as a float, of any finite real number but bool.
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    above: bool = False,
+    high: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """`value` as a float: a finite real number, an array of one too, but no bool.
+
+    At least `low`, or `above` it; at most `high`, and `below` a limit.
 
     Raises
     ------
     ValueError
-        Something else, less than `least`, or not `below` the limit.
+        Something else.
     """
-    expected = "a finite number"
-    if least is not None:
-        expected += f" of at least {least:g}"
-    if below != math.inf:
-        expected += f" below {below:g}"
     # Arrays of one number are numbers.
     scalar = getattr(value, "shape", None) == () and hasattr(value, "__float__")
     real = isinstance(value, Real) and not isinstance(value, bool)
@@ -43,6 +48,11 @@ def number(name: str, value: Any, *, least: float | None = None, below: float = 
         found = float(value) if scalar or real else math.nan
     except (OverflowError, TypeError, ValueError):
         found = math.nan
-    if not math.isfinite(found) or found >= below or (least is not None and found < least):
+    within = (found > low if above else found >= low) and found <= high and found < below
+    if not (math.isfinite(found) and within):
+        bounds = [f"{'>' if above else '>='} {low:g}"] if math.isfinite(low) else []
+        bounds += [f"<= {high:g}"] if math.isfinite(high) else []
+        bounds += [f"< {below:g}"] if math.isfinite(below) else []
+        expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return found

@@ -200,7 +200,7 @@ def test_tolerances_in_float64(looks: list[Any]) -> None:
     assert looks[0] is not None
     assert (found.residual_norms <= 1e-7 * found.values[0]).all()
     for tol in (-1.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="tol: expected a finite number of at least 0 below 1"):
+        with pytest.raises(ValueError, match="tol: expected a finite number >= 0 and < 1"):
             F.eigsh(4, tol=tol)
 
 

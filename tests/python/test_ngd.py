@@ -339,7 +339,7 @@ def test_iterations_do_not_depend_on_the_size_of_the_residuals(solver: Any, scal
 @pytest.mark.parametrize("tol", [-1.0, float("nan"), 1.0])
 def test_tolerances_that_do_not_fit(solver: Any, tol: float) -> None:
     J, e = jacobian(), residual()
-    with pytest.raises(ValueError, match="tol: expected a finite number of at least 0 below 1"):
+    with pytest.raises(ValueError, match="tol: expected a finite number >= 0 and < 1"):
         ff.ngd.update(J, e, damping=0.1, solver=solver, tol=tol)
 
 

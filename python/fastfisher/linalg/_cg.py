@@ -84,7 +84,7 @@ def cg(
     """
     a = single(A, n, b)
     columns, one = _right_side(a, b)
-    damping, tol = number("damping", damping), number("tol", tol, least=0, below=1)
+    damping, tol = number("damping", damping), number("tol", tol, low=0, below=1)
     max_iter = 10 * a.n if max_iter is None else integer("max_iter", max_iter, least=1)
     if preconditioner is not None and not callable(preconditioner):
         raise TypeError(f"preconditioner: expected a function, got {preconditioner!r}")

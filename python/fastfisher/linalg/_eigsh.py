@@ -151,7 +151,7 @@ def eigsh(
     k = integer("k", k, least=0)
     max_iter = None if max_iter is None else integer("max_iter", max_iter, least=1)
     block = None if block is None else integer("block", block, least=1)
-    tol, seed = number("tol", tol, least=0, below=1), integer("seed", seed, least=0)
+    tol, seed = number("tol", tol, low=0, below=1), integer("seed", seed, least=0)
     start = _start(v0, a)
     k = min(k, a.n)
     width = block or (8 if a.batch == 1 else 4)

@@ -79,7 +79,7 @@ def solve_by_nystrom(
     F: Fisher, e: Host, rule: Damping, tol: float, max_iter: int | None, rank: int | None, seed: int
 ) -> Host:
     """Columns (P, 1) for residuals e (N C, 1), by products with the rows and their transpose."""
-    tol = number("tol", tol, least=0, below=1)
+    tol = number("tol", tol, low=0, below=1)
     inner = residuals_of_rows(F, e, float(np.finfo(F.dtype).eps))
     if inner is None and is_plain(F):
         inner = e * (mean_weight(F) / F.scale)

@@ -4,28 +4,21 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from fastfisher import _numbers
 from fastfisher._numbers import integer
 
 DEVICES = {"cpu", "cuda"}
 Groups = Iterable[torch.Tensor] | Iterable[Mapping[str, Any]] | None
 
 
-def number(
-    name: str, value: Any, *, low: float = 0.0, above: bool = False, high: float = math.inf
-) -> float:
-    """Finite number of at least `low`, or `above` it, and at most `high`."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (good and (value > low if above else value >= low) and value <= high):
-        bound = f"{'>' if above else '>='} {low:g}"
-        bound += f" and <= {high:g}" if math.isfinite(high) else ""
-        raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
-    return float(value)
+def number(name: str, value: Any, *, low: float = 0.0, **bounds: Any) -> float:
+    """Finite number of at least zero, as most options are."""
+    return _numbers.number(name, value, low=low, **bounds)
 
 
 def count(name: str, value: Any) -> int:

@@ -44,7 +44,7 @@ def in_numpy(jacobian: Jacobian) -> Jacobian:
     if kept is not None:
         kept = SampleMap(_worded(kept.basis), _worded(kept.scale))
     return Jacobian(
-        tuple(_numpy_layer(layer) for layer in jacobian.layers),
+        tuple(layer.converted(_worded) for layer in jacobian.layers),
         None if jacobian.outputs is None else _worded(jacobian.outputs),
         kept,
         jacobian.parameters,
@@ -111,15 +111,6 @@ def _worded(x: Array) -> Any:
         host = to_numpy(x)
         return host.astype(np.float32) if host.dtype == np.float16 else host
     return in_numpys_words(widened_array(x), "layers")
-
-
-def _numpy_layer(layer: Layer) -> Layer:
-    new = copy.copy(layer)
-    for name in ("a", "g", "w"):
-        array = getattr(layer, name)
-        if array is not None:
-            setattr(new, name, _worded(array))
-    return new
 
 
 def _contracted(layer: Layer, root: Host) -> Layer:
