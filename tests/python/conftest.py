@@ -164,5 +164,14 @@ def one_thread():
 
 
 @pytest.fixture
+def seeded():
+    """The same numbers from torch in each test."""
+    torch = pytest.importorskip("torch")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        yield
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20190604)

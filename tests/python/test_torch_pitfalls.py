@@ -18,14 +18,7 @@ from torch.nn import functional as F  # noqa: E402
 import fastfisher as ff  # noqa: E402
 import torch_oracle as oracle  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def kernels(function: Any, w: Any, x: Any, x2: Any, verify: bool) -> tuple[Any, Any]:

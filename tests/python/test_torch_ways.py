@@ -16,14 +16,7 @@ import fastfisher as ff  # noqa: E402
 import torch_oracle as oracle  # noqa: E402
 from torch_cases.base import Net  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def check(model: Any, x: Any, x2: Any = None, **options: Any) -> None:
