@@ -45,6 +45,36 @@ def test_few_long_rows_meet_where_they_lie(n, m, c, outputs, dtype, rng):
         assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(9, None), (130, None), (5, 70)])
+@pytest.mark.parametrize(("i", "o"), [(100, 100), (520, 40), (33, 7), (256, 19)])
+def test_traces_of_formed_gradients_go_output_by_output(i, o, n, m, bias, rng):
+    """Whole units and micro tiles or parts of them, as memory has it: the numbers stay."""
+
+    def draw(count):
+        a = rng.standard_normal((count, 5, i), dtype="float32")
+        return ff.Shared(a, rng.standard_normal((count, 3, 5, o), dtype="float32"), bias=bias)
+
+    left, right = draw(n), None if m is None else draw(m)
+    x = left.block().astype(np.float64).reshape(n, -1)
+    y = x if right is None else right.block().astype(np.float64).reshape(m, -1)
+    expected, size = x @ y.T, np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1))
+    for limit in (None, "9MB", "2MB", "800KB"):
+        one, two = (
+            gram_factors(
+                [left],
+                None if right is None else [right],
+                outputs="trace",
+                method="S1",
+                threads=threads,
+                memory_limit=limit,
+            )
+            for threads in (1, 2)
+        )
+        assert (abs(one - expected) <= 1e-6 * size).all()
+        assert np.array_equal(one, two)
+
+
 def test_traces_of_many_outputs_need_no_more_memory_than_a_unit_of_each(rng):
     a = rng.standard_normal((8, 3, 256), dtype="float32")
     g = rng.standard_normal((8, 500, 3, 4), dtype="float32")

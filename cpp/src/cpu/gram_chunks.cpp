@@ -17,6 +17,10 @@ constexpr Atoms first_if(bool condition) {
 // Depth after which a product of gradients alone is folded.
 constexpr std::int64_t kFoldDepth = 16 * kGramDepth;
 
+// Entries of a sample that cannot but be formed together, about: the units of a chunk for all
+// outputs.
+constexpr std::int64_t kFormedTogether = std::int64_t{1} << 15;
+
 class Chunks {
  public:
   explicit Chunks(const GramShape& shape) : shape_(shape) {}
@@ -83,17 +87,29 @@ class Chunks {
     const std::size_t begin = chunks_.size();
     const bool in_place = shape_.in_place(layer);
     const std::int64_t wanted =
-        in_place ? kInPlaceDepth / (layer.padded * outputs) : kGramDepth / layer.padded;
+        in_place ? std::min(kInPlaceDepth, std::max<std::int64_t>(1, kFormedTogether / outputs)) /
+                       layer.padded
+                 : kGramDepth / layer.padded;
     units(layer, wanted, [&](std::int64_t count) {
-      next_.across = outputs > 1;
-      next_.in_place = in_place;
+      const std::int64_t depth = count * layer.padded;
       next_.source = GramChunk::Source::weights;
-      cut(true, 0, count * layer.padded * outputs, in_place, in_place,
-          outputs > 1 ? Atoms::every : Atoms::first);
+      next_.in_place = in_place;
+      if (in_place && outputs > 1 && 2 * depth > kInPlaceDepth) {
+        // Output by output: rows are read in long stretches.
+        for (next_.output = 0; next_.output < outputs; ++next_.output)
+          cut(true, 0, depth, true, true, Atoms::every);
+        next_.output = 0;
+        next_.across = true;
+      } else {
+        next_.across = outputs > 1;
+        cut(true, 0, depth * outputs, in_place, in_place,
+            outputs > 1 ? Atoms::every : Atoms::first);
+      }
       next_.in_place = false;
       if (!layer.bias) return;
       next_.source = GramChunk::Source::ones;
       cut(true, 0, count * outputs, in_place, in_place, outputs > 1 ? Atoms::every : Atoms::none);
+      next_.across = false;
     });
     next_.across = false;
     if (in_place) return;

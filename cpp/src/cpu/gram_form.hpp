@@ -100,14 +100,14 @@ class Former {
   // Whether a and g are lines of what is multiplied, as they lie in memory.
   [[nodiscard]] bool lines() const {
     return std::is_same_v<S, T> && layer_.form == LayerForm::shared && input_.feature == 1 &&
-           cotangents_.unit == 1 && layer_.in == layer_.padded && !crowded(input_.position) &&
-           !crowded(cotangents_.strides[2]) && scale_a_ == 1 && scale_g_ == 1 && lanes_.empty() &&
-           balance_a_.empty();
+           cotangents_.unit == 1 && layer_.in == layer_.padded && !crowded() && scale_a_ == 1 &&
+           scale_g_ == 1 && lanes_.empty() && balance_a_.empty();
   }
 
-  // Lines that lie a multiple of 1 KiB apart fall on few places of the first cache level.
-  [[nodiscard]] bool crowded(std::int64_t pitch) const {
-    return pitch * static_cast<std::int64_t>(sizeof(T)) % 1024 == 0 && positions_ > 16;
+  // Lines of inputs that lie a multiple of 1 KiB apart fall on few places of the first cache level,
+  // where they should stay. Those of cotangents are read once for many columns.
+  [[nodiscard]] bool crowded() const {
+    return input_.position * static_cast<std::int64_t>(sizeof(T)) % 1024 == 0 && positions_ > 16;
   }
 
   // Neither side is packed. While the rows of one output are formed, those of the next come in.

@@ -14,6 +14,8 @@ namespace {
 // A tile's left panels and state stay in the second level (512 KiB here).
 constexpr std::int64_t kTileRows = 96;
 constexpr std::int64_t kTileCols = 256;
+// Whole blocks of what meets in place, 4 x 6 or 3 x 4 rows, in whole panels.
+constexpr std::int64_t kInPlaceTileRows = 48, kInPlaceTileCols = 96;
 // Below this many rows a block packs its factors too often; then the depth is cut into slabs
 // instead.
 constexpr std::int64_t kGoodBlock = 640;
@@ -268,9 +270,12 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   limit -= gram_list_bytes(shape, static_cast<std::int64_t>(plan.chunks.size()), item_bytes);
   if (plan.chunks.empty() || limit <= 0) return std::nullopt;
   const bool formed = sizer.any_formed();
-  std::int64_t wanted_rows = kTileRows, wanted_cols = kTileCols;
-  // Small problems: smaller tiles, so that every thread has several.
+  const bool in_place = shape.in_place_depth() > 0;
+  std::int64_t wanted_rows = in_place ? kInPlaceTileRows : kTileRows;
+  std::int64_t wanted_cols = in_place ? kInPlaceTileCols : kTileCols;
+  // Small problems: smaller tiles, so that every thread has several, unless it has sums of its own.
   const auto few = [&] {
+    if (plan.shares >= 2 * threads) return false;
     const std::int64_t tiles =
         ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
     return tiles * plan.shares < kTilesAThread * threads * (shape.symmetric ? 2 : 1);

@@ -33,8 +33,8 @@ SlabCutter::SlabCutter(const GramShape& shape, std::int64_t item, GramPlan& plan
       item_(item),
       plan_(plan),
       two_sides_(!shape.symmetric || plan.block_rows < shape.rows),
-      left_samples_(block_samples(plan.block_rows, shape.left_outputs)),
-      right_samples_(block_samples(plan.block_cols, shape.right_outputs)) {
+      left_samples_(block_samples(std::min(plan.block_rows, shape.rows), shape.left_outputs)),
+      right_samples_(block_samples(std::min(plan.block_cols, shape.cols), shape.right_outputs)) {
   for (const bool gradients : {false, true}) {
     left_extents_[gradients] =
         panel_extent(gradients, plan.block_rows, shape.left_outputs, plan.mr);
@@ -59,6 +59,15 @@ SlabCutter::Bytes SlabCutter::chunk_bytes(const GramChunk& chunk) const {
 
 SlabCutter::Bytes SlabCutter::panel_bytes(const GramChunk& chunk) const {
   return chunk.in_place ? Bytes{} : chunk_bytes(chunk);
+}
+
+// Of what meets in place there is a chunk for each sum, so that every thread has some.
+std::int64_t SlabCutter::in_place_bytes() const {
+  std::int64_t most = 0;
+  for (const GramChunk& chunk : plan_.chunks) {
+    if (chunk.in_place) most = std::max(most, chunk_bytes(chunk).sum());
+  }
+  return plan_.shares * most;
 }
 
 SlabCutter::Bytes SlabCutter::piece_bytes(const GramPiece& piece) const {
@@ -93,8 +102,9 @@ void SlabCutter::form(const GramChunk& chunk, std::vector<GramPiece>& pieces, By
 }
 
 // Adds what chunks [begin, end) need to the group at hand, which forms `bytes`; leaves it as it was
-// where that is more than `limit`.
-bool SlabCutter::form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes) {
+// where that is more than `limit`, or not to `keep`.
+bool SlabCutter::form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes,
+                          bool keep) {
   std::vector<GramPiece>& pieces = plan_.groups.back().pieces;
   const std::size_t count = pieces.size(), kept = std::min<std::size_t>(2, count);
   std::array<GramPiece, 2> last;
@@ -103,13 +113,36 @@ bool SlabCutter::form_all(std::size_t begin, std::size_t end, std::int64_t limit
   for (std::size_t c = begin; c < end; ++c) {
     if (is_formed(plan_.chunks[c])) form(plan_.chunks[c], pieces, now);
   }
-  if (now.sum() <= limit) {
+  const bool fits = now.sum() <= limit;
+  if (fits && keep) {
     bytes = now;
     return true;
   }
   pieces.resize(count);
   std::copy_n(last.begin(), kept, pieces.end() - static_cast<std::ptrdiff_t>(kept));
-  return false;
+  return fits;
+}
+
+// Whether the group at hand has room for all units of a micro tile or of a cache line of cotangents
+// whose first one the chunk at `begin` needs, or no group would: kernels multiply whole tiles, and
+// lines come from memory whole.
+bool SlabCutter::fits_whole(std::size_t begin, std::int64_t limit, Bytes bytes) {
+  const GramChunk& first = plan_.chunks[begin];
+  const std::int64_t line = kAlign / item_, whole = line % plan_.mr == 0 ? line : plan_.mr;
+  if (plan_.groups.back().pieces.empty() || first.source != GramChunk::Source::weights ||
+      first.unit % whole != 0)
+    return true;
+  std::size_t end = begin;
+  while (end < plan_.chunks.size() && plan_.chunks[end].layer == first.layer &&
+         plan_.chunks[end].group == first.group && plan_.chunks[end].unit < first.unit + whole)
+    ++end;
+  if (form_all(begin, end, limit, bytes, false)) return true;
+  std::vector<GramPiece> alone;
+  Bytes least;
+  for (std::size_t c = begin; c < end; ++c) {
+    if (is_formed(plan_.chunks[c])) form(plan_.chunks[c], alone, least);
+  }
+  return least.sum() > limit;
 }
 
 void SlabCutter::close_group() {
@@ -132,6 +165,7 @@ bool SlabCutter::cut(std::int64_t panels, std::int64_t formed, bool single) {
   plan_.left_bytes = plan_.right_bytes = plan_.formed_left = plan_.formed_right = 0;
   GramSlab slab;
   Bytes packed, touched, in_group;  // touched: packed, or met in place
+  const std::int64_t reached = std::max(panels, in_place_bytes());
   const auto close = [&] {
     if (slab.last > slab.first) plan_.slabs.push_back(slab);
     plan_.left_bytes = std::max(plan_.left_bytes, packed.left);
@@ -149,17 +183,19 @@ bool SlabCutter::cut(std::int64_t panels, std::int64_t formed, bool single) {
       forms = forms || is_formed(plan_.chunks[end]);
     }
     if (more.sum() > panels) return false;
-    if (slab.last > slab.first && touched.sum() + reach.sum() > panels) {
+    if (slab.last > slab.first &&
+        (packed.sum() + more.sum() > panels || touched.sum() + reach.sum() > reached)) {
       if (single) return false;
       close();
     }
-    if (forms && !form_all(begin, end, formed, in_group)) {
+    if (forms &&
+        !(fits_whole(begin, formed, in_group) && form_all(begin, end, formed, in_group, true))) {
       if (single) return false;
       close();
       close_group();
       plan_.groups.push_back({plan_.slabs.size(), 0, {}});
       in_group = {};
-      if (!form_all(begin, end, formed, in_group)) return false;
+      if (!form_all(begin, end, formed, in_group, true)) return false;
     }
     slab.last = end;
     packed += more;

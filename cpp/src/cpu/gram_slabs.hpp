@@ -47,8 +47,10 @@ class SlabCutter {
   [[nodiscard]] Bytes chunk_bytes(const GramChunk& chunk) const;
   [[nodiscard]] Bytes panel_bytes(const GramChunk& chunk) const;
   [[nodiscard]] Bytes piece_bytes(const GramPiece& piece) const;
+  [[nodiscard]] std::int64_t in_place_bytes() const;
   void form(const GramChunk& chunk, std::vector<GramPiece>& pieces, Bytes& bytes) const;
-  bool form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes);
+  bool form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes, bool keep);
+  bool fits_whole(std::size_t begin, std::int64_t limit, Bytes bytes);
   void close_group();
 
   const GramShape& shape_;
