@@ -29,9 +29,9 @@
 // threads never change a bit. Products of float32 underflow or overflow only where entries leave
 // [2^-48, 2^48] (2^12 where what is formed is multiplied again): such a factor is packed times a
 // power of two, which fold() takes out again in float64. Samples whose a and g are of opposed scale
-// are balanced besides, see gram_balance.hpp. A square Gram of explicit rows alone, that meet in
-// place, reads them once: the diagonal says afterwards whether they had needed a power of two or
-// hold a bad number, and then all is done again.
+// are balanced besides, see gram_balance.hpp. A square Gram reads cotangents of S1 and explicit
+// rows once: its diagonal says afterwards whether they had needed a power of two or hold a bad
+// number, and then they are looked at, and where that matters all is done again.
 #include "backend.hpp"
 #include "gram_engine.hpp"
 

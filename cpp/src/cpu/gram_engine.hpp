@@ -50,23 +50,29 @@ class Gram {
   GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                  const ArrayRef& out) {
     out_ = &out;
-    // Long rows alone are multiplied before they are looked at: the diagonal is NaN or infinite if
-    // a number is, and large enough if no product that counts was lost.
-    if (shape_.symmetric && shape_.layers.size() == 1 &&
-        shape_.layers[0].form == LayerForm::jacobian && shape_.in_place(shape_.layers[0])) {
-      const GramReport report = compute(left, right, true);
-      if (report.kind == GramReport::Kind::ok && sound()) return report;
+    // What every number of shows on the diagonal is multiplied before it is looked at.
+    GramReport report = scan(left, right, shape_.symmetric);
+    if (report.kind != GramReport::Kind::ok || shape_.rows == 0 || shape_.cols == 0) return report;
+    multiply();
+    const std::vector<bool> trusted = sides_->trusted();
+    if (std::find(trusted.begin(), trusted.end(), true) != trusted.end() && !sound(trusted)) {
+      report = scan(left, right, false);
+      if (report.kind != GramReport::Kind::ok) return report;
+      if (!sides_->plain(trusted)) multiply();
     }
-    return compute(left, right, false);
+    if (overflow_.load()) report.kind = GramReport::Kind::overflow;
+    return report;
   }
 
  private:
-  GramReport compute(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
-                     bool trust) {
-    overflow_.store(false, std::memory_order_relaxed);
+  GramReport scan(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
+                  bool trust) {
     sides_.emplace(ctx_, threads_, left, right, shape_, kernels_, trust);
-    GramReport report = sides_->report();
-    if (report.kind != GramReport::Kind::ok || shape_.rows == 0 || shape_.cols == 0) return report;
+    return sides_->report();
+  }
+
+  void multiply() {
+    overflow_.store(false, std::memory_order_relaxed);
     expect_progress();
     for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
       use_plane(plane);
@@ -75,16 +81,17 @@ class Gram {
         for (std::int64_t j = 0; j < cols; j += plan_.block_cols) block(i, j);
       }
     }
-    if (!trust && overflow_.load()) report.kind = GramReport::Kind::overflow;
-    return report;
   }
 
   // Whether no number was bad and none that counts was lost: products below the range of T are off
   // by 2^-150 (2^-1075) each, all of them by 2^-30 of such a diagonal at most.
-  [[nodiscard]] bool sound() {
-    const LayerShape& layer = shape_.layers[0];
-    const double least = std::ldexp(static_cast<double>(layer.in * layer.outputs),
-                                    sizeof(T) == sizeof(float) ? -120 : -1015);
+  [[nodiscard]] bool sound(const std::vector<bool>& trusted) {
+    double products = 0;
+    for (std::size_t index = 0; index < trusted.size(); ++index) {
+      const LayerShape& layer = shape_.layers[index];
+      if (trusted[index]) products += static_cast<double>(layer.outputs * layer.entries());
+    }
+    const double least = std::ldexp(products, sizeof(T) == sizeof(float) ? -120 : -1015);
     if (overflow_.load()) return false;
     for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
       use_plane(plane);

@@ -34,6 +34,8 @@ struct LayerShape {
   std::int64_t padded = 0;                               ///< i in whole vectors, where formed
 
   [[nodiscard]] std::int64_t group_out() const { return out / groups; }
+  /// Parameters, a bias among them.
+  [[nodiscard]] std::int64_t entries() const { return out * (in + (bias ? 1 : 0)); }
   [[nodiscard]] std::int64_t positions() const {
     return left_positions > right_positions ? left_positions : right_positions;
   }

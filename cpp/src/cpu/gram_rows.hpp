@@ -40,11 +40,23 @@ class GramSides {
     sides_[0].layers = left;
     sides_[1].layers = square_ ? left : right;
     SideScales<T>* sides[] = {&sides_[0], &sides_[1]};
-    report_ =
-        SideScanner<S, T>(shape, kernels, square_, sides, scales_).scan_all(ctx, threads, trust);
+    report_ = SideScanner<S, T>(shape, kernels, square_, sides, scales_, trusted_)
+                  .scan_all(ctx, threads, trust);
   }
 
   [[nodiscard]] const GramReport& report() const { return report_; }
+
+  /// By layer: whether its cotangents were not looked at.
+  [[nodiscard]] const std::vector<bool>& trusted() const { return trusted_; }
+
+  /// Whether the cotangents of these layers are multiplied as they are.
+  [[nodiscard]] bool plain(const std::vector<bool>& layers) const {
+    for (std::size_t index = 0; index < layers.size(); ++index) {
+      if (layers[index] && (sides_[0].scale_g[index] != 1 || !sides_[0].balance_g[index].empty()))
+        return false;
+    }
+    return true;
+  }
 
   /// Outputs = diagonal: rows are those of output `plane`.
   void use_plane(std::int64_t plane) {
@@ -283,6 +295,7 @@ class GramSides {
   bool square_;
   Side sides_[2];
   std::vector<LayerScale> scales_;
+  std::vector<bool> trusted_;
   std::int64_t plane_ = 0;
   GramReport report_;
 };

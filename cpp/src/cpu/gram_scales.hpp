@@ -38,18 +38,21 @@ class SideScanner {
  public:
   /// `square`: the second side is the first.
   SideScanner(const GramShape& shape, const TileKernels<T>& kernels, bool square,
-              SideScales<T>* const (&sides)[2], std::vector<LayerScale>& scales)
+              SideScales<T>* const (&sides)[2], std::vector<LayerScale>& scales,
+              std::vector<bool>& trusted)
       : shape_(shape),
         kernels_(kernels),
         square_(square),
         sides_{sides[0], sides[1]},
-        scales_(scales) {}
+        scales_(scales),
+        trusted_(trusted) {}
 
   /// Finds bad entries and the power of two that each factor is packed with.
-  /// With `trust` not those of Jacobians that meet in place: the diagonal of the Gram tells.
+  /// With `trust`, for a Gram of one side, cotangents are not read that its diagonal tells of.
   GramReport scan_all(const Context& ctx, int threads, bool trust) {
     const std::size_t count = shape_.layers.size();
     scales_.assign(count, {});
+    trusted_.assign(count, false);
     for (SideScales<T>* each : sides_) {
       SideScales<T>& side = *each;
       side.scale_a.assign(count, 1);
@@ -61,7 +64,6 @@ class SideScanner {
     }
     for (std::size_t index = 0; index < count; ++index) {
       const LayerShape& layer = shape_.layers[index];
-      if (trust && layer.form == LayerForm::jacobian && shape_.in_place(layer)) continue;
       double total = 0;
       int exponents_a = 0;
       for (int which = 0; which < 2; ++which) {
@@ -81,6 +83,11 @@ class SideScanner {
           std::vector<double>* samples[] = {&largest_of.a, &largest_of.g, nullptr};
           for (int argument = 0; argument < 3; ++argument) {
             if (arrays[argument]->rank == 0) continue;
+            if (argument == 1 && trust && side.scale_a[index] == 1 &&
+                tells(ctx, threads, layer, factors.g)) {
+              trusted_[index] = true;
+              continue;
+            }
             const ScanResult found = scan(ctx, threads, *arrays[argument], samples[argument]);
             if (argument == 2) largest_of.w = found.largest;
             if (found.first_bad >= 0) {
@@ -96,7 +103,8 @@ class SideScanner {
                 argument == 0 && factors.bias ? std::max(found.largest, 1.0) : found.largest;
             *scales[argument] = std::ldexp(1.0, -exponent_of(largest, layer));
           }
-          if (layer.form != LayerForm::jacobian) balance_samples(side, index, largest_of);
+          if (layer.form != LayerForm::jacobian && !trusted_[index])
+            balance_samples(side, index, largest_of);
           if (factors.separable()) read_w(factors.w, side.scale_w[index], side.w[index]);
         }
         exponents_a += std::ilogb(side.scale_a[index]);
@@ -117,6 +125,21 @@ class SideScanner {
   }
 
  private:
+  // Whether the diagonal of the Gram tells of every number of g, and is likely to: products of
+  // gradients alone, of ordinary magnitude in the first sample.
+  [[nodiscard]] bool tells(const Context& ctx, int threads, const LayerShape& layer,
+                           const ArrayRef& g) const {
+    if (layer.nothing() || layer.separable) return false;
+    if (layer.form == LayerForm::jacobian && shape_.in_place(layer)) return true;
+    if (layer.form != LayerForm::jacobian && layer.method != GramMethod::s1) return false;
+    constexpr std::int64_t few = 8;
+    if (g.extent(0) < few) return false;
+    ArrayRef first = g;
+    first.extents[0] = 1;
+    const ScanResult found = scan(ctx, threads, first);
+    return found.first_bad < 0 && found.largest > 0x1p-40 && found.largest < 0x1p40;
+  }
+
   // Scales a and g sample by sample where no common scale will do.
   void balance_samples(SideScales<T>& side, std::size_t index, SampleScales& largest) const {
     constexpr int low = std::is_same_v<T, float> ? -50 : -400;
@@ -179,6 +202,7 @@ class SideScanner {
   bool square_;
   SideScales<T>* sides_[2];
   std::vector<LayerScale>& scales_;
+  std::vector<bool>& trusted_;
 };
 
 }  // namespace fastfisher::cpu
