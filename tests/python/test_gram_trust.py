@@ -14,11 +14,14 @@ N, C = 12, 3
 KINDS = ("shared", "dense", "conv", "grouped", "explicit", "wide")
 
 
-def layer(kind: str, rng: np.random.Generator, n: int = N, bias: bool = True) -> ff.Layer:
+def layer(
+    kind: str, rng: np.random.Generator, bias: bool = True, dtype: str = "float32"
+) -> ff.Layer:
     """One layer whose gram reads its cotangents once."""
+    n = N
 
     def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype="float32")
+        return rng.standard_normal(shape).astype(dtype)
 
     if kind == "shared":
         return ff.Shared(draw(n, 5, 8), draw(n, C, 5, 7), bias=bias)
@@ -45,8 +48,9 @@ def method_of(kind: str) -> str:
 @pytest.mark.parametrize("outputs", ["full", "trace", "diagonal"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_every_bad_number_is_named(kind, outputs, bad, rng):
-    one = layer(kind, rng)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_bad_number_is_named(kind, outputs, bad, dtype, rng):
+    one = layer(kind, rng, dtype=dtype)
     for _ in range(8):
         at = tuple(int(rng.integers(extent)) for extent in one.g.shape)
         kept = one.g[at]
@@ -63,6 +67,25 @@ def test_a_bad_number_beside_other_layers_is_named(rng):
     layers[1].g[9, 2, 1, 3] = np.nan
     with pytest.raises(NonFiniteError, match=r"9, 2, 1, 3"):
         gram_factors(layers)
+    # The first one of several, whichever is looked at first.
+    layers.append(ff.Dense(rng.standard_normal((N, 4)), rng.standard_normal((N, C, 5))))
+    layers[2].a[1, 1] = np.inf
+    with pytest.raises(NonFiniteError, match=r"9, 2, 1, 3"):
+        gram_factors(layers, method="auto")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_bad_numbers_of_16_bits(dtype, bad):
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    a, g = torch.randn(N, 5, 8).to(kind), torch.randn(N, C, 5, 7).to(kind)
+    g[6, 1, 2, 3] = bad
+    for outputs in ("full", "trace", 1):
+        with pytest.raises(NonFiniteError, match=r"6, 1, 2, 3"):
+            gram_factors([ff.Shared(a, g)], outputs=outputs, method="S1")
+        with pytest.raises(NonFiniteError):
+            gram_factors([ff.Explicit(g.reshape(N, C, 35))], outputs=outputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,9 +17,9 @@ constexpr Atoms first_if(bool condition) {
 // Depth after which a product of gradients alone is folded.
 constexpr std::int64_t kFoldDepth = 16 * kGramDepth;
 
-// Entries of a sample that cannot but be formed together, about: the units of a chunk for all
-// outputs.
-constexpr std::int64_t kFormedTogether = std::int64_t{1} << 15;
+// Entries of a sample that are always formed together, about, for all outputs: rows that meet in
+// place are read in long stretches, and little memory will do.
+constexpr std::int64_t kFormedTogether = std::int64_t{1} << 12;
 
 class Chunks {
  public:
@@ -86,30 +86,19 @@ class Chunks {
   void gradients(const LayerShape& layer, std::int64_t outputs) {
     const std::size_t begin = chunks_.size();
     const bool in_place = shape_.in_place(layer);
+    const std::int64_t together = std::max<std::int64_t>(1, kFormedTogether / outputs);
     const std::int64_t wanted =
-        in_place ? std::min(kInPlaceDepth, std::max<std::int64_t>(1, kFormedTogether / outputs)) /
-                       layer.padded
-                 : kGramDepth / layer.padded;
+        (in_place ? std::min(kInPlaceDepth, together) : kGramDepth) / layer.padded;
     units(layer, wanted, [&](std::int64_t count) {
-      const std::int64_t depth = count * layer.padded;
-      next_.source = GramChunk::Source::weights;
+      next_.across = outputs > 1;
       next_.in_place = in_place;
-      if (in_place && outputs > 1 && 2 * depth > kInPlaceDepth) {
-        // Output by output: rows are read in long stretches.
-        for (next_.output = 0; next_.output < outputs; ++next_.output)
-          cut(true, 0, depth, true, true, Atoms::every);
-        next_.output = 0;
-        next_.across = true;
-      } else {
-        next_.across = outputs > 1;
-        cut(true, 0, depth * outputs, in_place, in_place,
-            outputs > 1 ? Atoms::every : Atoms::first);
-      }
+      next_.source = GramChunk::Source::weights;
+      cut(true, 0, count * layer.padded * outputs, in_place, in_place,
+          outputs > 1 ? Atoms::every : Atoms::first);
       next_.in_place = false;
       if (!layer.bias) return;
       next_.source = GramChunk::Source::ones;
       cut(true, 0, count * outputs, in_place, in_place, outputs > 1 ? Atoms::every : Atoms::none);
-      next_.across = false;
     });
     next_.across = false;
     if (in_place) return;

@@ -50,12 +50,15 @@ class Gram {
   GramReport run(std::span<const LayerFactors> left, std::span<const LayerFactors> right,
                  const ArrayRef& out) {
     out_ = &out;
-    // What every number of shows on the diagonal is multiplied before it is looked at.
+    // Cotangents whose every number shows on the diagonal are multiplied before they are looked at.
     GramReport report = scan(left, right, shape_.symmetric);
+    const std::vector<bool> trusted = sides_->trusted();
+    const bool trusts = std::find(trusted.begin(), trusted.end(), true) != trusted.end();
+    // The first bad number is told.
+    if (trusts && report.kind != GramReport::Kind::ok) report = scan(left, right, false);
     if (report.kind != GramReport::Kind::ok || shape_.rows == 0 || shape_.cols == 0) return report;
     multiply();
-    const std::vector<bool> trusted = sides_->trusted();
-    if (std::find(trusted.begin(), trusted.end(), true) != trusted.end() && !sound(trusted)) {
+    if (trusts && !sound(trusted)) {
       report = scan(left, right, false);
       if (report.kind != GramReport::Kind::ok) return report;
       if (!sides_->plain(trusted)) multiply();

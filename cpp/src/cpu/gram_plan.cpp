@@ -64,6 +64,17 @@ struct Sizer {
                        [](const LayerShape& layer) { return layer.formed(); });
   }
 
+  // Whether nearly all of the depth meets in place: only then has every thread work of its own
+  // however few tiles there are.
+  [[nodiscard]] bool mostly_in_place() const {
+    std::int64_t others = 0;
+    for (const LayerShape& layer : shape.layers) {
+      if (!shape.in_place(layer))
+        others += layer.positions() * (layer.in + layer.outputs * layer.out);
+    }
+    return shape.in_place_depth() > 8 * others;
+  }
+
   // Formed rows of a row of the Gram.
   [[nodiscard]] std::int64_t summed_outputs() const {
     std::int64_t most = 1;
@@ -270,12 +281,12 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   limit -= gram_list_bytes(shape, static_cast<std::int64_t>(plan.chunks.size()), item_bytes);
   if (plan.chunks.empty() || limit <= 0) return std::nullopt;
   const bool formed = sizer.any_formed();
-  const bool in_place = shape.in_place_depth() > 0;
+  const bool in_place = sizer.mostly_in_place();
   std::int64_t wanted_rows = in_place ? kInPlaceTileRows : kTileRows;
   std::int64_t wanted_cols = in_place ? kInPlaceTileCols : kTileCols;
   // Small problems: smaller tiles, so that every thread has several, unless it has sums of its own.
   const auto few = [&] {
-    if (plan.shares >= 2 * threads) return false;
+    if (in_place && plan.shares >= 2 * threads) return false;
     const std::int64_t tiles =
         ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
     return tiles * plan.shares < kTilesAThread * threads * (shape.symmetric ? 2 : 1);

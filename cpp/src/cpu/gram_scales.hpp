@@ -129,7 +129,8 @@ class SideScanner {
   // gradients alone, of ordinary magnitude in the first sample.
   [[nodiscard]] bool tells(const Context& ctx, int threads, const LayerShape& layer,
                            const ArrayRef& g) const {
-    if (layer.nothing() || layer.separable) return false;
+    // Float16 is widened without a thought of infinity.
+    if (std::is_same_v<S, Float16> || layer.nothing() || layer.separable) return false;
     if (layer.form == LayerForm::jacobian && shape_.in_place(layer)) return true;
     if (layer.form != LayerForm::jacobian && layer.method != GramMethod::s1) return false;
     constexpr std::int64_t few = 8;
