@@ -138,3 +138,24 @@ def test_everything_small(kind, scale, rng):
     _, expected = truth(one)
     got = gram_factors([one], method=method_of(kind))
     assert abs(got - expected).max() <= 1e-6 * abs(expected).max() + 1e-44
+
+
+@pytest.mark.parametrize("n", [1, 3, 12])
+@pytest.mark.parametrize("huge", [1e15, 1e30])
+def test_huge_numbers_that_meet_zeros_hide_nothing(n, huge, rng):
+    """Padding, masked tokens: what is never part of a gradient must not set the scale."""
+
+    def draw(*shape):
+        return rng.standard_normal(shape, dtype="float32")
+
+    conv = ff.Conv(draw(n, 2, 2, 2), draw(n, C, 4, 8, 8), kernel=1, padding=3)
+    conv.g[:, :, :, 0] = huge
+    masked = ff.Shared(draw(n, 5, 8), draw(n, C, 5, 7))
+    masked.a[:, 2], masked.g[:, :, 2] = 0, huge
+    silent = ff.Shared(draw(n, 5, 8), draw(n, C, 5, 7))
+    silent.g[:, :, 2], silent.a[:, 2] = 0, huge
+    for one in (conv, masked, silent):
+        j, expected = truth(one)
+        norms = np.linalg.norm(j, axis=2)
+        got = gram_factors([one], method="S1")
+        assert (abs(got - expected) <= 1e-6 * np.multiply.outer(norms, norms)).all()

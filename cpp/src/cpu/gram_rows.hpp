@@ -49,10 +49,12 @@ class GramSides {
   /// By layer: whether its cotangents were not looked at.
   [[nodiscard]] const std::vector<bool>& trusted() const { return trusted_; }
 
-  /// Whether the cotangents of these layers are multiplied as they are.
+  /// Whether the factors of these layers are multiplied as they are.
   [[nodiscard]] bool plain(const std::vector<bool>& layers) const {
+    const Side& side = sides_[0];
     for (std::size_t index = 0; index < layers.size(); ++index) {
-      if (layers[index] && (sides_[0].scale_g[index] != 1 || !sides_[0].balance_g[index].empty()))
+      if (layers[index] &&
+          (side.scale_a[index] != 1 || side.scale_g[index] != 1 || !side.balance_g[index].empty()))
         return false;
     }
     return true;

@@ -83,9 +83,9 @@ class SideScanner {
           std::vector<double>* samples[] = {&largest_of.a, &largest_of.g, nullptr};
           for (int argument = 0; argument < 3; ++argument) {
             if (arrays[argument]->rank == 0) continue;
-            if (argument == 1 && trust && side.scale_a[index] == 1 &&
-                tells(ctx, threads, layer, factors.g)) {
+            if (argument == 1 && trust && tells(ctx, threads, layer, factors.g)) {
               trusted_[index] = true;
+              side.scale_a[index] = 1;
               continue;
             }
             const ScanResult found = scan(ctx, threads, *arrays[argument], samples[argument]);
@@ -125,20 +125,19 @@ class SideScanner {
   }
 
  private:
-  // Whether the diagonal of the Gram tells of every number of g, and is likely to: products of
-  // gradients alone, of ordinary magnitude in the first sample.
+  // Whether the diagonal of the Gram tells of every number of g, as in products of gradients alone,
+  // and is likely to: denormal products of small numbers take long. Such a layer is multiplied as
+  // it is: what is huge where the other factor is zero hides nothing then.
   [[nodiscard]] bool tells(const Context& ctx, int threads, const LayerShape& layer,
                            const ArrayRef& g) const {
     // Float16 is widened without a thought of infinity.
     if (std::is_same_v<S, Float16> || layer.nothing() || layer.separable) return false;
     if (layer.form == LayerForm::jacobian && shape_.in_place(layer)) return true;
     if (layer.form != LayerForm::jacobian && layer.method != GramMethod::s1) return false;
-    constexpr std::int64_t few = 8;
-    if (g.extent(0) < few) return false;
+    if (g.extent(0) == 0) return false;
     ArrayRef first = g;
     first.extents[0] = 1;
-    const ScanResult found = scan(ctx, threads, first);
-    return found.first_bad < 0 && found.largest > 0x1p-40 && found.largest < 0x1p40;
+    return scan(ctx, threads, first).largest > 0x1p-40;
   }
 
   // Scales a and g sample by sample where no common scale will do.
