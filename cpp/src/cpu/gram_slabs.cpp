@@ -102,9 +102,8 @@ void SlabCutter::form(const GramChunk& chunk, std::vector<GramPiece>& pieces, By
 }
 
 // Adds what chunks [begin, end) need to the group at hand, which forms `bytes`; leaves it as it was
-// where that is more than `limit`, or not to `keep`.
-bool SlabCutter::form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes,
-                          bool keep) {
+// where that is more than `limit`.
+bool SlabCutter::form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes) {
   std::vector<GramPiece>& pieces = plan_.groups.back().pieces;
   const std::size_t count = pieces.size(), kept = std::min<std::size_t>(2, count);
   std::array<GramPiece, 2> last;
@@ -113,35 +112,33 @@ bool SlabCutter::form_all(std::size_t begin, std::size_t end, std::int64_t limit
   for (std::size_t c = begin; c < end; ++c) {
     if (is_formed(plan_.chunks[c])) form(plan_.chunks[c], pieces, now);
   }
-  const bool fits = now.sum() <= limit;
-  if (fits && keep) {
+  if (now.sum() <= limit) {
     bytes = now;
     return true;
   }
   pieces.resize(count);
   std::copy_n(last.begin(), kept, pieces.end() - static_cast<std::ptrdiff_t>(kept));
-  return fits;
+  return false;
 }
 
-// Whether the group at hand has room for all units of a micro tile or of a cache line of cotangents
-// whose first one the chunk at `begin` needs, or no group would: kernels multiply whole tiles, and
-// lines come from memory whole.
-bool SlabCutter::fits_whole(std::size_t begin, std::int64_t limit, Bytes bytes) {
-  const GramChunk& first = plan_.chunks[begin];
+// Whether the group at hand, which forms `bytes`, has room for all units of a micro tile or of a
+// cache line of cotangents whose first one the chunk at `begin` needs, or no group would: kernels
+// multiply whole tiles, and lines come from memory whole.
+bool SlabCutter::fits_whole(std::size_t begin, std::int64_t limit, Bytes bytes) const {
+  GramChunk tile = plan_.chunks[begin];
+  const std::vector<GramPiece>& pieces = plan_.groups.back().pieces;
   const std::int64_t line = kAlign / item_, whole = line % plan_.mr == 0 ? line : plan_.mr;
-  if (plan_.groups.back().pieces.empty() || first.source != GramChunk::Source::weights ||
-      first.unit % whole != 0)
+  if (pieces.empty() || tile.source != GramChunk::Source::weights || tile.unit % whole != 0)
     return true;
-  std::size_t end = begin;
-  while (end < plan_.chunks.size() && plan_.chunks[end].layer == first.layer &&
-         plan_.chunks[end].group == first.group && plan_.chunks[end].unit < first.unit + whole)
-    ++end;
-  if (form_all(begin, end, limit, bytes, false)) return true;
+  const std::int64_t width = shape_.layers[static_cast<std::size_t>(tile.layer)].group_out();
+  tile.units = static_cast<std::int32_t>(std::min(whole, (tile.group + 1) * width - tile.unit));
+  std::vector<GramPiece> more(pieces.end() - std::min<std::ptrdiff_t>(2, std::ssize(pieces)),
+                              pieces.end());
+  form(tile, more, bytes);
+  if (bytes.sum() <= limit) return true;
   std::vector<GramPiece> alone;
   Bytes least;
-  for (std::size_t c = begin; c < end; ++c) {
-    if (is_formed(plan_.chunks[c])) form(plan_.chunks[c], alone, least);
-  }
+  form(tile, alone, least);
   return least.sum() > limit;
 }
 
@@ -188,14 +185,13 @@ bool SlabCutter::cut(std::int64_t panels, std::int64_t formed, bool single) {
       if (single) return false;
       close();
     }
-    if (forms &&
-        !(fits_whole(begin, formed, in_group) && form_all(begin, end, formed, in_group, true))) {
+    if (forms && !(fits_whole(begin, formed, in_group) && form_all(begin, end, formed, in_group))) {
       if (single) return false;
       close();
       close_group();
       plan_.groups.push_back({plan_.slabs.size(), 0, {}});
       in_group = {};
-      if (!form_all(begin, end, formed, in_group, true)) return false;
+      if (!form_all(begin, end, formed, in_group)) return false;
     }
     slab.last = end;
     packed += more;

@@ -49,8 +49,8 @@ class SlabCutter {
   [[nodiscard]] Bytes piece_bytes(const GramPiece& piece) const;
   [[nodiscard]] std::int64_t in_place_bytes() const;
   void form(const GramChunk& chunk, std::vector<GramPiece>& pieces, Bytes& bytes) const;
-  bool form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes, bool keep);
-  bool fits_whole(std::size_t begin, std::int64_t limit, Bytes bytes);
+  bool form_all(std::size_t begin, std::size_t end, std::int64_t limit, Bytes& bytes);
+  [[nodiscard]] bool fits_whole(std::size_t begin, std::int64_t limit, Bytes bytes) const;
   void close_group();
 
   const GramShape& shape_;
