@@ -141,6 +141,11 @@ def _product(
     return ProductReport(*op(numbered, vector, out, workspace, stream, threads))
 
 
+def row_product(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
+    """Write ``a @ b``, many rows and a matrix of any strides, by the kernels of the Gram."""
+    _core.row_product(a, b, out, stream_of(out), threads)
+
+
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
     """Write the product of `a` (n, k) and `b` (k, m) to `out`, by the bundled BLAS."""
     _core.matmul(a, b, out, stream_of(out), threads)

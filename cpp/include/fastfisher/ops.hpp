@@ -212,6 +212,13 @@ double largest(const Context& ctx, const ArrayRef& x);
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
+/// The same by the kernels of the Gram, for many rows `a` and a matrix `b` of any strides: weights
+/// that batches meet. Rows whose entries do not lie together go the way of matmul. Sums are in the
+/// dtype; the bits of a row depend on that row and on `b` alone.
+///
+/// CUDA: ErrorCode::missing.
+void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+
 /// One matrix of `moments`.
 struct MomentItem {
   ArrayRef a;        ///< [n,i], any strides

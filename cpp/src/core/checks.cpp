@@ -86,16 +86,17 @@ bool overlaps(const ArrayRef& out) {
   return false;
 }
 
-void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
-  expect_rank("matmul", "a", a, 2, "(n, k)");
-  expect_rank("matmul", "b", b, 2, "(k, m)");
-  expect_rank("matmul", "out", out, 2, "(n, m)");
-  expect_like("matmul", "a", a, ctx, out.dtype);
-  expect_like("matmul", "b", b, ctx, out.dtype);
-  expect_extent("matmul", "b", b, 0, a.extent(1), "k of a");
-  expect_extent("matmul", "out", out, 0, a.extent(0), "n of a");
-  expect_extent("matmul", "out", out, 1, b.extent(1), "m of b");
-  if (overlaps(out)) fail(ErrorCode::shape, "matmul", "out", "has entries that share memory");
+void matmul(const char* op, const Context& ctx, const ArrayRef& a, const ArrayRef& b,
+            const ArrayRef& out) {
+  expect_rank(op, "a", a, 2, "(n, k)");
+  expect_rank(op, "b", b, 2, "(k, m)");
+  expect_rank(op, "out", out, 2, "(n, m)");
+  expect_like(op, "a", a, ctx, out.dtype);
+  expect_like(op, "b", b, ctx, out.dtype);
+  expect_extent(op, "b", b, 0, a.extent(1), "k of a");
+  expect_extent(op, "out", out, 0, a.extent(0), "n of a");
+  expect_extent(op, "out", out, 1, b.extent(1), "m of b");
+  if (overlaps(out)) fail(ErrorCode::shape, op, "out", "has entries that share memory");
 }
 
 }  // namespace fastfisher::checks

@@ -78,7 +78,7 @@ std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std:
 }
 
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
-  checks::matmul(ctx, a, b, out);
+  checks::matmul("matmul", ctx, a, b, out);
   const Backend& backend = backend_of(ctx);
   entry(backend, backend.matmul, "matmul")(ctx, a, b, out);
 }
@@ -92,6 +92,12 @@ void moments(const Context& ctx, std::span<const MomentItem> items) {
 std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtype) {
   const Backend& backend = backend_of(ctx);
   return entry(backend, backend.moments_workspace, "moments_workspace")(ctx, most, dtype);
+}
+
+void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
+  checks::matmul("row_product", ctx, a, b, out);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.row_product, "row_product")(ctx, a, b, out);
 }
 
 void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
