@@ -142,7 +142,10 @@ def _product(
 
 
 def row_product(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
-    """Write ``a @ b``, many rows and a matrix of any strides, by the kernels of the Gram."""
+    """Write ``a @ b`` for a (e, n, k), b (e, k, m) by the kernels of the Gram.
+
+    Where a or b has fewer than e, a divisor of it, they come again and again.
+    """
     _core.row_product(a, b, out, stream_of(out), threads)
 
 

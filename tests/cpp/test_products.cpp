@@ -106,17 +106,22 @@ void one_row_product() {
   Arrays<T> arrays;
   const std::int64_t n = draw(0, 210), k = draw(0, 9) == 0 ? draw(250, 600) : draw(0, 40);
   const std::int64_t m = draw(0, 2) == 0 ? 16 * draw(1, 6) : draw(0, 100);
-  const ArrayRef a = arrays.make({n, k}), b = arrays.make({k, m}), out = arrays.make({n, m});
+  const std::int64_t lefts = draw(1, 2), rights = draw(1, 2), e = 2 * draw(0, 2);
+  const ArrayRef a = arrays.make({lefts, n, k}), b = arrays.make({rights, k, m});
+  const ArrayRef out = arrays.make({e, n, m});
   Context ctx;
   ctx.threads = static_cast<int>(draw(1, 3));
   row_product(ctx, a, b, out);
   double error = 0, size = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j < m; ++j) {
-      double expected = 0;
-      for (std::int64_t p = 0; p < k; ++p) expected += at<T>(a, {i, p}) * at<T>(b, {p, j});
-      error += std::pow(at<T>(out, {i, j}) - expected, 2);
-      size += expected * expected;
+  for (std::int64_t f = 0; f < e; ++f) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = 0; j < m; ++j) {
+        double expected = 0;
+        for (std::int64_t p = 0; p < k; ++p)
+          expected += at<T>(a, {f % lefts, i, p}) * at<T>(b, {f % rights, p, j});
+        error += std::pow(at<T>(out, {f, i, j}) - expected, 2);
+        size += expected * expected;
+      }
     }
   }
   FF_CHECK(std::sqrt(error) <= 20 * std::numeric_limits<T>::epsilon() * std::sqrt(size));

@@ -86,17 +86,34 @@ bool overlaps(const ArrayRef& out) {
   return false;
 }
 
-void matmul(const char* op, const Context& ctx, const ArrayRef& a, const ArrayRef& b,
-            const ArrayRef& out) {
-  expect_rank(op, "a", a, 2, "(n, k)");
-  expect_rank(op, "b", b, 2, "(k, m)");
-  expect_rank(op, "out", out, 2, "(n, m)");
-  expect_like(op, "a", a, ctx, out.dtype);
-  expect_like(op, "b", b, ctx, out.dtype);
-  expect_extent(op, "b", b, 0, a.extent(1), "k of a");
-  expect_extent(op, "out", out, 0, a.extent(0), "n of a");
-  expect_extent(op, "out", out, 1, b.extent(1), "m of b");
-  if (overlaps(out)) fail(ErrorCode::shape, op, "out", "has entries that share memory");
+void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
+  expect_rank("matmul", "a", a, 2, "(n, k)");
+  expect_rank("matmul", "b", b, 2, "(k, m)");
+  expect_rank("matmul", "out", out, 2, "(n, m)");
+  expect_like("matmul", "a", a, ctx, out.dtype);
+  expect_like("matmul", "b", b, ctx, out.dtype);
+  expect_extent("matmul", "b", b, 0, a.extent(1), "k of a");
+  expect_extent("matmul", "out", out, 0, a.extent(0), "n of a");
+  expect_extent("matmul", "out", out, 1, b.extent(1), "m of b");
+  if (overlaps(out)) fail(ErrorCode::shape, "matmul", "out", "has entries that share memory");
+}
+
+void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
+  constexpr const char* kOp = "row_product";
+  expect_rank(kOp, "a", a, 3, "(e, n, k)");
+  expect_rank(kOp, "b", b, 3, "(e, k, m)");
+  expect_rank(kOp, "out", out, 3, "(e, n, m)");
+  expect_like(kOp, "a", a, ctx, out.dtype);
+  expect_like(kOp, "b", b, ctx, out.dtype);
+  expect_extent(kOp, "b", b, 1, a.extent(2), "k of a");
+  expect_extent(kOp, "out", out, 1, a.extent(1), "n of a");
+  expect_extent(kOp, "out", out, 2, b.extent(2), "m of b");
+  for (const auto& [name, factor] : {std::pair{"a", &a}, std::pair{"b", &b}}) {
+    if (out.extent(0) % std::max<std::int64_t>(1, factor->extent(0)) != 0 ||
+        (factor->extent(0) == 0 && out.extent(0) != 0))
+      expect_extent(kOp, name, *factor, 0, out.extent(0), "e of out, or a divisor of it");
+  }
+  if (overlaps(out)) fail(ErrorCode::shape, kOp, "out", "has entries that share memory");
 }
 
 }  // namespace fastfisher::checks

@@ -78,7 +78,7 @@ std::int64_t lanczos_steps_workspace(const Context& ctx, const ArrayRef& a, std:
 }
 
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
-  checks::matmul("matmul", ctx, a, b, out);
+  checks::matmul(ctx, a, b, out);
   const Backend& backend = backend_of(ctx);
   entry(backend, backend.matmul, "matmul")(ctx, a, b, out);
 }
@@ -95,7 +95,7 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
 }
 
 void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
-  checks::matmul("row_product", ctx, a, b, out);
+  checks::row_product(ctx, a, b, out);
   const Backend& backend = backend_of(ctx);
   entry(backend, backend.row_product, "row_product")(ctx, a, b, out);
 }
