@@ -29,10 +29,9 @@ def fill_gradients(y: torch.Tensor, results: Mapping[Edge, torch.Tensor]) -> boo
     """
     if y.device.type != "cpu":
         return False
-    threads = torch.get_num_threads()
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return row_products(a.detach(), b.detach(), threads)
+        return row_products(a.detach(), b.detach())
 
     try:
         backward = Backward(y, list(results), product)
