@@ -1,8 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backward passes for many cotangents at once against torch's engine, cotangent by cotangent."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +14,8 @@ from torch.nn import functional as F
 from fastfisher.capture import graph as ag
 from fastfisher.capture.backward import Backward, Unsupported, gradients, supported
 from fastfisher.capture.backward_rules import Product, plain_product
+from fastfisher.capture.capture import Capture
+from fastfisher.capture.model import torch_model
 
 COUNT = 3
 Function = Callable[..., torch.Tensor]
@@ -347,3 +352,73 @@ def test_prepared_once() -> None:
         u = torch.randn(count, 4, 2, dtype=torch.float64)
         for ours, theirs in zip(backward(u), gradients(y, edges, u), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def captured(model: nn.Module, x: torch.Tensor, *, verify: bool = True) -> Capture:
+    return Capture(torch_model(model.double(), select=None, params=None), x, verify=verify)
+
+
+def dense(capture: Capture, x: torch.Tensor) -> np.ndarray:
+    return capture.jacobian(x).dense().numpy()
+
+
+@pytest.mark.parametrize("make", [mlp, by_hand, encoder])
+def test_captures_that_are_proven_take_this_way(make: Callable) -> None:
+    model, x = make()
+    x = x.double()
+    proven, plain = captured(model, x), captured(model, x, verify=False)
+    np.testing.assert_allclose(dense(proven, x), dense(plain, x), rtol=1e-10, atol=1e-12)
+    assert proven.plan is not None
+    assert proven.plan.batched
+    assert plain.plan is not None
+    assert not plain.plan.batched
+
+
+class Hooked(nn.Module):
+    """A gradient that the user changes on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x))
+        if h.requires_grad:
+            h.register_hook(lambda g: 2 * g)
+        return self.second(h)
+
+
+def test_hooks_are_autograds() -> None:
+    model, x = Hooked(), torch.randn(5, 6, dtype=torch.float64)
+    capture = captured(model, x)
+    found = dense(capture, x).reshape(5, 4, -1)
+    assert capture.plan is not None
+    assert not capture.plan.batched
+    for n in range(5):
+        for c in range(4):
+            row = torch.autograd.grad(model(x)[n, c], list(model.parameters()))
+            expected = torch.cat([g.flatten() for g in row]).numpy()
+            np.testing.assert_allclose(found[n, c], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_threads_are_as_they_were(error: type[BaseException], monkeypatch: Any) -> None:
+    def fails(self: Backward, cotangents: torch.Tensor) -> None:
+        assert torch.get_num_threads() == 1
+        raise error
+
+    monkeypatch.setattr(Backward, "__call__", fails)
+    model, x = mlp()
+    x, before = x.double(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        if error is RuntimeError:  # then autograd does it
+            np.testing.assert_allclose(
+                dense(captured(model, x), x), dense(captured(model, x, verify=False), x), atol=1e-12
+            )
+        else:
+            with pytest.raises(error):
+                dense(captured(model, x), x)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -25,7 +25,7 @@ _TOGETHER_BYTES = 6 << 20  # of one result's gradients: more leaves the cache
 def fill_gradients(y: torch.Tensor, results: Mapping[Edge, torch.Tensor]) -> bool:
     """Write the gradients of output k of y (n, c) for each edge to ``results[edge][k]``.
 
-    False, and nothing is written, if the graph is not supported.
+    False if the graph is not supported: then what is written has no meaning.
     """
     if y.device.type != "cpu":
         return False
@@ -35,21 +35,26 @@ def fill_gradients(y: torch.Tensor, results: Mapping[Edge, torch.Tensor]) -> boo
 
     try:
         backward = Backward(y, list(results), product)
-    except Unsupported:
+        with torch.no_grad(), _one_thread():
+            _fill(y, results, backward)
+    except (Unsupported, RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        # Autograd itself will tell what is wrong, or do what no rule foresaw.
         return False
+    return True
+
+
+def _fill(y: torch.Tensor, results: Mapping[Edge, torch.Tensor], backward: Backward) -> None:
     c, sizes = y.shape[1], [out[0].nbytes for out in results.values()]
     # A few gradients at a time are on their way: not much beside those that are kept.
     together = min(_TOGETHER_BYTES, c * sum(sizes) // 8) // max(1, *sizes, 1)
     passes = -(-c // max(1, together))
     cuts = [c * k // passes for k in range(passes + 1)]
-    with torch.no_grad(), _one_thread():
-        for start, stop in itertools.pairwise(cuts):
-            cotangents = torch.zeros((stop - start, *y.shape), dtype=y.dtype)
-            for k in range(start, stop):
-                cotangents[k - start, :, k] = 1
-            for out, gradients in zip(results.values(), backward(cotangents), strict=True):
-                out[start:stop] = 0 if gradients is None else gradients
-    return True
+    for start, stop in itertools.pairwise(cuts):
+        cotangents = torch.zeros((stop - start, *y.shape), dtype=y.dtype)
+        for k in range(start, stop):
+            cotangents[k - start, :, k] = 1
+        for out, gradients in zip(results.values(), backward(cotangents), strict=True):
+            out[start:stop] = 0 if gradients is None else gradients
 
 
 @contextmanager
