@@ -5,25 +5,16 @@
 namespace fastfisher::python {
 namespace py = pybind11;
 
-namespace {
-
-template <class Op>
-auto product(Op op) {
-  return [op](py::handle a, py::handle b, py::handle out, std::intptr_t stream, int threads) {
-    const Borrowed in_a = borrow(a, "a", Access::read, stream),
-                   in_b = borrow(b, "b", Access::read, stream);
-    const Borrowed result = borrow(out, "out", Access::write, stream);
-    const Context context = context_for(result, stream, threads);
-    const py::gil_scoped_release without_gil;
-    op(context, in_a.ref(), in_b.ref(), result.ref());
-  };
-}
-
-}  // namespace
-
 void register_matmul(py::module_& module) {
-  module.def("matmul", product(&matmul));
-  module.def("row_product", product(&row_product));
+  module.def("matmul",
+             [](py::handle a, py::handle b, py::handle out, std::intptr_t stream, int threads) {
+               const Borrowed in_a = borrow(a, "a", Access::read, stream),
+                              in_b = borrow(b, "b", Access::read, stream);
+               const Borrowed result = borrow(out, "out", Access::write, stream);
+               const Context context = context_for(result, stream, threads);
+               const py::gil_scoped_release without_gil;
+               matmul(context, in_a.ref(), in_b.ref(), result.ref());
+             });
 }
 
 }  // namespace fastfisher::python

@@ -141,14 +141,6 @@ def _product(
     return ProductReport(*op(numbered, vector, out, workspace, stream, threads))
 
 
-def row_product(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
-    """Write ``a @ b`` for a (e, n, k), b (e, k, m) by the kernels of the Gram.
-
-    Where a or b has fewer than e, a divisor of it, they come again and again.
-    """
-    _core.row_product(a, b, out, stream_of(out), threads)
-
-
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
     """Write the product of `a` (n, k) and `b` (k, m) to `out`, by the bundled BLAS."""
     _core.matmul(a, b, out, stream_of(out), threads)

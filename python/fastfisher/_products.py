@@ -91,14 +91,3 @@ def _raise(report: _native.ProductReport, layers: Sequence[Layer], given: Array,
         )
     index = tuple(int(k) for k in bad[0])
     raise NonFiniteError(f"{where}: expected finite numbers, got {host[index]} at index {index}")
-
-
-def row_products(a: Array, b: Array) -> Array:
-    """Products of matrices (e, n, k) and (e, k, m) on the CPU by the kernels of the Gram.
-
-    Where one has fewer than e, a divisor of it, its matrices come again and again.
-    """
-    count = max(len(a), len(b)) if len(a) and len(b) else 0
-    out = empty((count, int(a.shape[1]), int(b.shape[2])), a)
-    _native.row_product(a, b, out)
-    return out

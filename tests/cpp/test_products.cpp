@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// jvp, vjp and row_product against plain float64 loops over drawn layers, strides and threads: what
-// the sanitizers run.
+// jvp and vjp against plain float64 loops over drawn layers, strides and threads: what the
+// sanitizers run.
 #include "check.hpp"
 #include "draw_layers.hpp"
 #include "fastfisher/ops.hpp"
@@ -100,33 +100,6 @@ void many_rows() {
   }
 }
 
-// Every edge of blocks, panels and stretches of the depth, in arrays of just their size.
-template <class T>
-void one_row_product() {
-  Arrays<T> arrays;
-  const std::int64_t n = draw(0, 210), k = draw(0, 9) == 0 ? draw(250, 600) : draw(0, 40);
-  const std::int64_t m = draw(0, 2) == 0 ? 16 * draw(1, 6) : draw(0, 100);
-  const std::int64_t lefts = draw(1, 2), rights = draw(1, 2), e = 2 * draw(0, 2);
-  const ArrayRef a = arrays.make({lefts, n, k}), b = arrays.make({rights, k, m});
-  const ArrayRef out = arrays.make({e, n, m});
-  Context ctx;
-  ctx.threads = static_cast<int>(draw(1, 3));
-  row_product(ctx, a, b, out);
-  double error = 0, size = 0;
-  for (std::int64_t f = 0; f < e; ++f) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t j = 0; j < m; ++j) {
-        double expected = 0;
-        for (std::int64_t p = 0; p < k; ++p)
-          expected += at<T>(a, {f % lefts, i, p}) * at<T>(b, {f % rights, p, j});
-        error += std::pow(at<T>(out, {f, i, j}) - expected, 2);
-        size += expected * expected;
-      }
-    }
-  }
-  FF_CHECK(std::sqrt(error) <= 20 * std::numeric_limits<T>::epsilon() * std::sqrt(size));
-}
-
 void reports() {
   std::vector<float> a(12, 1), g(12, 1), v(9, 1), out(4);
   const std::vector<LayerFactors> layers = {
@@ -184,8 +157,6 @@ int main() {
   for (int k = 0; k < 150; ++k) {
     one_problem<float>();
     one_problem<double>();
-    one_row_product<float>();
-    one_row_product<double>();
   }
   for (int k = 0; k < 4; ++k) {
     many_rows<float>();

@@ -36,7 +36,6 @@ struct Backend {
   decltype(&fastfisher::panel_dots) panel_dots = nullptr;
   decltype(&fastfisher::panel_remove) panel_remove = nullptr;
   decltype(&fastfisher::panel_remove_workspace) panel_remove_workspace = nullptr;
-  decltype(&fastfisher::row_product) row_product = nullptr;
   decltype(&fastfisher::sandwich) sandwich = nullptr;
   decltype(&fastfisher::sandwich_workspace) sandwich_workspace = nullptr;
   decltype(&fastfisher::small_eigh) small_eigh = nullptr;

@@ -212,14 +212,6 @@ double largest(const Context& ctx, const ArrayRef& x);
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
-/// out[e,n,m] = a[e,n,k] b[e,k,m] by the kernels of the Gram, for rows `a` that meet matrices `b`
-/// of any strides: weights and batches. Where a or b has fewer than e, a divisor of it, they come
-/// again and again. Rows whose entries do not lie together are copied. Sums are in the dtype; the
-/// bits of a row depend on that row and its matrix alone.
-///
-/// CUDA: ErrorCode::missing.
-void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
-
 /// One matrix of `moments`.
 struct MomentItem {
   ArrayRef a;        ///< [n,i], any strides

@@ -98,22 +98,4 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
   if (overlaps(out)) fail(ErrorCode::shape, "matmul", "out", "has entries that share memory");
 }
 
-void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
-  constexpr const char* kOp = "row_product";
-  expect_rank(kOp, "a", a, 3, "(e, n, k)");
-  expect_rank(kOp, "b", b, 3, "(e, k, m)");
-  expect_rank(kOp, "out", out, 3, "(e, n, m)");
-  expect_like(kOp, "a", a, ctx, out.dtype);
-  expect_like(kOp, "b", b, ctx, out.dtype);
-  expect_extent(kOp, "b", b, 1, a.extent(2), "k of a");
-  expect_extent(kOp, "out", out, 1, a.extent(1), "n of a");
-  expect_extent(kOp, "out", out, 2, b.extent(2), "m of b");
-  for (const auto& [name, factor] : {std::pair{"a", &a}, std::pair{"b", &b}}) {
-    if (out.extent(0) % std::max<std::int64_t>(1, factor->extent(0)) != 0 ||
-        (factor->extent(0) == 0 && out.extent(0) != 0))
-      expect_extent(kOp, name, *factor, 0, out.extent(0), "e of out, or a divisor of it");
-  }
-  if (overlaps(out)) fail(ErrorCode::shape, kOp, "out", "has entries that share memory");
-}
-
 }  // namespace fastfisher::checks

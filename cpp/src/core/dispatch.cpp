@@ -94,12 +94,6 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
   return entry(backend, backend.moments_workspace, "moments_workspace")(ctx, most, dtype);
 }
 
-void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
-  checks::row_product(ctx, a, b, out);
-  const Backend& backend = backend_of(ctx);
-  entry(backend, backend.row_product, "row_product")(ctx, a, b, out);
-}
-
 void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
   checks::sandwich(ctx, items);
   const Backend& backend = backend_of(ctx);

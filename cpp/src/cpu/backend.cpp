@@ -36,7 +36,6 @@ const Backend& backend() {
     b.panel_dots = &cpu::panel_dots;
     b.panel_remove = &cpu::panel_remove;
     b.panel_remove_workspace = &cpu::panel_remove_workspace;
-    b.row_product = &cpu::row_product;
     b.sandwich = &cpu::sandwich;
     b.sandwich_workspace = &cpu::sandwich_workspace;
     b.small_eigh = &cpu::small_eigh;

@@ -35,7 +35,6 @@ void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const 
 void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
 std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
                                     std::int64_t j, std::int64_t n);
-void row_product(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 void sandwich(const Context& ctx, std::span<const SandwichItem> items);
 std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int64_t columns,
                                 DType dtype);

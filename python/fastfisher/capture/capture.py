@@ -229,7 +229,6 @@ class Capture:
             plan = make_plan(graph, self.model.parameters, leaves, n, other)
         except CaptureError as error:
             raise CaptureError(f"{error}{mixing(self.model)}") from error
-        plan.batched = self.verify
         self.plan = plan
         self._plans.setdefault(graph.signature, []).append(plan)
         plan.head = find_head(graph, n)
@@ -282,10 +281,6 @@ class Capture:
                 if plan.sure:
                     self._proved.add(plan)
                 return jacobian
-            if plan.batched:
-                # Hooks of the user, say, which autograd alone knows of.
-                plan.batched = False
-                continue
             if not plan.sure and plan not in self._replaced:
                 self._plans[plan.signature].remove(plan)
                 self._relearn(x, one)

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 
 from fastfisher.capture import graph as ag
-from fastfisher.capture.batched import fill_gradients
 from fastfisher.capture.columns import Columns, base_name, leaves_below
 from fastfisher.capture.explicit import per_sample_gradients
 from fastfisher.capture.graph import Edge, Graph, Node
@@ -195,10 +194,6 @@ class Harvest:
             else:
                 stays = use.stays and dtype == graph.y.dtype
                 result[edge] = self.room.take(use.node, shape, dtype, device, stays=stays)
-        if self.plan.batched and c > 1:
-            self.plan.batched = fill_gradients(graph.y, result)
-            if self.plan.batched:
-                return result
         with torch.autocast(graph.y.device.type, enabled=False):
             for k in range(c):
                 cotangent = torch.zeros_like(graph.y)

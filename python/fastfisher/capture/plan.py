@@ -105,9 +105,6 @@ class Plan:
     """Whether one layout is left, for all samples: many zero gradients leave several, and rows that
     are picked by numbers may be picked elsewhere."""
 
-    batched: bool = True
-    """Whether our own backward pass takes all outputs together: until a proof fails."""
-
     def fits(self, graph: Graph, samples: int) -> bool:
         """Whether another run, of the same structure, takes the same weights in the same way."""
         if tuple(settings_of(graph.nodes[k]) for k in self.below) != self.settings:

@@ -19,7 +19,7 @@ from fastfisher.reference.linalg import (
     symm,
     symmetry,
 )
-from fastfisher.reference.matmul import matmul, row_product
+from fastfisher.reference.matmul import matmul
 from fastfisher.reference.products import jvp, vjp
 from fastfisher.reference.psd import psd
 
@@ -41,7 +41,6 @@ __all__ = [
     "panel_dots",
     "panel_remove",
     "psd",
-    "row_product",
     "sandwich",
     "small_eigh",
     "symm",
