@@ -150,8 +150,9 @@ def gram(
     one power of two a layer; where samples differ so much that this is not enough, a by one a
     sample and g by its inverse (beside a bias only by S1, S4 and "exact"; others raise). Errors are
     relative to the largest product of the a and the g of a sample, entries of one sample that are
-    smaller by the square root of the dtype's range do not count. Runs without the GIL; Ctrl-C stops
-    within a tile and leaves `out` unspecified, as an error does.
+    smaller by the square root of float64's range do not count; where float32 would lose more, by
+    huge numbers that meet zeros, the Gram is computed again, exactly. Runs without the GIL; Ctrl-C
+    stops within a tile and leaves `out` unspecified, as an error does.
 
     Examples
     --------
@@ -277,6 +278,19 @@ def gram_factors(
             threads=thread_number(threads),
             batched=batch is not None,
             progress=numbers_,
+        )
+    if report.kind == _native.LOST:
+        return gram_factors(
+            given_left,
+            given_right,
+            outputs=outputs,
+            precision="exact",
+            method=method,
+            out=out,
+            memory_limit=memory_limit,
+            threads=threads,
+            progress=progress,
+            return_info=return_info,
         )
     if report.kind != _native.OK:
         raise_report(report, given_left, given_right)

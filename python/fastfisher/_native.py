@@ -18,14 +18,14 @@ GRAM_OUTPUTS = {"full": 0, "trace": 1, "diagonal": 2}
 PRECISIONS = {"highest": 0, "high": 0, "exact": 1, "medium": 2}
 GRAM_METHODS = ("S0", "S1", "S2", "S3", "S4")
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
-OK, NON_FINITE, OVERFLOW = 0, 1, 2
+OK, NON_FINITE, OVERFLOW, LOST = 0, 1, 2, 3
 
 Factors = tuple[int, Array, Array, Array, bool, Any]
 """One layer as (form, a or None, g, w or None, bias, geometry or None)."""
 
 
 class GramReport(NamedTuple):
-    """What the native Gram found: `kind` is OK, NON_FINITE or OVERFLOW, the rest says where."""
+    """What the native Gram found: a `kind` as above, and where."""
 
     kind: int
     side: int

@@ -159,3 +159,91 @@ def test_huge_numbers_that_meet_zeros_hide_nothing(n, huge, rng):
         norms = np.linalg.norm(j, axis=2)
         got = gram_factors([one], method="S1")
         assert (abs(got - expected) <= 1e-6 * np.multiply.outer(norms, norms)).all()
+
+
+def padded(kind: str, huge: str, big: float, rng: np.random.Generator, n: int = N) -> ff.Layer:
+    """Float32 factors of which `huge` has entries of `big` where the other has zeros."""
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal((n, *shape)).astype("float32")
+
+    if kind == "conv":
+        x, g = draw(2, 6, 6), draw(C, 4, 4, 4)
+        if huge == "g":
+            x[..., :3] = 0
+            g[..., 0] *= big
+        else:
+            g[..., :3] = 0
+            x[..., 0] *= big
+        return ff.Conv(x, g, kernel=3, padding=0)
+    a = draw(5, 8)
+    g = draw(5, 7) if kind == "separable" else draw(C, 5, 7)
+    zero, large = (a[:, 2], g[..., 2, :]) if huge == "g" else (g[..., 2, :], a[:, 2])
+    zero[...] = 0
+    large *= big
+    if kind == "separable":
+        w = rng.standard_normal((C, 7)).astype("float32")
+        return ff.Shared(a, ff.Separable(g, w))
+    return ff.Shared(a, g)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("big", [1e10, 1e15, 1e25, 1e36])
+@pytest.mark.parametrize("huge", ["a", "g"])
+@pytest.mark.parametrize("kind", ["shared", "conv", "separable"])
+def test_huge_numbers_that_meet_zeros_hide_nothing_by_any_method(kind, huge, big, cross, rng):
+    methods = ("auto", "S1", "S2", "S3") + ("S4",) * (kind == "separable")
+    left = padded(kind, huge, big, rng)
+    right = padded(kind, huge, big, rng, 5) if cross else None
+    j = truth(left)[0]
+    k = j if right is None else truth(right)[0]
+    full = np.einsum("ncp,mdp->ncmd", j, k)
+    expected = {
+        "full": full,
+        "trace": np.einsum("ncmc->nm", full),
+        "diagonal": np.einsum("ncmc->nmc", full),
+        "sum": full.sum((1, 3)),
+    }
+    for method in methods:
+        for outputs, value in expected.items():
+            others = None if right is None else [right]
+            found = gram_factors([left], others, outputs=outputs, method=method)
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, value, rtol=0, atol=3e-6 * np.abs(value).max())
+
+
+def test_huge_numbers_beside_samples_without_gradient(rng):
+    left, right = (padded("shared", "g", 1e30, rng) for _ in range(2))
+    left.a[3] = 0
+    others = np.einsum("ncp,mdp->ncmd", truth(left)[0], truth(right)[0])
+    out = np.full(others.shape, np.nan, "float32")
+    found, info = gram_factors([left], [right], out=out, return_info=True)
+    assert found is out
+    assert info.layers[0].form == "Shared"
+    assert not out[3].any()
+    np.testing.assert_allclose(out, others, rtol=0, atol=3e-6 * np.abs(others).max())
+    # Of bad numbers the first one is told as ever.
+    right.g[1, 0, 1, 1] = np.inf
+    with pytest.raises(NonFiniteError, match="1, 0, 1, 1"):
+        gram_factors([left], [right])
+
+
+def test_huge_numbers_in_a_batch_of_networks(rng):
+    layers = [padded("shared", "g", big, rng) for big in (1.0, 1e30, 1e12)]
+    batch = ff.Shared(np.stack([x.a for x in layers]), np.stack([x.g for x in layers]), batch=True)
+    found = gram_factors([batch], method="S3")
+    for one, layer_ in zip(found, layers, strict=True):
+        expected = truth(layer_)[1]
+        np.testing.assert_allclose(one, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
+def test_products_with_a_jacobian_take_huge_numbers_that_meet_zeros(rng):
+    layer_ = padded("shared", "g", 1e30, rng)
+    dense = truth(layer_)[0].reshape(N * C, -1)
+    jacobian = ff.Jacobian([layer_])
+    v, u = rng.standard_normal(dense.shape[1]), rng.standard_normal(dense.shape[0])
+    for found, expected in [
+        (jacobian @ v.astype("float32"), dense @ v),
+        (jacobian.T @ u.astype("float32"), dense.T @ u),
+    ]:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())

@@ -40,7 +40,9 @@ struct GramOptions {
 
 /// What an op found in its input. Ops report; whoever calls decides what to raise.
 struct GramReport {
-  enum class Kind : int { ok, non_finite, overflow } kind = Kind::ok;
+  /// lost: huge numbers, which may meet nothing but zeros, hide ordinary ones; exact products do
+  /// not. Said of float32 on the CPU.
+  enum class Kind : int { ok, non_finite, overflow, lost } kind = Kind::ok;
   int side = 0;            ///< 0: left, 1: right
   int layer = 0;           ///< index into the list
   int argument = 0;        ///< 0: a, 1: g, 2: w

@@ -63,7 +63,10 @@ class Gram {
       if (report.kind != GramReport::Kind::ok) return report;
       if (!sides_->plain(trusted)) multiply();
     }
-    if (overflow_.load()) report.kind = GramReport::Kind::overflow;
+    if (overflow_.load())
+      report.kind = GramReport::Kind::overflow;
+    else if (loses())
+      report.kind = GramReport::Kind::lost;
     return report;
   }
 
@@ -105,6 +108,30 @@ class Gram {
       }
     }
     return true;
+  }
+
+  // Whether huge numbers, which may meet nothing but zeros, scaled products away that count: an
+  // entry, in a square Gram one of the diagonal, may consist of such. Float64 has range enough.
+  [[nodiscard]] bool loses() {
+    if (sizeof(T) > sizeof(float)) return false;
+    double least = 0;
+    for (std::size_t index = 0; index < shape_.layers.size(); ++index)
+      least += sides_->lost(index) *
+               static_cast<double>(shape_.layers[index].outputs * shape_.layers[index].entries());
+    if (least == 0) return false;
+    for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
+      use_plane(plane);
+      const auto* out = static_cast<const R*>(target_.data);
+      for (std::int64_t row = 0; row < shape_.rows; ++row) {
+        const std::int64_t first = shape_.symmetric ? row : 0;
+        const std::int64_t end = shape_.symmetric ? row + 1 : shape_.cols;
+        for (std::int64_t col = first; col < end; ++col) {
+          if (!(std::abs(static_cast<double>(out[target_.row(row) + target_.col(col)])) >= least))
+            return true;
+        }
+      }
+    }
+    return false;
   }
 
   // Outputs = diagonal: plane c takes output c of the factors and writes out[:, :, c].

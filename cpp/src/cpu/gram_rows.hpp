@@ -60,6 +60,14 @@ class GramSides {
     return true;
   }
 
+  /// What a product of a layer may have lost, times a margin of 2^29: nothing to speak of unless
+  /// numbers beyond 2^60 have been scaled, sample by sample or not.
+  [[nodiscard]] double lost(std::size_t index) const {
+    const double scale = scales_[index].scale;
+    if (scale <= 0x1p60 || !sides_[0].balance_g[index].empty()) return 0;
+    return scale * 0x1p-120;
+  }
+
   /// Outputs = diagonal: rows are those of output `plane`.
   void use_plane(std::int64_t plane) {
     plane_ = plane;
