@@ -126,6 +126,13 @@ def test_clusters_are_complete_and_orthonormal(name, dtype, rng):
             assert_ends(a, which, k)
 
 
+@pytest.mark.parametrize("name", ["plus-minus", "rank-one", "graded", "tiny-rest", "close"])
+def test_no_draw_of_a_cluster_loses_digits(name):
+    for seed in range(30):
+        a = hard(name, 84, np.random.default_rng(seed))[None]
+        assert_ends(a, "LA", 84)
+
+
 @pytest.mark.parametrize(
     ("dtype", "size"),
     [("float64", 1e150), ("float64", 1e-150), ("float64", 1e300), ("float64", 1e-300),

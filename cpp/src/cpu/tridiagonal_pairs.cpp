@@ -19,6 +19,8 @@ constexpr int kMostRounds = 40;
 constexpr int kMostSolutions = 8;
 // Vectors of eigenvalues closer than this, relative to the norm, are made orthogonal on the way.
 constexpr double kCluster = 1e-3;
+// How far aside of a repeated value, in its tolerance, its vectors are looked for.
+constexpr double kAside = 8;
 
 using Shifts = std::array<double, kShifts>;
 using Pair __attribute__((vector_size(16))) = double;
@@ -173,7 +175,12 @@ void tridiagonal_vectors(const Tridiagonal& t, const double* values, std::int64_
     double* const x = vectors + k * n;
     for (std::int64_t i = 0; i < n; ++i) x[i] = random_unit(state);
     double size = std::sqrt(dot(n, x, x));
-    factors.make(t, values[k]);
+    // Copies of a value differ by roundings, by which solutions would grow so differently that
+    // those found before, errors and all, drown what is left: a little off all grow alike.
+    const double close = 32 * tol * t.norm;
+    const bool repeated = (k > 0 && values[k] - values[k - 1] < close) ||
+                          (k + 1 < count && values[k + 1] - values[k] < close);
+    factors.make(t, values[k] + (repeated ? kAside * tol * t.norm : 0));
     // The residual of a solution is the inverse of its growth.
     const double enough = 1 / (64 * tol * t.norm + 4 * t.smallest);
     int good = 0;
