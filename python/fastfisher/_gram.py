@@ -266,32 +266,25 @@ def gram_factors(
         left = [_by_library.in_dtype(layer, "float64") for layer in left]
         right = right and [_by_library.in_dtype(layer, "float64") for layer in right]
         result = empty(shape, like, "float64")
-    with progress_numbers(progress, "Gram") as numbers_, noted(besides, memory_limit):
-        report, estimate = _native.gram(
-            [layer.native() for layer in left],
-            [layer.native() for layer in right or ()],
-            result,
-            outputs=kind,
-            precision=precision,
-            method=method,
-            memory_limit=max(0, scratch_bytes(memory_limit, left, right) - besides),
-            threads=thread_number(threads),
-            batched=batch is not None,
-            progress=numbers_,
-        )
-    if report.kind == _native.LOST:
-        return gram_factors(
-            given_left,
-            given_right,
-            outputs=outputs,
-            precision="exact",
-            method=method,
-            out=out,
-            memory_limit=memory_limit,
-            threads=threads,
-            progress=progress,
-            return_info=return_info,
-        )
+
+    def run(precision: Precision) -> tuple[_native.GramReport, _native.GramEstimate]:
+        with progress_numbers(progress, "Gram") as numbers_, noted(besides, memory_limit):
+            return _native.gram(
+                [layer.native() for layer in left],
+                [layer.native() for layer in right or ()],
+                result,
+                outputs=kind,
+                precision=precision,
+                method=method,
+                memory_limit=max(0, scratch_bytes(memory_limit, left, right) - besides),
+                threads=thread_number(threads),
+                batched=batch is not None,
+                progress=numbers_,
+            )
+
+    report, estimate = run(precision)
+    if report.kind == _native.LOST:  # only on the CPU, which is exact on factors as they are
+        report, estimate = run("exact")
     if report.kind != _native.OK:
         raise_report(report, given_left, given_right)
     if target is not result:

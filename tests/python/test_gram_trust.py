@@ -228,6 +228,18 @@ def test_huge_numbers_beside_samples_without_gradient(rng):
         gram_factors([left], [right])
 
 
+@pytest.mark.parametrize("method", ["S1", "S2", "S3"])
+def test_huge_numbers_that_meet_zeros_beside_samples_of_opposed_scale(method, rng):
+    left, right = (padded("shared", "g", 1.0, rng) for _ in range(2))
+    for one in (left, right):
+        one.g[:, :, 2] = 1e23
+        one.a[::2] *= 1e-15
+        one.g[::2] *= 1e15
+    full = np.einsum("ncp,mdp->ncmd", truth(left)[0], truth(right)[0])
+    found = gram_factors([left], [right], method=method)
+    np.testing.assert_allclose(found, full, rtol=0, atol=3e-6 * np.abs(full).max())
+
+
 def test_huge_numbers_in_a_batch_of_networks(rng):
     layers = [padded("shared", "g", big, rng) for big in (1.0, 1e30, 1e12)]
     batch = ff.Shared(np.stack([x.a for x in layers]), np.stack([x.g for x in layers]), batch=True)

@@ -94,20 +94,12 @@ class Gram {
   [[nodiscard]] bool sound(const std::vector<bool>& trusted) {
     double products = 0;
     for (std::size_t index = 0; index < trusted.size(); ++index) {
-      const LayerShape& layer = shape_.layers[index];
-      if (trusted[index]) products += static_cast<double>(layer.outputs * layer.entries());
+      if (trusted[index]) products += products_of(index);
     }
     const double least = std::ldexp(products, sizeof(T) == sizeof(float) ? -120 : -1015);
-    if (overflow_.load()) return false;
-    for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
-      use_plane(plane);
-      for (std::int64_t row = 0; row < shape_.rows; ++row) {
-        const auto* out = static_cast<const R*>(target_.data);
-        const double entry = out[target_.row(row) + target_.col(row)];
-        if (!(entry >= least && entry <= std::numeric_limits<double>::max())) return false;
-      }
-    }
-    return true;
+    return !overflow_.load() && every_entry([least](double entry) {
+      return entry >= least && entry <= std::numeric_limits<double>::max();
+    });
   }
 
   // Whether huge numbers, which may meet nothing but zeros, scaled products away that count: an
@@ -116,22 +108,31 @@ class Gram {
     if (sizeof(T) > sizeof(float)) return false;
     double least = 0;
     for (std::size_t index = 0; index < shape_.layers.size(); ++index)
-      least += sides_->lost(index) *
-               static_cast<double>(shape_.layers[index].outputs * shape_.layers[index].entries());
-    if (least == 0) return false;
+      least += sides_->lost(index) * products_of(index);
+    return least > 0 && !every_entry([least](double entry) { return std::abs(entry) >= least; });
+  }
+
+  // Products that an entry is the sum of, of one layer.
+  [[nodiscard]] double products_of(std::size_t index) const {
+    const LayerShape& layer = shape_.layers[index];
+    return static_cast<double>(layer.outputs * layer.entries());
+  }
+
+  // Whether all entries, of a square Gram those of the diagonal, are as they should be.
+  template <class Good>
+  [[nodiscard]] bool every_entry(const Good& good) {
     for (std::int64_t plane = 0; plane < shape_.planes; ++plane) {
       use_plane(plane);
-      const auto* out = static_cast<const R*>(target_.data);
       for (std::int64_t row = 0; row < shape_.rows; ++row) {
+        const auto* line = static_cast<const R*>(target_.data) + target_.row(row);
         const std::int64_t first = shape_.symmetric ? row : 0;
         const std::int64_t end = shape_.symmetric ? row + 1 : shape_.cols;
         for (std::int64_t col = first; col < end; ++col) {
-          if (!(std::abs(static_cast<double>(out[target_.row(row) + target_.col(col)])) >= least))
-            return true;
+          if (!good(static_cast<double>(line[target_.col(col)]))) return false;
         }
       }
     }
-    return false;
+    return true;
   }
 
   // Outputs = diagonal: plane c takes output c of the factors and writes out[:, :, c].

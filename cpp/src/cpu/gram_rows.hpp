@@ -61,11 +61,10 @@ class GramSides {
   }
 
   /// What a product of a layer may have lost, times a margin of 2^29: nothing to speak of unless
-  /// numbers beyond 2^60 have been scaled, sample by sample or not.
+  /// numbers beyond 2^60 have been scaled. Powers of two of samples cancel.
   [[nodiscard]] double lost(std::size_t index) const {
     const double scale = scales_[index].scale;
-    if (scale <= 0x1p60 || !sides_[0].balance_g[index].empty()) return 0;
-    return scale * 0x1p-120;
+    return scale <= 0x1p60 ? 0 : scale * 0x1p-120;
   }
 
   /// Outputs = diagonal: rows are those of output `plane`.
