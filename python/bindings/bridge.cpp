@@ -222,11 +222,20 @@ Borrowed borrow(py::handle object, const std::string& name, Access access, std::
   return borrow_as(Elements::floats, object, name, access, stream);
 }
 
+namespace {
+thread_local bool on_openmp_team = false;
+}
+
+bool use_openmp_team(bool wanted) {
+  return std::exchange(on_openmp_team, wanted);
+}
+
 Context context_for(const Borrowed& out, std::intptr_t stream, int threads) {
   Context context;
   context.device = out.ref().device;
   context.stream = reinterpret_cast<void*>(stream);
   context.threads = threads;
+  context.openmp_team = on_openmp_team;
   context.interrupted = &Interrupts::pending;
   return context;
 }

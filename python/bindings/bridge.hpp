@@ -51,6 +51,9 @@ class Borrowed {
 Borrowed borrow(pybind11::handle object, const std::string& name, Access access,
                 std::intptr_t stream);
 
+/// Whether contexts of this thread ask for an OpenMP team from now on; returns what was so before.
+bool use_openmp_team(bool wanted);
+
 /// Context on the device of `out`. Interrupts are polled through it while the GIL is released.
 Context context_for(const Borrowed& out, std::intptr_t stream, int threads);
 

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, module) {
   python::register_matmul(module);
   python::register_products(module);
   python::register_psd(module);
+  module.def("use_openmp_team", &python::use_openmp_team);
   module.def("build_info", [] {
     const BuildInfo info = build_info();
     py::dict states;
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_core, module) {
     }
     return py::dict(py::arg("version") = info.version, py::arg("compiler") = info.compiler,
                     py::arg("blas") = info.blas, py::arg("simd") = info.simd,
-                    py::arg("threads") = info.threads, py::arg("backends") = states);
+                    py::arg("outruns_mkl") = info.outruns_mkl, py::arg("threads") = info.threads,
+                    py::arg("backends") = states);
   });
 }

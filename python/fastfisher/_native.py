@@ -6,7 +6,8 @@ Knows neither layers nor approximations; whoever calls turns a report into an ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +140,11 @@ def _product(
     numbered = [(*layer, -1) for layer in layers]
     workspace = scratch(size, out)
     return ProductReport(*op(numbered, vector, out, workspace, stream, threads))
+
+
+def bmm(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
+    """Write ``a @ b`` for a (n, k), b (k, m), or e of each, by the kernels of the Gram."""
+    _core.bmm(a, b, out, stream_of(out), threads)
 
 
 def matmul(a: Array, b: Array, out: Array, *, threads: int = 0) -> None:
@@ -356,6 +362,19 @@ def psd(
         threads,
     )
     return list(map(PsdReport._make, reports))
+
+
+@contextmanager
+def beside_torch() -> Iterator[None]:
+    """Run this thread's ops in the block on torch's own threads, where these are enough.
+
+    After each function of torch they keep watch for some milliseconds, in the way of others.
+    """
+    before = _core.use_openmp_team(True)
+    try:
+        yield
+    finally:
+        _core.use_openmp_team(before)
 
 
 def build_info() -> dict[str, Any]:

@@ -29,6 +29,8 @@ _KEPT_SMALL = 1 << 27
 """Bytes of smaller blocks that a limited pool keeps, and of all where addresses are limited."""
 _KEPT = min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
 """Bytes for the work of calls that are kept where no pool is in use."""
+_SLACK = 1.125
+"""Of what calls had at once: their steps have different blocks, which would push each other out."""
 
 _active: ContextVar[Pool | None] = ContextVar("active", default=None)
 
@@ -48,8 +50,8 @@ class Pool:
     An array's memory comes back when nothing refers to it any more, wherever that is. What was
     there at the start of one use and was not needed in it goes back to the system at its end. With
     a `limit` it is kept from use to use instead, up to so many bytes, and never so much that it and
-    what is in use exceed what once was in use: the oldest goes first. Large blocks are meanwhile
-    the system's to take where it runs short, which then costs fresh pages.
+    what is in use exceed by an eighth what once was in use: the oldest goes first. Large blocks are
+    meanwhile the system's to take where it runs short, which then costs fresh pages.
 
     Arrays die wherever a collector runs, in other threads and in the midst of these lines: no step
     waits for a lock, each is one that the interpreter does not divide.
@@ -110,7 +112,7 @@ class Pool:
         if raw is None and self._limit == math.inf:
             raw = np.empty(size, np.uint8)
         elif raw is None:
-            self._shrink(max(0, self._most - self.in_use - size))
+            self._shrink(max(0, int(_SLACK * self._most) - self.in_use - size))
             raw = _lendable(size)
         self._lent[id(raw)] = size
         if self._limit < math.inf:

@@ -164,6 +164,26 @@ def one_thread():
 
 
 @pytest.fixture
+def own_products(monkeypatch):
+    """Products of all sizes by our kernels within autograd's passes; counts them."""
+    pytest.importorskip("torch")
+    from fastfisher.capture import products
+
+    counts = {"products": 0}
+    native = products.bmm
+
+    def counted(a, b, out):
+        counts["products"] += 1
+        native(a, b, out)
+
+    monkeypatch.setattr(products, "enabled", True)
+    monkeypatch.setattr(products, "_LEAST_WORK", 0)
+    monkeypatch.setattr(products, "_LEAST_ROWS", 0)
+    monkeypatch.setattr(products, "bmm", counted)
+    return counts
+
+
+@pytest.fixture
 def seeded():
     """The same numbers from torch in each test."""
     torch = pytest.importorskip("torch")

@@ -20,7 +20,7 @@ SOURCES = {".hpp", ".cpp", ".cu", ".cuh", ".h"}
 
 STANDARD = r"<[a-z_]+>"
 PUBLIC = r'["<]fastfisher/[a-z_]+\.hpp[">]'
-SYSTEM = r"<(pthread|sched|unistd|dlfcn|immintrin|sys/mman)\.h>"
+SYSTEM = r"<(cpuid|dlfcn|immintrin|pthread|sched|sys/mman|unistd)\.h>"
 BLAS = r'[<"](scipy_)?(cblas|lapacke?|openblas_config)\.h[>"]'
 THREADS = r"<(thread|condition_variable|pthread\.h|omp\.h)>"
 CUDA = r"<(cuda|cublas|cusolver|cub/|cooperative_groups|mma).*>"

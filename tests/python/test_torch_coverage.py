@@ -117,6 +117,13 @@ def test_float64_equals_the_dense_jacobian(case):
     subject.check(outputs="trace")
 
 
+@pytest.mark.parametrize("case", DOUBLE, ids=str)
+def test_float64_by_our_own_products_equals_the_dense_jacobian(case, own_products):
+    subject = Subject(case, "float64")
+    subject.check()
+    subject.check(outputs="trace", cross=True)
+
+
 @pytest.mark.parametrize("case", SINGLE, ids=str)
 def test_float32_equals_the_dense_jacobian(case):
     subject = Subject(case, "float32")

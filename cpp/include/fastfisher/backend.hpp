@@ -36,6 +36,7 @@ struct Backend {
   decltype(&fastfisher::panel_dots) panel_dots = nullptr;
   decltype(&fastfisher::panel_remove) panel_remove = nullptr;
   decltype(&fastfisher::panel_remove_workspace) panel_remove_workspace = nullptr;
+  decltype(&fastfisher::bmm) bmm = nullptr;
   decltype(&fastfisher::sandwich) sandwich = nullptr;
   decltype(&fastfisher::sandwich_workspace) sandwich_workspace = nullptr;
   decltype(&fastfisher::small_eigh) small_eigh = nullptr;
@@ -54,7 +55,8 @@ const std::vector<const Backend*>& backends();
 
 struct BuildInfo {
   std::string version, compiler, blas, simd;
-  int threads = 1;  ///< what threads = 0 means now
+  bool outruns_mkl = false;  ///< products here take about half as long as MKL's
+  int threads = 1;           ///< what threads = 0 means now
 };
 BuildInfo build_info();
 

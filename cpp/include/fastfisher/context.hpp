@@ -26,6 +26,11 @@ struct Context {
   /// Two numbers that a long op keeps up to date while it runs, pieces done and pieces in all; null
   /// if nobody looks.
   std::int64_t* progress = nullptr;
+
+  /// Run on the team of an OpenMP runtime, torch's, where the process has one of enough threads:
+  /// for ops between functions of torch, after each of which that team keeps watch for a while, in
+  /// the way of other threads.
+  bool openmp_team = false;
 };
 
 }  // namespace fastfisher

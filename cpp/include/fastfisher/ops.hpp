@@ -214,6 +214,12 @@ double largest(const Context& ctx, const ArrayRef& x);
 /// out[n,m] = a[n,k] b[k,m], by the bundled BLAS where there is one. The yardstick of every floor.
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
+/// out[e,n,m] = a[e,n,k] b[e,k,m] by the kernels of the Gram, any strides. Sums are in the
+/// dtype; the bits of a row depend on that row and its matrix alone.
+///
+/// CUDA: ErrorCode::missing.
+void bmm(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+
 /// One matrix of `moments`.
 struct MomentItem {
   ArrayRef a;        ///< [n,i], any strides

@@ -23,6 +23,7 @@ BuildInfo build_info() {
 #endif
   info.blas = cpu::blas_name();
   info.simd = cpu::simd_name();
+  info.outruns_mkl = cpu::outruns_mkl();
   info.threads = cpu::thread_count({});
   return info;
 }

@@ -98,4 +98,19 @@ void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const Arra
   if (overlaps(out)) fail(ErrorCode::shape, "matmul", "out", "has entries that share memory");
 }
 
+void bmm(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
+  constexpr const char* kOp = "bmm";
+  expect_rank(kOp, "a", a, 3, "(e, n, k)");
+  expect_rank(kOp, "b", b, 3, "(e, k, m)");
+  expect_rank(kOp, "out", out, 3, "(e, n, m)");
+  expect_like(kOp, "a", a, ctx, out.dtype);
+  expect_like(kOp, "b", b, ctx, out.dtype);
+  expect_extent(kOp, "b", b, 0, a.extent(0), "e of a");
+  expect_extent(kOp, "b", b, 1, a.extent(2), "k of a");
+  expect_extent(kOp, "out", out, 0, a.extent(0), "e of a");
+  expect_extent(kOp, "out", out, 1, a.extent(1), "n of a");
+  expect_extent(kOp, "out", out, 2, b.extent(2), "m of b");
+  if (overlaps(out)) fail(ErrorCode::shape, kOp, "out", "has entries that share memory");
+}
+
 }  // namespace fastfisher::checks

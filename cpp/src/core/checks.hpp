@@ -40,6 +40,7 @@ void product(const char* op, const Context& ctx, std::span<const LayerFactors> l
 void product_workspace(const char* op, const Context& ctx, std::span<const LayerFactors> layers,
                        std::int64_t columns);
 void matmul(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
+void bmm(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 
 void lanczos_steps(const Context& ctx, const ArrayRef& a, const ArrayRef& scale,
                    const ArrayRef& basis, std::int64_t first, const ArrayRef& small);

@@ -11,6 +11,7 @@ namespace fastfisher::cpu {
 
 int thread_count(const Context& ctx);
 std::string simd_name();
+bool outruns_mkl();
 std::string blas_name();
 
 }  // namespace fastfisher::cpu

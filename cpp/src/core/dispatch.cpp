@@ -94,6 +94,12 @@ std::int64_t moments_workspace(const Context& ctx, std::int64_t most, DType dtyp
   return entry(backend, backend.moments_workspace, "moments_workspace")(ctx, most, dtype);
 }
 
+void bmm(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out) {
+  checks::bmm(ctx, a, b, out);
+  const Backend& backend = backend_of(ctx);
+  entry(backend, backend.bmm, "bmm")(ctx, a, b, out);
+}
+
 void sandwich(const Context& ctx, std::span<const SandwichItem> items) {
   checks::sandwich(ctx, items);
   const Backend& backend = backend_of(ctx);

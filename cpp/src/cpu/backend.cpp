@@ -2,6 +2,7 @@
 #include "backend.hpp"
 
 #include "blas.hpp"
+#include "instruction_set.hpp"
 #include "parallel.hpp"
 #include "tile_kernels.hpp"
 
@@ -9,6 +10,12 @@ namespace fastfisher::cpu {
 
 std::string simd_name() {
   return tile_kernels<float>().name;
+}
+
+// MKL gives processors of other makers than its own vectors of 256 bits. Zen 4 does no more at a
+// time, and others were not measured.
+bool outruns_mkl() {
+  return is_wide_amd();
 }
 
 const Backend& backend() {
@@ -36,6 +43,7 @@ const Backend& backend() {
     b.panel_dots = &cpu::panel_dots;
     b.panel_remove = &cpu::panel_remove;
     b.panel_remove_workspace = &cpu::panel_remove_workspace;
+    b.bmm = &cpu::bmm;
     b.sandwich = &cpu::sandwich;
     b.sandwich_workspace = &cpu::sandwich_workspace;
     b.small_eigh = &cpu::small_eigh;

@@ -35,6 +35,7 @@ void panel_dots(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const 
 void panel_remove(const Context& ctx, const ArrayRef& x, const ArrayRef& y, const ArrayRef& small);
 std::int64_t panel_remove_workspace(const Context& ctx, std::int64_t networks, std::int64_t i,
                                     std::int64_t j, std::int64_t n);
+void bmm(const Context& ctx, const ArrayRef& a, const ArrayRef& b, const ArrayRef& out);
 void sandwich(const Context& ctx, std::span<const SandwichItem> items);
 std::int64_t sandwich_workspace(const Context& ctx, std::int64_t rows, std::int64_t columns,
                                 DType dtype);
@@ -57,6 +58,7 @@ std::int64_t vjp_workspace(const Context& ctx, std::span<const LayerFactors> lay
 
 /// Instruction set of the kernels in use, for instance "avx2".
 std::string simd_name();
+bool outruns_mkl();
 
 const Backend& backend();
 

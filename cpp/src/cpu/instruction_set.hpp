@@ -4,6 +4,10 @@
 // FASTFISHER_SIMD names (avx2, base): so those of other processors are tested here.
 #pragma once
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <string_view>
 
@@ -33,6 +37,23 @@ inline bool has_avx512() {
       simd_limit() != "avx2" && has_avx2() && __builtin_cpu_supports("avx512f") != 0 &&
       __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
       __builtin_cpu_supports("avx512dq") != 0;
+  return found;
+#else
+  return false;
+#endif
+}
+
+/// AMD's from Zen 5 on: vectors of 512 bits at their full rate.
+inline bool is_wide_amd() {
+#if defined(__x86_64__)
+  static const bool found = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!has_avx512() || __builtin_cpu_is("amd") == 0 ||
+        __get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0)
+      return false;
+    const unsigned family = (eax >> 8 & 0xF) + (eax >> 20 & 0xFF);
+    return family >= 0x1A;
+  }();
   return found;
 #else
   return false;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// No OpenMP: after a fork its parallel regions hang in the child. Here the child forgets the
-// parent's pool, whose threads do not exist there, and starts its own when it needs one.
+// No OpenMP of our own: after a fork its parallel regions hang in the child. Here the child forgets
+// the parent's pool, whose threads do not exist there, and starts its own when it needs one.
 #include "parallel.hpp"
 
 #include "fastfisher/error.hpp"
+#include "openmp_team.hpp"
 
 #include <pthread.h>
 #include <sched.h>
@@ -61,6 +62,11 @@ struct Job {
     const std::lock_guard lock(error_mutex);
     if (!error) error = std::move(raised);
     stop.store(true, std::memory_order_relaxed);
+  }
+
+  // Work of thread `worker` of `threads` that take part; the first one asks for interrupts.
+  void drain_on_team(int worker, int threads, const Context& ctx) {
+    if (worker < threads) drain(worker, worker == 0 ? &ctx : nullptr);
   }
 
   void drain(int worker, const Context* ctx) {
@@ -192,6 +198,22 @@ class Pool {
 std::atomic<Pool*> the_pool{nullptr};
 thread_local bool inside_task = false;
 
+// False if there is no team.
+bool run_on_team(int threads, Job& job, const Context& ctx) {
+  struct Call {
+    int threads;
+    Job& job;
+    const Context& ctx;
+  } call{threads, job, ctx};
+  return run_on_openmp_team(
+      threads,
+      [](void* data, int thread) {
+        const auto& its = *static_cast<Call*>(data);
+        its.job.drain_on_team(thread, its.threads, its.ctx);
+      },
+      &call);
+}
+
 struct InsideTask {
   InsideTask() { inside_task = true; }
   ~InsideTask() { inside_task = false; }
@@ -203,6 +225,7 @@ struct InsideTask {
 Pool& pool() {
   static const bool registered = [] {
     pthread_atfork(nullptr, nullptr, [] {
+      forget_openmp_team();
       the_pool.store(nullptr);
       regions.store(0);
       inside_task = false;
@@ -266,10 +289,10 @@ void run_tasks(const Context& ctx, int threads, std::int64_t count, TaskFunction
     Pool& shared = pool();
     const std::unique_lock claim(shared.in_use, std::try_to_lock);
     const InsideTask inside;
-    if (claim.owns_lock()) {
-      shared.run(threads, job, ctx);
-    } else {
+    if (!claim.owns_lock()) {
       job.drain(0, &ctx);
+    } else if (!ctx.openmp_team || !run_on_team(threads, job, ctx)) {
+      shared.run(threads, job, ctx);
     }
   }
   if (job.error) std::rethrow_exception(job.error);

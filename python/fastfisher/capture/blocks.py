@@ -20,6 +20,7 @@ from fastfisher._gram_checks import Outputs, check_out, check_outputs
 from fastfisher._info import GramInfo
 from fastfisher._jacobian import Jacobian
 from fastfisher._memory import free_memory, memory_bytes
+from fastfisher._products import beside_torch
 from fastfisher._progress import progress_numbers
 from fastfisher.capture.capture import Capture
 from fastfisher.capture.cost import Blocks, Cost, plan_at_once, plan_blocks
@@ -77,7 +78,8 @@ def kernel(
             given["memory_limit"] = blocks.workspace
         # Samples may take ways that the first ones did not: begin again with blocks for those.
         try:
-            return _walk(run, given, progress)
+            with beside_torch():
+                return _walk(run, given, progress)
         except Costlier:
             pass
         except DifferentPieces:

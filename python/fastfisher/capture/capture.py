@@ -137,7 +137,7 @@ class Capture:
 
     def _in_pieces(self, x: Inputs, width: int, compact: bool, first: int) -> Jacobian:
         n = samples_of(x)
-        room = Room(n)
+        room = Room(n, min(n, width))
 
         def piece(start: int, stop: int) -> Jacobian:
             # Layers that will be written out need no room of their own.

@@ -16,6 +16,7 @@ from fastfisher.capture.graph import Edge, Graph, Node
 from fastfisher.capture.model import Inputs, Model, samples_of
 from fastfisher.capture.pieces import Room, allocate
 from fastfisher.capture.plan import FAMILIES, SEPARABLE, Plan, Use
+from fastfisher.capture.products import own_products
 from fastfisher.capture.separable import head_factors, is_separable
 from fastfisher.capture.site import NotUnderstood, Site
 from fastfisher.capture.terms import Convolution, Full, Outer, Term
@@ -194,7 +195,8 @@ class Harvest:
             else:
                 stays = use.stays and dtype == graph.y.dtype
                 result[edge] = self.room.take(use.node, shape, dtype, device, stays=stays)
-        with torch.autocast(graph.y.device.type, enabled=False):
+        device = graph.y.device
+        with torch.autocast(device.type, enabled=False), own_products(device):
             for k in range(c):
                 cotangent = torch.zeros_like(graph.y)
                 cotangent[:, k] = 1
@@ -226,7 +228,7 @@ class Harvest:
 def _gradients_of(graph: Graph, uses: Sequence[Use], u: torch.Tensor) -> dict[Edge, torch.Tensor]:
     """Gradients of outputs weighted by u, for the result of each use."""
     edges = [(graph.nodes[use.node], 0) for use in uses]
-    with torch.autocast(graph.y.device.type, enabled=False):
+    with torch.autocast(graph.y.device.type, enabled=False), own_products(graph.y.device):
         found = ag.gradients([graph.y], edges, [u])
     return {
         edge: torch.zeros(ag.shape(edge), dtype=ag.dtype(edge), device=ag.device(edge))

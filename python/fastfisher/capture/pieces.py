@@ -70,13 +70,14 @@ class Room:
     """Arrays that take the gradients of all samples, piece by piece.
 
     A use whose gradients are factors as they are writes them where they stay; others get a buffer
-    that the next piece writes over.
+    that the next piece writes over: one of the size for `width` samples at a time, so that calls
+    find the memory of the calls before.
     """
 
-    def __init__(self, n: int) -> None:
-        self.n, self.start, self.samples = n, 0, 0
+    def __init__(self, n: int, width: int) -> None:
+        self.n, self.width, self.start, self.samples = n, width, 0, 0
         self._whole: dict[int, torch.Tensor] = {}
-        self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
+        self._buffers: dict[int, torch.Tensor] = {}
 
     def at(self, start: int, samples: int) -> None:
         """Say which samples come next."""
@@ -93,10 +94,7 @@ class Room:
     ) -> torch.Tensor:
         """Array of `shape` (c, samples * times, ...) for the use `key`."""
         if not stays:
-            place = (key, shape, dtype)
-            if place not in self._buffers:
-                self._buffers[place] = allocate(shape, dtype, device)
-            return self._buffers[place]
+            return self._buffer(key, shape, dtype, device)
         times, rest = divmod(shape[1], self.samples)
         if rest:
             raise DifferentPieces
@@ -109,6 +107,17 @@ class Room:
         if whole.shape[1] != self.n * times:
             raise DifferentPieces
         return whole[:, self.start * times : (self.start + self.samples) * times]
+
+    def _buffer(
+        self, key: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        size = math.prod(shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            largest = size * max(1, self.width) // max(1, self.samples)
+            buffer = allocate((max(size, largest),), dtype, device)
+            self._buffers[key] = buffer
+        return buffer[:size].view(shape)
 
     def holds(self, array: torch.Tensor) -> bool:
         """Whether `array` already lies where it stays."""

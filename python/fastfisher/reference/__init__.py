@@ -19,7 +19,7 @@ from fastfisher.reference.linalg import (
     symm,
     symmetry,
 )
-from fastfisher.reference.matmul import matmul
+from fastfisher.reference.matmul import bmm, matmul
 from fastfisher.reference.products import jvp, vjp
 from fastfisher.reference.psd import psd
 
@@ -28,6 +28,7 @@ __all__ = [
     "Explicit",
     "Separable",
     "Shared",
+    "bmm",
     "dense_jacobian",
     "drawn_rows",
     "eigh_ends",
