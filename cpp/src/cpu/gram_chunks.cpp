@@ -3,6 +3,7 @@
 #include "gram_plan.hpp"
 
 #include <algorithm>
+#include <bit>
 
 namespace fastfisher::cpu {
 namespace {
@@ -87,8 +88,10 @@ class Chunks {
     const std::size_t begin = chunks_.size();
     const bool in_place = shape_.in_place(layer);
     const std::int64_t together = std::max<std::int64_t>(1, kFormedTogether / outputs);
-    const std::int64_t wanted =
-        (in_place ? std::min(kInPlaceDepth, together) : kGramDepth) / layer.padded;
+    std::int64_t wanted = (in_place ? std::min(kInPlaceDepth, together) : kGramDepth) / layer.padded;
+    // A power of two, about: groups of them end where micro tiles and lines of cotangents do.
+    if (in_place && wanted > 0)
+      wanted = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(wanted * 4 / 3)));
     units(layer, wanted, [&](std::int64_t count) {
       next_.across = outputs > 1;
       next_.in_place = in_place;

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
@@ -130,14 +132,21 @@ class Harvest:
         if isinstance(term, Outer | Convolution) and term.bias is not None:
             parts.append(term.bias)
         names = list(self.model.parameters)
-        ends = torch.tensor([p.numel() for p in self.model.parameters.values()]).cumsum(0)
+        sizes = [p.numel() for p in self.model.parameters.values()]
+        ends = list(accumulate(sizes))
         found: list[str] = []
         for part in parts:
-            flat = part.flat()
-            if isinstance(flat, range):
-                flat = torch.tensor([flat.start, flat.stop - 1] if len(flat) else [])
-            owners = torch.bucketize(flat.cpu(), ends, right=True).unique().tolist()
-            found += [names[int(k)] for k in owners]
+            if not part.size:
+                continue
+            if part.index is None:
+                # In one stretch: what lies between the owners of its ends.
+                first, last = part.start, part.start + part.size - 1
+                between = range(bisect_right(ends, first), bisect_right(ends, last) + 1)
+                owners = [k for k in between if sizes[k]]
+            else:
+                flat = part.positions().reshape(-1).cpu()
+                owners = torch.bucketize(flat, torch.tensor(ends), right=True).unique().tolist()
+            found += [names[k] for k in owners]
         return tuple(found)
 
     def _pulled_back(self, graph: Graph, term: Term, edge: Edge) -> list[Named]:
