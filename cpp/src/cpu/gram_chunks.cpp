@@ -88,10 +88,12 @@ class Chunks {
     const std::size_t begin = chunks_.size();
     const bool in_place = shape_.in_place(layer);
     const std::int64_t together = std::max<std::int64_t>(1, kFormedTogether / outputs);
-    std::int64_t wanted = (in_place ? std::min(kInPlaceDepth, together) : kGramDepth) / layer.padded;
+    std::int64_t wanted =
+        (in_place ? std::min(kInPlaceDepth, together) : kGramDepth) / layer.padded;
     // A power of two, about: groups of them end where micro tiles and lines of cotangents do.
     if (in_place && wanted > 0)
-      wanted = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(wanted * 4 / 3)));
+      wanted =
+          static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(wanted * 4 / 3)));
     units(layer, wanted, [&](std::int64_t count) {
       next_.across = outputs > 1;
       next_.in_place = in_place;
@@ -254,8 +256,9 @@ std::int64_t gram_list_bytes(const GramShape& shape, std::int64_t chunks, std::i
   // Every chunk may be a slab and a group of its own only where memory is short: count the slab,
   // twice as its list grows, and the pieces, one a group of channels and two while they grow.
   std::int64_t bytes = chunks * static_cast<std::int64_t>(sizeof(GramChunk) + 2 * sizeof(GramSlab));
-  // Where rows lie that meet in place, for the chunks of a slab.
-  if (shape.in_place_depth() > 0) bytes += chunks * static_cast<std::int64_t>(2 * sizeof(Rows));
+  // Where rows lie that meet in place, and what tiles do with them, for the chunks of a slab.
+  if (shape.in_place_depth() > 0)
+    bytes += chunks * static_cast<std::int64_t>(2 * sizeof(Rows) + sizeof(GramStep));
   for (const LayerShape& layer : shape.layers) {
     // One for each group of channels, twice while their list grows.
     if (layer.formed()) bytes += 2 * layer.groups * static_cast<std::int64_t>(sizeof(GramPiece));

@@ -171,29 +171,27 @@ class Gram {
       for (std::size_t slab = group.first; slab < group.last; ++slab) {
         pack(i, j, plan_.slabs[slab], group, left, together);
         find_in_place(i, j, slab, group, together);
+        find_steps(slab);
         const bool ends = slab + 1 == plan_.slabs.size();
-        find_shares(slab);
-        const auto busy = static_cast<std::int64_t>(shares_.size());
-        const auto task = [&](std::int64_t index, int worker) {
-          // From the bottom: when square the longest rows of tiles come first.
-          const std::int64_t at = grid.size() - 1 - index % grid.size();
-          const std::int64_t share = shares_[static_cast<std::size_t>(index / grid.size())];
+        const auto add = [&](const GramStep& step, std::int64_t at, int worker) {
           const auto [r, q] = place_of(grid, at);
           const std::int64_t state =
-              plan_.single_slab() && shares == 1 ? worker : at * shares + share;
+              plan_.single_slab() && shares == 1 ? worker : at * shares + step.share;
           GramTile<T, R> tile(shape_, plan_, kernels_, sides_->scales(), left_panels_,
                               right_panels_, in_place_.data(), together);
-          tile.add(i, j, r, q, slab, share, states_ + state * plan_.state_bytes,
+          tile.add(i, j, r, q, slab, step, states_ + state * plan_.state_bytes,
                    pairs_ + worker * plan_.pair_bytes);
           if (ends && shares == 1) store(tile, i, j, r, q, states_ + state * plan_.state_bytes);
-          if (ctx_.progress != nullptr && index / grid.size() == 0)
-            std::atomic_ref(ctx_.progress[0]).fetch_add(1);
         };
-        // Share by share, so that the rows of a chunk stay in a thread's cache for all tiles.
-        if (busy > 1)
-          parallel_shares(ctx_, threads_, grid.size() * busy, task);
-        else
-          parallel_for(ctx_, threads_, grid.size(), task);
+        if (shares > 1) {
+          add_shares(grid, add);
+          continue;
+        }
+        parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
+          // From the bottom: when square the longest rows of tiles come first.
+          add(steps_.front(), grid.size() - 1 - index, worker);
+          advance();
+        });
       }
     }
     if (shares == 1) return;
@@ -217,13 +215,50 @@ class Gram {
     if (!tile.store(i, j, r, q, state, target_)) overflow_.store(true, std::memory_order_relaxed);
   }
 
-  // Shares that have a chunk in the slab.
-  void find_shares(std::size_t slab) {
-    shares_.clear();
-    for (std::size_t c = plan_.slabs[slab].first; c < plan_.slabs[slab].last; ++c) {
-      const std::int64_t share = share_of(plan_, c);
-      if (std::find(shares_.begin(), shares_.end(), share) == shares_.end())
-        shares_.push_back(share);
+  // The steps of each share one after the other, a chunk for all tiles: its rows stay in a thread's
+  // cache. Where threads do not share out evenly, each tile of a share is by itself.
+  template <class Add>
+  void add_shares(const TileGrid& grid, const Add& add) {
+    const auto busy = static_cast<std::int64_t>(shares_.size()) - 1;
+    const std::int64_t parts = busy % threads_ == 0 || busy >= 4 * threads_ ? 1 : grid.size();
+    parallel_shares(ctx_, threads_, busy * parts, [&](std::int64_t index, int worker) {
+      const auto share = static_cast<std::size_t>(index / parts);
+      for (std::size_t k = shares_[share]; k < shares_[share + 1]; ++k) {
+        for (std::int64_t at = index % parts; at < grid.size(); at += parts)
+          add(steps_[k], at, worker);
+      }
+      for (std::int64_t at = index % parts; share == 0 && at < grid.size(); at += parts) advance();
+    });
+  }
+
+  void advance() {
+    if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(1);
+  }
+
+  // What tiles do with the slab: all at once with one sum, else share by share, and each chunk that
+  // meets in place by itself.
+  void find_steps(std::size_t slab) {
+    const GramSlab& now = plan_.slabs[slab];
+    steps_.clear();
+    steps_.reserve(now.last - now.first);
+    shares_.assign(1, 0);
+    if (plan_.shares == 1) {
+      steps_.push_back({now.first, now.last, 0, 0});
+      return;
+    }
+    for (std::int64_t share = 0; share < plan_.shares; ++share) {
+      for (std::size_t c = now.first; c < now.last; ++c) {
+        if (share_of(plan_, c) != share) continue;
+        const bool in_place = plan_.chunks[c].in_place;
+        GramStep* last = steps_.size() > shares_.back() ? &steps_.back() : nullptr;
+        if (!in_place && last != nullptr && last->last == c && !plan_.chunks[c - 1].in_place) {
+          last->last = c + 1;
+          continue;
+        }
+        if (in_place && last != nullptr && plan_.chunks[last->first].in_place) last->next = c;
+        steps_.push_back({c, c + 1, share, 0});
+      }
+      if (steps_.size() > shares_.back()) shares_.push_back(steps_.size());
     }
   }
 
@@ -351,8 +386,9 @@ class Gram {
   std::byte* states_ = nullptr;
   std::byte* pairs_ = nullptr;
   Target target_;
-  std::vector<InPlace> in_place_;     // of the chunks of a slab
-  std::vector<std::int64_t> shares_;  // that these chunks are in
+  std::vector<InPlace> in_place_;    // of the chunks of a slab
+  std::vector<GramStep> steps_;      // of the slab, share by share
+  std::vector<std::size_t> shares_;  // where the steps of each begin, and end
   std::atomic<bool> overflow_{false};
 };
 

@@ -114,6 +114,8 @@ class Former {
   void gradients_of_lines(std::int64_t n, std::int64_t c0, std::int64_t c1, const GramPiece& piece,
                           T* weights, T* ones) const {
     static_assert(kGramDepth <= kMostLines);
+    // Wide ones: what is formed has columns of its own, however few the Gram has.
+    const TileKernels<T>& lines = tile_kernels<T>();
     const std::int64_t units = piece.to - piece.from;
     const auto* a = static_cast<const T*>(input_.data) + n * input_.sample;
     const std::int64_t pitch = cotangents_.strides[2];
@@ -132,9 +134,8 @@ class Former {
           ahead.pitch = pitch * static_cast<std::int64_t>(sizeof(T));
           ahead.bytes = depth * ahead.segment;
         }
-        kernels_.product_lines(g + t * pitch, pitch, a + t * input_.position, input_.position,
-                               depth, units, layer_.padded, to, layer_.padded, t > 0, ahead, 0,
-                               ahead.bytes);
+        lines.product_lines(g + t * pitch, pitch, a + t * input_.position, input_.position, depth,
+                            units, layer_.padded, to, layer_.padded, t > 0, ahead, 0, ahead.bytes);
         if (ones != nullptr)
           contract_kernels<T>().sum_lines(g + t * pitch, pitch, units, depth,
                                           ones + (c - c0) * units);

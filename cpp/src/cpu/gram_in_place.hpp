@@ -18,11 +18,11 @@ struct InPlace {
 
   /// c = left rows times right rows, `rows` from `row` and `cols` from `col` of the Gram on. The
   /// caller's rows may have their numbers apart, or need a power of two: they are copied, to
-  /// `copies` (rows + cols of kInPlaceDepth) or, without it, a few at a time.
+  /// `copies` (rows + cols of kInPlaceDepth) or, without it, a few at a time. `ahead` is asked for.
   template <class T>
   void product(const TileKernels<T>& kernels, const GramChunk& chunk, std::int64_t row,
                std::int64_t rows, std::int64_t col, std::int64_t cols, std::int64_t skew, T* c,
-               std::int64_t ldc, T* copies) const {
+               std::int64_t ldc, T* copies, const Ahead& ahead) const {
     // Each stretch is a row of inputs, padded to 4 entries or more, but for the first and the last.
     Stretch stretches_of[kInPlaceDepth / 4 + 2];
     const T *x[kInPlaceRows], *y[kInPlaceRows];
@@ -35,7 +35,7 @@ struct InPlace {
         straighten(left, chunk.depth, rows, x, copies);
         straighten(right, chunk.depth, cols, y, copies + rows * kInPlaceDepth);
       }
-      kernels.dots(x, rows, y, cols, stretches_of, count, skew, c, ldc);
+      kernels.dots(x, rows, y, cols, stretches_of, count, skew, c, ldc, ahead);
       return;
     }
     constexpr std::int64_t down = 4, across = 6;  // 80 KiB of float64
@@ -49,9 +49,31 @@ struct InPlace {
         std::copy(x + r, x + r + few_rows, few);
         straighten(left, chunk.depth, few_rows, few, few_copies);
         kernels.dots(few, few_rows, y + q, few_cols, stretches_of, count, skew + r - q,
-                     c + r * ldc + q, ldc);
+                     c + r * ldc + q, ldc, {});
       }
     }
+  }
+
+  /// The left rows of a chunk, to be asked for before it is multiplied; nothing where they do not
+  /// lie in stretches of one length.
+  template <class T>
+  [[nodiscard]] Ahead left_ahead(const GramChunk& chunk, std::int64_t row,
+                                 std::int64_t rows) const {
+    constexpr auto item = static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t within = left.run - chunk.from % left.run;
+    const bool one = chunk.depth <= within;
+    if (!is_plain(left) || left.inner != 1) return {};
+    if (!one && (chunk.from % left.run != 0 || chunk.depth % left.run != 0)) return {};
+    const T* first = nullptr;
+    pointers(left, chunk, row, 1, &first);
+    Ahead ahead;
+    ahead.base = reinterpret_cast<const char*>(first);
+    ahead.segment = (one ? chunk.depth : left.run) * item;
+    ahead.inner = one ? 1 : chunk.depth / left.run;
+    ahead.inner_pitch = left.run_stride * item;
+    ahead.pitch = left.outer_stride * item;
+    ahead.bytes = rows * chunk.depth * item;
+    return ahead;
   }
 
  private:

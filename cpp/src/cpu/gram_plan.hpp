@@ -203,6 +203,19 @@ struct GramPlan {
   }
 };
 
+/// The sum that takes a chunk: those that meet in place are dealt out, all others belong to the
+/// first.
+inline std::int64_t share_of(const GramPlan& plan, std::size_t chunk) {
+  return plan.chunks[chunk].in_place ? static_cast<std::int64_t>(chunk) % plan.shares : 0;
+}
+
+/// Chunks [first, last) of a slab that a tile adds to one of its sums in one go.
+struct GramStep {
+  std::size_t first = 0, last = 0;
+  std::int64_t share = 0;
+  std::size_t next = 0;  ///< chunk of the same share that is next, where both meet in place, else 0
+};
+
 /// Stretch of the depth whose products are summed in registers: a right panel of this depth (16 KiB
 /// of floats) and a left one stay in the first cache level.
 inline constexpr std::int64_t kGramDepth = 256;

@@ -2,6 +2,7 @@
 #include "gram_slabs.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -61,13 +62,15 @@ SlabCutter::Bytes SlabCutter::panel_bytes(const GramChunk& chunk) const {
   return chunk.in_place ? Bytes{} : chunk_bytes(chunk);
 }
 
-// Of what meets in place there is a chunk for each sum, so that every thread has some.
+// What meets in place is read from memory once for each tile, so that it should be in the cache
+// with the panels: but with several sums a chunk meets in all tiles before the next one.
 std::int64_t SlabCutter::in_place_bytes() const {
+  if (plan_.shares > 1) return std::numeric_limits<std::int64_t>::max();
   std::int64_t most = 0;
   for (const GramChunk& chunk : plan_.chunks) {
     if (chunk.in_place) most = std::max(most, chunk_bytes(chunk).sum());
   }
-  return plan_.shares * most;
+  return most;
 }
 
 SlabCutter::Bytes SlabCutter::piece_bytes(const GramPiece& piece) const {

@@ -16,12 +16,6 @@
 
 namespace fastfisher::cpu {
 
-// The sum that takes a chunk: those that meet in place are dealt out, all others belong to the
-// first.
-inline std::int64_t share_of(const GramPlan& plan, std::size_t chunk) {
-  return plan.chunks[chunk].in_place ? static_cast<std::int64_t>(chunk) % plan.shares : 0;
-}
-
 // T: type of the products. R: type of the output.
 template <class T, class R>
 class GramTile {
@@ -38,21 +32,25 @@ class GramTile {
         in_place_(in_place),
         within_(within) {}
 
-  /// Tile at (r, q) of the block at (i, j): adds the slab's chunks of a share to the tile's
-  /// `state`. `pairs` is memory of this thread.
+  /// Tile at (r, q) of the block at (i, j): adds chunks of the slab to the tile's `state`. `pairs`
+  /// is memory of this thread.
   void add(std::int64_t i, std::int64_t j, std::int64_t r, std::int64_t q, std::size_t slab,
-           std::int64_t share, std::byte* state, std::byte* pairs) {
+           const GramStep& step, std::byte* state, std::byte* pairs) {
     place(i, j, r, q, state, pairs);
     const GramSlab& now = plan_.slabs[slab];
     started_ = plan_.shares > 1 || now.started;
-    for (std::size_t c = now.first; c < now.last;) {
+    for (std::size_t c = step.first; c < step.last;) {
       const GramChunk& chunk = plan_.chunks[c];
       const LayerShape& layer = shape_.layers[static_cast<std::size_t>(chunk.layer)];
-      if (share_of(plan_, c) != share) {
-        ++c;
-      } else if (chunk.in_place) {
+      if (chunk.in_place) {
+        Ahead ahead;
+        // Of the tiles beside each other the first asks for the rows.
+        if (step.next > c && q == 0)
+          ahead = in_place_[step.next - now.first].template left_ahead<T>(plan_.chunks[step.next],
+                                                                          row_, rows_);
         in_place_[c - now.first].product(kernels_, chunk, row_, rows_, col_, cols_,
-                                         skew(row_, col_), product_, plan_.tile_cols, copies());
+                                         skew(row_, col_), product_, plan_.tile_cols, copies(),
+                                         ahead);
         fold(chunk.layer, false);
         ++c;
       } else if (!layer.nothing() && layer.method == GramMethod::s3) {

@@ -39,7 +39,8 @@ V add_lanes(const V* sums) {
 
 template <class T>
 void dots_block(const T* const (&left)[kDotRows], const T* const (&right)[kDotCols],
-                const Stretch* stretches, std::int64_t count, T* to) {
+                const Stretch* stretches, std::int64_t count, T* to, const char* ahead,
+                std::int64_t step) {
   using V = typename VectorOf<T>::type;
   constexpr std::int64_t all = kDotRows * kDotCols, rest = all % kLanes<T>;
   static_assert(rest == 0 || rest == kLanes<T> / 2);
@@ -47,6 +48,8 @@ void dots_block(const T* const (&left)[kDotRows], const T* const (&right)[kDotCo
   for (std::int64_t s = 0; s < count; ++s) {
     const std::int64_t end = stretches[s].from + stretches[s].length;
     for (std::int64_t k = stretches[s].from; k < end; k += kLanes<T>) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += step;
       V x[kDotRows];
 #pragma GCC unroll 4
       for (std::int64_t i = 0; i < kDotRows; ++i) x[i] = *reinterpret_cast<const V*>(left[i] + k);
@@ -69,9 +72,34 @@ void dots_block(const T* const (&left)[kDotRows], const T* const (&right)[kDotCo
   }
 }
 
+// Whether the block of rows from i on is wholly above the diagonal.
+inline bool is_skipped(std::int64_t i, std::int64_t rows, std::int64_t j, std::int64_t skew) {
+  const std::int64_t last = rows - i < kDotRows ? rows - 1 : i + kDotRows - 1;
+  return last + skew < j;
+}
+
+inline const char* byte_of(const Ahead& ahead, std::int64_t at) {
+  const std::int64_t segment = at / ahead.segment;
+  return ahead.base + segment / ahead.inner * ahead.pitch +
+         segment % ahead.inner * ahead.inner_pitch + at % ahead.segment;
+}
+
+// What is asked for ahead comes a little with each block, a line every few steps of the depth.
 template <class T>
 void dots(const T* const* left, std::int64_t rows, const T* const* right, std::int64_t cols,
-          const Stretch* stretches, std::int64_t count, std::int64_t skew, T* c, std::int64_t ldc) {
+          const Stretch* stretches, std::int64_t count, std::int64_t skew, T* c, std::int64_t ldc,
+          const Ahead& ahead) {
+  std::int64_t blocks = 0, depth = 0;
+  if (ahead.bytes > 0) {
+    for (std::int64_t j = 0; j < cols; j += kDotCols) {
+      for (std::int64_t i = 0; i < rows; i += kDotRows)
+        blocks += is_skipped(i, rows, j, skew) ? 0 : 1;
+    }
+    for (std::int64_t s = 0; s < count; ++s) depth += stretches[s].length;
+  }
+  const std::int64_t share = blocks > 0 ? ahead.bytes / blocks + 1 : 0;
+  const std::int64_t step = depth > 0 ? share * kLanes<T> / depth + 1 : 0;
+  std::int64_t at = 0;
   T sums[kDotRows * kDotCols + kLanes<T>];
   const T *x[kDotRows], *y[kDotCols];
   for (std::int64_t j = 0; j < cols; j += kDotCols) {
@@ -79,10 +107,14 @@ void dots(const T* const* left, std::int64_t rows, const T* const* right, std::i
     // Rows that are not there repeat the last one.
     for (std::int64_t q = 0; q < kDotCols; ++q) y[q] = right[j + (q < across ? q : across - 1)];
     for (std::int64_t i = 0; i < rows; i += kDotRows) {
+      if (is_skipped(i, rows, j, skew)) continue;
       const std::int64_t down = rows - i < kDotRows ? rows - i : kDotRows;
-      if (i + down - 1 + skew < j) continue;
       for (std::int64_t r = 0; r < kDotRows; ++r) x[r] = left[i + (r < down ? r : down - 1)];
-      dots_block<T>(x, y, stretches, count, sums);
+      const bool asks = at < ahead.bytes;
+      dots_block<T>(x, y, stretches, count, sums,
+                    asks ? byte_of(ahead, at) : reinterpret_cast<const char*>(x[0]),
+                    asks ? step : 0);
+      at += share;
       for (std::int64_t r = 0; r < down; ++r) {
         T* const line = c + (i + r) * ldc + j;
         for (std::int64_t q = 0; q < across; ++q) line[q] = sums[r * kDotCols + q];

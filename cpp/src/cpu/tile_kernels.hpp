@@ -12,10 +12,11 @@
 namespace fastfisher::cpu {
 
 /// Memory that a product asks for on its way, for whoever comes after it: stretches of `segment`
-/// bytes, `pitch` apart, `bytes` in all.
+/// bytes, `pitch` apart, `bytes` in all; or `inner` of them every `pitch`, `inner_pitch` apart.
 struct Ahead {
   const char* base = nullptr;
   std::int64_t segment = 1, pitch = 0, bytes = 0;
+  std::int64_t inner = 1, inner_pitch = 0;
 };
 
 /// Part of the depth of rows that lie in memory as they are.
@@ -84,10 +85,10 @@ struct TileKernels {
 
   /// c[i,j] = sum_k left[i][k] right[j][k] over k in the stretches, all of them whole vectors, for
   /// rows that lie in memory as they are. Those wholly above the diagonal may be skipped: where
-  /// i + skew < j.
+  /// i + skew < j. `ahead` as above, all of it.
   void (*dots)(const T* const* left, std::int64_t rows, const T* const* right, std::int64_t cols,
                const Stretch* stretches, std::int64_t count, std::int64_t skew, T* c,
-               std::int64_t ldc) = nullptr;
+               std::int64_t ldc, const Ahead& ahead) = nullptr;
 
   /// x[o][j] = sum_u lanes[u][j] panels[u][o][j] for `count` panels of depth k, all nr wide.
   void (*combine)(const T* const* panels, const T* lanes, std::int64_t count, std::int64_t k,

@@ -269,45 +269,58 @@ void product_rows(const T* const* left, const T* right, std::int64_t k, bool one
   }
 }
 
-// Without packing either side. Rows that are no whole tile are packed, and summed beside c.
+// Entries [0, count) of each of k lines, one behind another, zeros behind them.
+template <std::int64_t Strip, class T>
+void pack_strip(const T* from, std::int64_t pitch, std::int64_t k, std::int64_t count, T* to) {
+  using V = typename VectorOf<T>::type;
+  static_assert(Strip % kLanes<T> == 0);
+  for (std::int64_t depth = 0; depth < k; ++depth, from += pitch, to += Strip) {
+    if (count == Strip) {
+#pragma GCC unroll 8
+      for (std::int64_t i = 0; i < Strip; i += kLanes<T>)
+        *reinterpret_cast<V*>(to + i) = *reinterpret_cast<const V*>(from + i);
+    } else {
+      for (std::int64_t i = 0; i < Strip; ++i) to[i] = i < count ? from[i] : T{0};
+    }
+  }
+}
+
+// A strip of rows at a time is packed, for its lines may lie where they push each other out of the
+// first cache level; the right is not. Rows that are no whole tile are summed beside c.
 template <class T>
 void product_lines(const T* left, std::int64_t left_pitch, const T* right, std::int64_t right_pitch,
                    std::int64_t k, std::int64_t rows, std::int64_t cols, T* c, std::int64_t ldc,
                    bool accumulate, const Ahead& ahead, std::int64_t at, std::int64_t share) {
-  const std::int64_t rest = rows % kRows, whole = rows - rest;
-  T packed[kMostLines * kRows], sums[kRows * kCols<T>];
-  if (rest > 0) {
-    const T* const last = left + whole;
-    for (std::int64_t depth = 0; depth < k; ++depth) {
-      for (std::int64_t i = 0; i < kRows; ++i)
-        packed[depth * kRows + i] = i < rest ? last[depth * left_pitch + i] : T{0};
-    }
-  }
+  constexpr std::int64_t strip = 4 * kRows;
+  alignas(64) T packed[kMostLines * strip], sums[kRows * kCols<T>];
   const std::int64_t tiles = ((rows + kRows - 1) / kRows) * ((cols + kCols<T> - 1) / kCols<T>);
   const std::int64_t tile = tiles > 0 ? share / tiles + 1 : 1, step = k > 0 ? tile / k + 1 : 0;
-  for (std::int64_t j = 0; j < cols; j += kCols<T>) {
-    for_vectors<T>(cols - j, [&]<std::int64_t Vectors>() {
-      for (std::int64_t i = 0; i < rows; i += kRows, at += tile) {
-        const bool asks = at < ahead.bytes;
-        const char* const from =
-            asks ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
-                 : reinterpret_cast<const char*>(right + j);
-        const std::int64_t pace = asks ? step : 0;
-        if (i < whole) {
-          micro_lines<T, true, Vectors>(left + i, left_pitch, right + j, right_pitch, k,
-                                        c + i * ldc + j, ldc, accumulate, from, pace);
-          continue;
-        }
-        micro_lines<T, true, Vectors>(packed, kRows, right + j, right_pitch, k, sums, kCols<T>,
-                                      false, from, pace);
-        for (std::int64_t r = 0; r < rest; ++r) {
-          for (std::int64_t q = 0; q < Vectors * kLanes<T>; ++q) {
-            T& entry = c[(i + r) * ldc + j + q];
-            entry = accumulate ? entry + sums[r * kCols<T> + q] : sums[r * kCols<T> + q];
+  for (std::int64_t first = 0; first < rows; first += strip) {
+    const std::int64_t count = rows - first < strip ? rows - first : strip;
+    pack_strip<strip>(left + first, left_pitch, k, count, packed);
+    for (std::int64_t j = 0; j < cols; j += kCols<T>) {
+      for_vectors<T>(cols - j, [&]<std::int64_t Vectors>() {
+        for (std::int64_t i = 0; i < count; i += kRows, at += tile) {
+          const bool asks = at < ahead.bytes;
+          const char* const from =
+              asks ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
+                   : reinterpret_cast<const char*>(right + j);
+          const std::int64_t pace = asks ? step : 0;
+          T* const to = c + (first + i) * ldc + j;
+          const bool whole = i + kRows <= count;
+          micro_lines<T, true, Vectors>(packed + i, strip, right + j, right_pitch, k,
+                                        whole ? to : sums, whole ? ldc : kCols<T>,
+                                        accumulate && whole, from, pace);
+          if (whole) continue;
+          for (std::int64_t r = 0; r < count - i; ++r) {
+            for (std::int64_t q = 0; q < Vectors * kLanes<T>; ++q) {
+              T& entry = to[r * ldc + q];
+              entry = accumulate ? entry + sums[r * kCols<T> + q] : sums[r * kCols<T> + q];
+            }
           }
         }
-      }
-    });
+      });
+    }
   }
 }
 
