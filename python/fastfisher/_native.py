@@ -370,8 +370,9 @@ def beside_torch() -> Iterator[None]:
 
     After each function of torch they keep watch for some milliseconds, in the way of others.
     """
-    before = _core.use_openmp_team(True)
+    before = _core.use_openmp_team(False)
     try:
+        _core.use_openmp_team(True)
         yield
     finally:
         _core.use_openmp_team(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the skip
+from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastfisher as ff  # noqa: E402
@@ -83,7 +85,12 @@ def test_products_of_any_strides(shapes, dtype, own_products):
             torch.testing.assert_close(got, expected)
             assert got.is_contiguous()
             assert not got.requires_grad
-    assert own_products["products"] == 12
+    # Arrays without numbers have no memory, which would be a reason to leave them to torch.
+    assert own_products["products"] == (12 if a.numel() and b.numel() else 0)
+
+
+def dual(x):
+    return forward_ad.make_dual(x, torch.ones_like(x))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,75 @@ def test_other_products_are_torchs(a, b, own_products):
     assert own_products["products"] == 0
 
 
+def test_tensors_without_memory_are_torchs_to_refuse(own_products):
+    a, b = torch.randn(6, 5), torch.randn(5, 7)
+    b.untyped_storage().resize_(0)
+    with torch.no_grad(), products.own_products(CPU), suppress(RuntimeError):
+        a @ b
+    wrapped = torch._to_functional_tensor(torch.randn(5, 7))
+    with torch.no_grad(), products.own_products(CPU):
+        assert (a @ wrapped).shape == (6, 7)
+    assert own_products["products"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_torchs(own_products):
+    nested = torch.nested.nested_tensor([torch.randn(2, 5), torch.randn(3, 5)])
+    right = torch.nested.nested_tensor([torch.randn(5, 4), torch.randn(5, 4)])
+    with torch.no_grad(), products.own_products(CPU):
+        got = torch.bmm(nested, right)
+    for part, left, weight in zip(got, nested, right, strict=True):
+        torch.testing.assert_close(part, left @ weight)
+    assert own_products["products"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_tangents_are_kept(own_products):
+    a, b = torch.randn(6, 5), torch.randn(5, 7)
+    with torch.no_grad(), products.own_products(CPU), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(dual(a) @ b).tangent
+    torch.testing.assert_close(tangent, torch.ones(6, 5) @ b)
+
+
+def test_autocast_within_a_pass_acts(own_products):
+    a, b = torch.randn(6, 5), torch.randn(5, 7)
+    with torch.no_grad(), products.own_products(CPU), torch.autocast("cpu", torch.bfloat16):
+        assert (a @ b).dtype == torch.bfloat16
+    assert own_products["products"] == 0
+
+
+def test_modes_that_begin_within_a_pass_see_torchs_products(own_products):
+    a, b = torch.randn(6, 5), torch.randn(5, 7)
+    with torch.no_grad(), products.own_products(CPU), Seen() as seen:
+        a @ b
+    assert seen.names == ["aten.mm.default"]
+    assert own_products["products"] == 0
+
+
+def test_products_that_need_much_memory_are_torchs(own_products, monkeypatch):
+    monkeypatch.setattr(products, "_MOST_PACKED", 5 * 7 * 4)
+    a, b = torch.randn(6, 5), torch.randn(5, 8)
+    torch.testing.assert_close(*both(a, b))
+    assert own_products["products"] == 0
+    torch.testing.assert_close(*both(a, b[:, :7].contiguous()))
+    assert own_products["products"] == 1
+
+
+def test_threads_that_begin_together_find_one_key(own_products, monkeypatch):
+    known = products._registered()
+    monkeypatch.setattr(products, "_keys", [])
+    monkeypatch.setattr(products, "_registrations", [])
+    monkeypatch.setattr(products, "_register", lambda: (time.sleep(0.05), known)[1])
+    found = []
+    others = [threading.Thread(target=lambda: found.append(products._registered())) for _ in "abc"]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert found == [known] * 3
+    assert products._keys == [known]
+
+
 def test_products_under_vmap_are_torchs(own_products):
     a, b = torch.randn(5, 3, 4), torch.randn(4, 6)
     with torch.no_grad(), products.own_products(CPU):
@@ -119,10 +195,19 @@ def test_products_that_are_differentiated_are_torchs(own_products):
     torch.testing.assert_close(torch.autograd.grad(y.sum(), a)[0], b.sum(1).expand(3, 4))
 
 
-@pytest.mark.parametrize("shapes", [((3, 4), (5, 6)), ((2, 3, 4), (3, 4, 5))], ids=str)
-def test_mistakes_raise_torchs_errors(shapes, own_products):
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        (torch.mm, ((3, 4), (5, 6))),
+        (torch.bmm, ((2, 3, 4), (3, 4, 5))),
+        (torch.mm, ((2, 3, 4), (2, 4, 5))),
+        (torch.bmm, ((3, 4), (4, 5))),
+        (torch.mm, ((), (4, 5))),
+        (torch.mm, ((3,), (3,))),
+    ],
+)
+def test_mistakes_raise_torchs_errors(op, shapes, own_products):
     a, b = map(torch.randn, shapes)
-    op = torch.mm if a.ndim == 2 else torch.bmm
     with (
         torch.no_grad(),
         products.own_products(CPU),
@@ -185,7 +270,7 @@ def test_only_the_block_and_its_thread_are_concerned(own_products):
 
 
 def test_a_torch_without_the_key_has_its_own_products(own_products, monkeypatch):
-    monkeypatch.setattr(products, "_registered", products._registered.__wrapped__)
+    monkeypatch.setattr(products, "_keys", [])
     monkeypatch.setattr(products, "_KEY", "NoSuchKey")
     model, x = mlp()
     ff.ntk(model, x)
@@ -249,6 +334,25 @@ def test_a_forked_child_does_not_wait_for_torchs_threads(rng):
         pytest.fail("the forked child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
     assert np.array_equal(gram(), expected)
+
+
+_FORK = """
+import os, sys
+import numpy as np, torch
+import fastfisher as ff
+torch.randn(1 << 20).exp()  # starts torch's threads, none of ours
+model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
+x = torch.randn(40, 64)
+child = os.fork()
+if child == 0:
+    # Large functions of torch itself would wait for its threads.
+    os._exit(0 if np.isfinite(ff.ntk(model, x).numpy()).all() else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_of_a_parent_that_never_used_threads_of_ours_ends():
+    assert subprocess.run([sys.executable, "-c", _FORK], timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends itself a signal")

@@ -23,18 +23,36 @@ struct Runtime {
 };
 
 template <class Function>
-void find(Function& function, const char* name) {
-  function = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+void find(void* library, Function& function, const char* name) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+}
+
+Runtime look() {
+  Runtime result;
+  find(RTLD_DEFAULT, result.parallel, "GOMP_parallel");
+  Dl_info where{};
+  if (result.parallel == nullptr || dladdr(reinterpret_cast<void*>(result.parallel), &where) == 0)
+    return result;
+  // Of the same library: there may be several, each of which numbers its own threads.
+  void* library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return result;
+  find(library, result.thread, "omp_get_thread_num");
+  find(library, result.most_threads, "omp_get_max_threads");
+  dlclose(library);
+  return result;
 }
 
 // Looked for again until there is one, which is never unloaded while its threads live.
-Runtime runtime() {
-  Runtime result;
-  find(result.parallel, "GOMP_parallel");
-  if (result.parallel == nullptr) return result;
-  find(result.thread, "omp_get_thread_num");
-  find(result.most_threads, "omp_get_max_threads");
-  return result;
+const Runtime* runtime() {
+  static std::atomic<const Runtime*> known{nullptr};
+  if (const Runtime* found = known.load()) return found;
+  const Runtime found = look();
+  if (!found.found()) return nullptr;
+  const Runtime* none = nullptr;
+  const auto* kept = new Runtime(found);
+  if (known.compare_exchange_strong(none, kept)) return kept;
+  delete kept;
+  return none;
 }
 
 }  // namespace
@@ -45,17 +63,17 @@ void forget_openmp_team() {
 
 bool run_on_openmp_team(int threads, void (*function)(void* data, int thread), void* data) {
   if (forgotten.load()) return false;
-  const Runtime found = runtime();
-  if (!found.found()) return false;
+  const Runtime* const found = runtime();
+  if (found == nullptr) return false;
   // Of its usual size: a smaller team would end threads that the next function starts again.
-  const int team = found.most_threads();
+  const int team = found->most_threads();
   if (team < threads) return false;
   struct Call {
     void (*function)(void* data, int thread);
     void* data;
     int (*thread)();
-  } call{function, data, found.thread};
-  found.parallel(
+  } call{function, data, found->thread};
+  found->parallel(
       [](void* given) {
         const auto& its = *static_cast<const Call*>(given);
         its.function(its.data, its.thread());

@@ -221,18 +221,16 @@ struct InsideTask {
   InsideTask& operator=(const InsideTask&) = delete;
 };
 
+// From the start: a child has none of the threads, though its parent may never have used ours.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  forget_openmp_team();
+  the_pool.store(nullptr);
+  regions.store(0);
+  inside_task = false;
+});
+
 // The pool is never destroyed: its detached threads may outlive every static object.
 Pool& pool() {
-  static const bool registered = [] {
-    pthread_atfork(nullptr, nullptr, [] {
-      forget_openmp_team();
-      the_pool.store(nullptr);
-      regions.store(0);
-      inside_task = false;
-    });
-    return true;
-  }();
-  static_cast<void>(registered);
   Pool* current = the_pool.load();
   while (current == nullptr) {
     auto* fresh = new Pool;

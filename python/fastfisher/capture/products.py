@@ -11,12 +11,13 @@ What is used of torch here is private to it: without it, its own products do the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from fastfisher._products import beside_torch, bmm, outruns_mkl
 
@@ -25,6 +26,8 @@ _LEAST_WORK = 1 << 22
 """Multiply-adds: for fewer the way to our function and back, 6 us, takes longer than it saves."""
 _LEAST_ROWS = 32
 """For fewer it does not pay to pack what they meet."""
+_MOST_PACKED = 1 << 23
+"""Bytes of what is met: its packed copy is in nobody's count of memory."""
 _TYPES = (torch.Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.float64)
 
@@ -44,30 +47,42 @@ def own_products(device: torch.device) -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=1)
 def _registered() -> Any | None:
     """Key of our functions, None if this version of torch does not have what they need."""
+    with _lock:
+        if not _keys:
+            _keys.append(_register())
+        return _keys[0]
+
+
+def _register() -> Any | None:
     try:
         key = getattr(torch._C.DispatchKey, _KEY)
         torch._C._IncludeDispatchKeyGuard, torch._C._SetExcludeDispatchKeyGuard  # noqa: B018
+        torch.is_autocast_enabled("cpu"), forward_ad._current_level
+        plain = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
         others = torch.library.Library("_", "IMPL")
         others.fallback(torch.library.fallthrough_kernel, _KEY)
         ours = torch.library.Library("aten", "IMPL")
-        for op in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
-            ours.impl(op, _product_for(op, key), _KEY)
+        for op, rank in ((torch.ops.aten.mm.default, 2), (torch.ops.aten.bmm.default, 3)):
+            ours.impl(op, _product_for(op, rank, key, plain), _KEY)
     except (AttributeError, RuntimeError, TypeError):
         return None
     _registrations.extend((others, ours))
     return key
 
 
+_lock = threading.Lock()
+_keys: list[Any] = []
 _registrations: list[torch.library.Library] = []
 """They end with these objects."""
 
 
-def _product_for(op: Callable[..., torch.Tensor], key: Any) -> Callable[..., torch.Tensor]:
+def _product_for(
+    op: Callable[..., torch.Tensor], rank: int, key: Any, plain: int
+) -> Callable[..., torch.Tensor]:
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        if not _is_ours(a, b):
+        if not (_is_plain(a, plain) and _is_plain(b, plain) and _is_ours(a, b, rank)):
             with torch._C._SetExcludeDispatchKeyGuard(key, True):
                 return op(a, b)
         out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype)
@@ -77,27 +92,29 @@ def _product_for(op: Callable[..., torch.Tensor], key: Any) -> Callable[..., tor
     return product
 
 
-def _is_ours(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether both are plain arrays that nobody wants to follow, and large enough."""
+def _is_ours(a: torch.Tensor, b: torch.Tensor, rank: int) -> bool:
+    """Whether the product is one that nobody wants to follow, and large enough."""
     return (
         not torch.is_grad_enabled()
+        and a.ndim == b.ndim == rank
         and a.numel() * b.shape[-1] >= _LEAST_WORK
         and a.shape[-2] >= _LEAST_ROWS
+        and b.nbytes <= _MOST_PACKED
         and a.dtype in _DTYPES
         and a.dtype == b.dtype
         and a.shape[-1] == b.shape[-2]
         and a.shape[:-2] == b.shape[:-2]
-        and _is_plain(a)
-        and _is_plain(b)
+        # What passes of the caller's have begun inside of this one.
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
-def _is_plain(x: torch.Tensor) -> bool:
+def _is_plain(x: torch.Tensor, plain: int) -> bool:
+    """Whether it is an array in memory and nothing else: no wrapper, no view that negates."""
     return (
         type(x) in _TYPES
-        and x.is_cpu
-        and x.layout == torch.strided
-        and not x.is_neg()
-        and not x._is_zerotensor()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._dispatch_keys(x).raw_repr() == plain
+        and x.untyped_storage().nbytes() > 0
     )
