@@ -190,7 +190,7 @@ class Gram {
         parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
           // From the bottom: when square the longest rows of tiles come first.
           add(steps_.front(), grid.size() - 1 - index, worker);
-          advance();
+          advance(1);
         });
       }
     }
@@ -215,28 +215,34 @@ class Gram {
     if (!tile.store(i, j, r, q, state, target_)) overflow_.store(true, std::memory_order_relaxed);
   }
 
-  // The steps of each share one after the other, a chunk for all tiles: its rows stay in a thread's
-  // cache. Where threads do not share out evenly, each tile of a share is by itself.
+  // What is packed tile by tile; then the steps of each other share one after the other, a chunk
+  // for all tiles: its rows stay in a thread's cache. Where threads do not share out evenly, each
+  // tile of a share is by itself.
   template <class Add>
   void add_shares(const TileGrid& grid, const Add& add) {
-    const auto busy = static_cast<std::int64_t>(shares_.size()) - 1;
+    if (shares_[1] > 0) {
+      parallel_for(ctx_, threads_, grid.size(), [&](std::int64_t index, int worker) {
+        for (std::size_t k = 0; k < shares_[1]; ++k)
+          add(steps_[k], grid.size() - 1 - index, worker);
+      });
+    }
+    const std::int64_t busy = std::ssize(shares_) - 2;
     const std::int64_t parts = busy % threads_ == 0 || busy >= 4 * threads_ ? 1 : grid.size();
     parallel_shares(ctx_, threads_, busy * parts, [&](std::int64_t index, int worker) {
-      const auto share = static_cast<std::size_t>(index / parts);
+      const auto share = static_cast<std::size_t>(index / parts) + 1;
       for (std::size_t k = shares_[share]; k < shares_[share + 1]; ++k) {
         for (std::int64_t at = index % parts; at < grid.size(); at += parts)
           add(steps_[k], at, worker);
       }
-      for (std::int64_t at = index % parts; share == 0 && at < grid.size(); at += parts) advance();
     });
+    advance(grid.size());
   }
 
-  void advance() {
-    if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(1);
+  void advance(std::int64_t tiles) {
+    if (ctx_.progress != nullptr) std::atomic_ref(ctx_.progress[0]).fetch_add(tiles);
   }
 
-  // What tiles do with the slab: all at once with one sum, else share by share, and each chunk that
-  // meets in place by itself.
+  // What tiles do with the slab: all at once, or share by share, chunks in place by themselves.
   void find_steps(std::size_t slab) {
     const GramSlab& now = plan_.slabs[slab];
     steps_.clear();
@@ -249,16 +255,15 @@ class Gram {
     for (std::int64_t share = 0; share < plan_.shares; ++share) {
       for (std::size_t c = now.first; c < now.last; ++c) {
         if (share_of(plan_, c) != share) continue;
-        const bool in_place = plan_.chunks[c].in_place;
         GramStep* last = steps_.size() > shares_.back() ? &steps_.back() : nullptr;
-        if (!in_place && last != nullptr && last->last == c && !plan_.chunks[c - 1].in_place) {
+        if (share == 0 && last != nullptr && last->last == c) {
           last->last = c + 1;
           continue;
         }
-        if (in_place && last != nullptr && plan_.chunks[last->first].in_place) last->next = c;
+        if (share > 0 && last != nullptr) last->next = c;
         steps_.push_back({c, c + 1, share, 0});
       }
-      if (steps_.size() > shares_.back()) shares_.push_back(steps_.size());
+      if (share == 0 || steps_.size() > shares_.back()) shares_.push_back(steps_.size());
     }
   }
 

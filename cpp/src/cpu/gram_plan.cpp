@@ -275,7 +275,8 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   GramPlan& plan = sizer.plan;
   plan.mr = mr;
   plan.nr = nr;
-  plan.shares = shape.shares();
+  const std::int64_t shares = shape.shares();
+  plan.shares = shares > 1 ? shares + 1 : 1;
   // The lists are beside the workspace, and within the limit too.
   plan.chunks = gram_chunks(shape, limit / static_cast<std::int64_t>(sizeof(GramChunk)));
   limit -= gram_list_bytes(shape, static_cast<std::int64_t>(plan.chunks.size()), item_bytes);
@@ -286,10 +287,10 @@ std::optional<GramPlan> gram_plan(const GramShape& shape, std::int64_t mr, std::
   std::int64_t wanted_cols = in_place ? kInPlaceTileCols : kTileCols;
   // Small problems: smaller tiles, so that every thread has several, unless it has sums of its own.
   const auto few = [&] {
-    if (in_place && plan.shares >= 2 * threads) return false;
+    if (in_place && shares >= 2 * threads) return false;
     const std::int64_t tiles =
         ceil_div(shape.rows, wanted_rows) * ceil_div(shape.cols, wanted_cols);
-    return tiles * plan.shares < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
+    return tiles * shares < kTilesAThread * threads * (shape.symmetric ? 2 : 1);
   };
   const auto done = [](Sizer& found) {
     found.cutter().locate();

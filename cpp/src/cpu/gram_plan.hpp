@@ -190,7 +190,7 @@ struct GramPlan {
   std::int64_t pair_bytes =
       0;  ///< of a thread, for pairs of positions, copies of rows; behind the states
   std::int64_t states = 0;  ///< one a thread with a single slab, else one a tile of the block
-  std::int64_t shares = 1;  ///< then so many of each tile
+  std::int64_t shares = 1;  ///< so many sums of each tile: one, or the shape's and one more
   std::int64_t bytes = 0;   ///< of the workspace
 
   /// Copies of the rows of a tile for the depth of a chunk.
@@ -203,10 +203,11 @@ struct GramPlan {
   }
 };
 
-/// The sum that takes a chunk: those that meet in place are dealt out, all others belong to the
-/// first.
+/// The sum that takes a chunk: those that meet in place are dealt out, if there are several, and
+/// all others belong to the first.
 inline std::int64_t share_of(const GramPlan& plan, std::size_t chunk) {
-  return plan.chunks[chunk].in_place ? static_cast<std::int64_t>(chunk) % plan.shares : 0;
+  if (plan.shares == 1 || !plan.chunks[chunk].in_place) return 0;
+  return 1 + static_cast<std::int64_t>(chunk) % (plan.shares - 1);
 }
 
 /// Chunks [first, last) of a slab that a tile adds to one of its sums in one go.
