@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 import fastfisher as ff
+from fastfisher import _gram
 from fastfisher._gram import gram_factors
 from fastfisher.errors import NonFiniteError
 
@@ -106,3 +109,33 @@ def test_small_long_rows_beside_others_lose_nothing(scale, rng):
     assert (abs(got - expected)[kept] <= (1e-6 * np.outer(norms, norms))[kept]).all()
     exact = gram_factors([ff.Explicit(1e19 * j[2:3])], outputs="full")
     assert abs(exact.item() / 1e38 - norms[2] ** 2) <= 1e-6 * norms[2] ** 2 + 1e-45
+
+
+def test_long_rows_are_multiplied_in_parts(monkeypatch):
+    """Between which progress is told, and an interrupt answered, however long the rows are."""
+    numbers = np.zeros(2, np.int64)
+    monkeypatch.setattr(_gram, "progress_numbers", lambda *given: nullcontext(numbers))
+    parts = []
+    for chunks in (48, 400):
+        j = np.ones((171, 1, 1024 * chunks), np.float32)
+        assert (gram_factors([ff.Explicit(j)], outputs="trace", progress=True) == j.shape[2]).all()
+        assert numbers[0] == numbers[1]
+        parts.append(numbers[1])
+    assert parts[1] >= 4 * parts[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_sums_of_what_is_packed_and_of_what_is_not(threads, rng):
+    """Dense layers and biases beside rows in place: the same bits from any number of threads."""
+    layers = (
+        ff.Dense(rng.standard_normal((100, 60)), rng.standard_normal((100, 3, 70))),
+        ff.Explicit(rng.standard_normal((100, 3, 3000))),
+        ff.Shared(
+            rng.standard_normal((100, 9, 64)), rng.standard_normal((100, 3, 9, 50)), bias=True
+        ),
+    )
+    expected = sum(layer.block()[:, 0] @ layer.block()[:, 0].T for layer in layers)
+    got = gram_factors(layers, outputs=0, threads=threads)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10 * abs(expected).max())
+    assert np.array_equal(got, gram_factors(layers, outputs=0, threads=4))
+    assert np.array_equal(got, gram_factors(layers, outputs=0, memory_limit="4MB"))

@@ -2,7 +2,6 @@
 #include "gram_slabs.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 namespace fastfisher::cpu {
@@ -62,15 +61,16 @@ SlabCutter::Bytes SlabCutter::panel_bytes(const GramChunk& chunk) const {
   return chunk.in_place ? Bytes{} : chunk_bytes(chunk);
 }
 
-// What meets in place is read from memory once for each tile, so that it should be in the cache
-// with the panels: but with several sums a chunk meets in all tiles before the next one.
+// What meets in place is read once for each tile, so that it should be in the cache with the
+// panels. With several sums a chunk meets in all tiles before the next one: some of each, no more,
+// for between slabs progress is told and an interrupt answered.
 std::int64_t SlabCutter::in_place_bytes() const {
-  if (plan_.shares > 1) return std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t kChunksOfEach = 32;
   std::int64_t most = 0;
   for (const GramChunk& chunk : plan_.chunks) {
     if (chunk.in_place) most = std::max(most, chunk_bytes(chunk).sum());
   }
-  return most;
+  return plan_.shares == 1 ? most : kChunksOfEach * plan_.shares * most;
 }
 
 SlabCutter::Bytes SlabCutter::piece_bytes(const GramPiece& piece) const {
