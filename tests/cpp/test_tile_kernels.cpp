@@ -32,23 +32,31 @@ void lines_agree(const TileKernels<T>& kernels, std::int64_t k, const std::vecto
     }
     return lines;
   };
-  const std::int64_t left_pitch = rows + 3, right_pitch = cols + 5;
-  const std::vector<T> x = unpacked(left, mr, left_pitch), y = unpacked(right, nr, right_pitch);
+  // The rows three times beside each other: more than one strip of them.
+  const std::int64_t most = 3 * rows, left_pitch = most + 3, right_pitch = cols + 5;
+  std::vector<T> x = unpacked(left, mr, left_pitch);
+  const std::vector<T> y = unpacked(right, nr, right_pitch);
+  for (std::int64_t d = 0; d < k; ++d) {
+    for (std::int64_t i = rows; i < most; ++i)
+      x[static_cast<std::size_t>(d * left_pitch + i)] =
+          x[static_cast<std::size_t>(d * left_pitch + i - rows)];
+  }
   for (const bool accumulate : {false, true}) {
     std::vector<T> expected(static_cast<std::size_t>(rows * cols), T{1});
     kernels.product(left.data(), right.data(), k, k * mr, k * nr, 2, cols, std::int64_t{1} << 40,
                     expected.data(), cols, accumulate);
-    for (std::int64_t tall = 1; tall <= rows; ++tall) {
+    for (std::int64_t tall = 1; tall <= most; ++tall) {
       for (std::int64_t wide = kernels.lanes; wide <= cols; wide += kernels.lanes) {
-        std::vector<T> got(static_cast<std::size_t>(rows * cols), T{1});
+        std::vector<T> got(static_cast<std::size_t>(most * cols), T{1});
         const fastfisher::cpu::Ahead ahead{reinterpret_cast<const char*>(x.data()), 64, 64, 640};
         kernels.product_lines(x.data(), left_pitch, y.data(), right_pitch, k, tall, wide,
                               got.data(), cols, accumulate, ahead, 0, wide % 2 == 0 ? 640 : 0);
         bool same = true;
-        for (std::int64_t i = 0; i < rows; ++i) {
+        for (std::int64_t i = 0; i < most; ++i) {
           for (std::int64_t j = 0; j < cols; ++j) {
             const auto at = static_cast<std::size_t>(i * cols + j);
-            same = same && got[at] == (i < tall && j < wide ? expected[at] : T{1});
+            const auto of = static_cast<std::size_t>(i % rows * cols + j);
+            same = same && got[at] == (i < tall && j < wide ? expected[of] : T{1});
           }
         }
         FF_CHECK(same);
@@ -190,8 +198,16 @@ void dots_agree(const TileKernels<T>& kernels) {
     const auto run = [&](std::int64_t i, std::int64_t count, std::int64_t j, std::int64_t cols,
                          std::int64_t skew) {
       std::vector<T> c(static_cast<std::size_t>(most * ld), T{1});
+      // What is asked for ahead changes no number: all rows, in two stretches each.
+      const auto bytes = static_cast<std::int64_t>(sizeof(T)) * pitch;
+      const fastfisher::cpu::Ahead ahead{reinterpret_cast<const char*>(data.data()),
+                                         bytes / 4,
+                                         bytes,
+                                         most * bytes / 2,
+                                         2,
+                                         bytes / 2};
       kernels.dots(rows.data() + i, count, rows.data() + j, cols, stretches.data(),
-                   static_cast<std::int64_t>(stretches.size()), skew, c.data(), ld);
+                   static_cast<std::int64_t>(stretches.size()), skew, c.data(), ld, ahead);
       return c;
     };
     constexpr std::int64_t everything = std::int64_t{1} << 40;
