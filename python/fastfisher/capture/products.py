@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import library
 from torch.autograd import forward_ad
 
 from fastfisher._products import beside_torch, bmm, outruns_mkl
@@ -61,9 +62,9 @@ def _register() -> Any | None:
         torch._C._IncludeDispatchKeyGuard, torch._C._SetExcludeDispatchKeyGuard  # noqa: B018
         torch.is_autocast_enabled("cpu"), forward_ad._current_level
         plain = torch._C._dispatch_keys(torch.empty(0)).raw_repr()
-        others = torch.library.Library("_", "IMPL")
-        others.fallback(torch.library.fallthrough_kernel, _KEY)
-        ours = torch.library.Library("aten", "IMPL")
+        make, fall_through = (getattr(library, name) for name in ("Library", "fallthrough_kernel"))
+        others, ours = make("_", "IMPL"), make("aten", "IMPL")
+        others.fallback(fall_through, _KEY)
         for op, rank in ((torch.ops.aten.mm.default, 2), (torch.ops.aten.bmm.default, 3)):
             ours.impl(op, _product_for(op, rank, key, plain), _KEY)
     except (AttributeError, RuntimeError, TypeError):
@@ -74,7 +75,7 @@ def _register() -> Any | None:
 
 _lock = threading.Lock()
 _keys: list[Any] = []
-_registrations: list[torch.library.Library] = []
+_registrations: list[Any] = []
 """They end with these objects."""
 
 
