@@ -371,7 +371,7 @@ def beside_torch() -> Iterator[None]:
     After each function of torch they keep watch for some milliseconds, in the way of others.
     """
     before = _core.use_openmp_team(False)
-    try:
+    try:  # an interrupt before this line leaves nothing on
         _core.use_openmp_team(True)
         yield
     finally:

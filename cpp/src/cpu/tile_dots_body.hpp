@@ -78,12 +78,6 @@ inline bool is_skipped(std::int64_t i, std::int64_t rows, std::int64_t j, std::i
   return last + skew < j;
 }
 
-inline const char* byte_of(const Ahead& ahead, std::int64_t at) {
-  const std::int64_t segment = at / ahead.segment;
-  return ahead.base + segment / ahead.inner * ahead.pitch +
-         segment % ahead.inner * ahead.inner_pitch + at % ahead.segment;
-}
-
 // What is asked for ahead comes a little with each block, a line every few steps of the depth.
 template <class T>
 void dots(const T* const* left, std::int64_t rows, const T* const* right, std::int64_t cols,

@@ -215,7 +215,7 @@ void product_ahead(const T* left, const T* right, std::int64_t k, std::int64_t l
   for (std::int64_t i = 0; i < rows; ++i, at += tile) {
     if (at < ahead.bytes) {
       micro<T, true>(cols, left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate,
-                     ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment, step);
+                     byte_of(ahead, at), step);
     } else {
       micro<T>(cols, left + i * left_pitch, right, k, c + i * kRows * ldc, ldc, accumulate);
     }
@@ -259,9 +259,7 @@ void product_rows(const T* const* left, const T* right, std::int64_t k, bool one
                   std::int64_t at, std::int64_t share) {
   const std::int64_t tile = share / rows + 1, step = at < ahead.bytes && k > 0 ? tile / k + 1 : 0;
   for (std::int64_t i = 0; i < rows; ++i, at += tile) {
-    const char* from = at < ahead.bytes
-                           ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
-                           : reinterpret_cast<const char*>(right);
+    const char* from = at < ahead.bytes ? byte_of(ahead, at) : reinterpret_cast<const char*>(right);
     for_vectors<T>(cols, [&]<std::int64_t Vectors>() {
       micro_rows<T, Vectors>(left + i * kRows, right, k, one, c + i * kRows * ldc, ldc, accumulate,
                              from, at < ahead.bytes ? step : 0);
@@ -303,8 +301,7 @@ void product_lines(const T* left, std::int64_t left_pitch, const T* right, std::
         for (std::int64_t i = 0; i < count; i += kRows, at += tile) {
           const bool asks = at < ahead.bytes;
           const char* const from =
-              asks ? ahead.base + at / ahead.segment * ahead.pitch + at % ahead.segment
-                   : reinterpret_cast<const char*>(right + j);
+              asks ? byte_of(ahead, at) : reinterpret_cast<const char*>(right + j);
           const std::int64_t pace = asks ? step : 0;
           T* const to = c + (first + i) * ldc + j;
           const bool whole = i + kRows <= count;

@@ -22,6 +22,14 @@ constexpr std::int64_t kLanes = FF_VECTOR_BYTES / static_cast<std::int64_t>(size
 template <class T>
 constexpr std::int64_t kCols = kVectors * kLanes<T>;
 
+// Where byte `at` of what is asked for ahead lies.
+inline const char* byte_of(const Ahead& ahead, std::int64_t at) {
+  const std::int64_t segment = at / ahead.segment;
+  const char* const first = ahead.base + at % ahead.segment;
+  if (ahead.inner == 1) return first + segment * ahead.pitch;
+  return first + segment / ahead.inner * ahead.pitch + segment % ahead.inner * ahead.inner_pitch;
+}
+
 template <class T>
 struct VectorOf {
   using type __attribute__((vector_size(FF_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;

@@ -39,8 +39,7 @@ enabled = outruns_mkl()
 def own_products(device: torch.device) -> Iterator[None]:
     """Make the products of passes on `device` ours in this block, if that is faster."""
     key = _registered() if enabled and device.type == "cpu" else None
-    # A mode of the caller's wants to see the products.
-    if key is None or torch._C._len_torch_dispatch_stack() > 0:
+    if key is None:
         yield
         return
     included = torch._C._IncludeDispatchKeyGuard(key)
@@ -105,7 +104,7 @@ def _is_ours(a: torch.Tensor, b: torch.Tensor, rank: int) -> bool:
         and a.dtype == b.dtype
         and a.shape[-1] == b.shape[-2]
         and a.shape[:-2] == b.shape[:-2]
-        # What passes of the caller's have begun inside of this one.
+        # Modes of the caller's want to see the products, wherever they begin.
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
